@@ -1,0 +1,55 @@
+# Linux and macOS, with nothing but make and Python 3.11 or newer. Elsewhere: pip install -e ".[lab,test]".
+# Each target sets up .venv first, if pyproject.toml changed since. Options pass through: make demo ARGS="--seeds 5"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo lab test bench lint clean
+
+EXTRAS ?= lab,test
+ARGS   ?=
+UV     ?= $(shell command -v uv 2>/dev/null)
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+# The first of these that runs and is recent enough; PYTHON=... overrides.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+            "$$p" -c '$(RECENT)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+BIN    := .venv/bin
+STAMP  := .venv/.stamp
+
+help: ## list the targets (the default)
+	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [EXTRAS=lab,test]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## train and compare on this machine
+	$(BIN)/mebqat-lite demo $(ARGS)
+
+lab: $(STAMP) ## open the lessons in JupyterLab
+	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
+
+test: $(STAMP) ## run everything CI runs; ARGS=lint or ARGS="tests -x" for a part
+	$(BIN)/mebqat-lite test $(ARGS)
+
+bench: $(STAMP) ## measure the speed
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy only
+	$(BIN)/mebqat-lite test lint format types
+
+clean: ## remove caches and build folders; .venv, data and results stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an installation that fails half-way is repeated by the next call.
+$(STAMP): pyproject.toml
+	@rm -f $@
+	@test -n "$(if $(PYTHON),,$(UV))" || "$(PYTHON)" -c '$(RECENT)' 2>/dev/null || { \
+	  echo "mebqat_lite needs Python 3.11 or newer$(if $(PYTHON),; $(PYTHON) is not). Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Setting up .venv with $(if $(UV),uv,$(PYTHON)): the first time takes minutes and several GB (PyTorch)."
+	@test -x $(BIN)/python || rm -rf .venv
+ifneq ($(UV),)
+	test -x $(BIN)/python || "$(UV)" venv --seed --python "$(or $(PYTHON),>=3.11)" .venv
+	"$(UV)" pip install --python $(BIN)/python -e ".[$(EXTRAS)]"
+else
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
+endif
+	@touch $@

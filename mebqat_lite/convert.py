@@ -1,0 +1,261 @@
+"""Turn any module into one whose bitwidth is run-time state: `quantize`, then ``with at(model, "W2A4"):``."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mebqat_lite import quantizers
+from mebqat_lite.bits import FP, FULL, Bits, BitsLike
+from mebqat_lite.layers import (
+    FLOAT_CLASS,
+    LAYERS,
+    NORM_STATS,
+    NORMS,
+    QuantizedInput,
+    QuantizedLayer,
+    Setting,
+    SwitchableNorm,
+)
+from mebqat_lite.quantizers import Quantizer, Site
+from mebqat_lite.tensors import Images, image_batches, place
+
+MapOrBits = BitsLike | Mapping[str, BitsLike]
+
+
+@dataclass
+class Plan:
+    """What `quantize` found by running the sample: enough to quantize the same architecture again without it."""
+
+    quantizer: str
+    sites: list[Site] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it stays a float layer
+
+
+class NotQuantizedError(TypeError):
+    """A module was used as quantized that is not."""
+
+
+def quantize(
+    model: nn.Module,
+    quantizer: str | Quantizer = "dorefa",
+    *,
+    sample: Images | None = None,
+    keep: Iterable[str] | None = None,
+    plan: Plan | None = None,
+) -> nn.Module:
+    """Make every convolution and linear layer of ``model`` switchable between bitwidths, in place.
+
+    Args:
+        model: any module; it is returned. A quantized one is given the new quantizer.
+        quantizer: a registered name (``quantizers.QUANTIZERS``) or quantizer.
+        sample: images, (batch, channels, height, width), or a loader. They are run once in the mode the model is
+            in, to find the first and last layer, each input's sign and the start of learned steps. Nothing of
+            the model changes by that run.
+        keep: names of layers that stay full precision, instead of the first and the last one as executed.
+        plan: of an equal model quantized before (from a checkpoint), instead of a sample.
+
+    Raises:
+        ValueError: without a sample, for an unknown quantizer or an unknown name in ``keep``.
+    """
+    name, chosen = quantizers.get(quantizer)
+    restore_float(model)
+    inputs: dict[str, Tensor] = {}
+    if plan is None:
+        if sample is None:
+            raise ValueError("quantize needs sample=: a batch of images (or a loader) to run the model on once")
+        plan, inputs = _observe(model, name, sample, None if keep is None else list(keep))
+    setting = Setting()
+    modules = dict(model.named_modules())
+    for site in plan.sites:
+        if site.role == "body" or chosen.edge_bits != FULL:
+            _swap_layer(modules[site.name], site, chosen, setting, inputs.get(site.name))
+    _share_inputs(modules, plan.sites)
+    for module in modules.values():
+        if type(module) in NORMS:
+            module.__class__ = NORMS[type(module)]
+            module.setting, module.sets = setting, nn.ModuleDict()  # type: ignore[assignment]
+    model.plan, model.setting = plan, setting  # type: ignore[assignment]
+    if not any(site.role == "body" for site in plan.sites):
+        warnings.warn("quantize found no layer to quantize: see summary(model) for the reasons", stacklevel=2)
+    return model
+
+
+def _observe(
+    model: nn.Module, name: str, sample: Images, keep: list[str] | None
+) -> tuple[Plan, dict[str, Tensor]]:
+    """Run the sample and write down what each layer sees; also returns each layer's first input."""
+    plan, layers = Plan(name), {}
+    for layer_name, module in model.named_modules():
+        if type(module) in LAYERS:
+            layers[layer_name] = module
+        elif isinstance(module, tuple(LAYERS)):
+            plan.skipped[layer_name] = f"{type(module).__name__} is a layer class of its own"
+    seen = _run_sample(model, layers, sample)
+    executed = [layer for layer in seen if seen[layer]]
+    kept = {executed[0], executed[-1]} if keep is None and executed else set(keep or ())
+    if unknown := kept - set(layers):
+        raise ValueError(f"keep names {sorted(unknown)}, but the layers are {list(layers)}")
+    for layer in layers.keys() - set(executed):
+        plan.skipped[layer] = "the sample did not reach it"
+    edges = {executed[0]: "first", executed[-1]: "last"} if executed else {}
+    first_reader: dict[tuple[int, int], str] = {}
+    for layer in executed:
+        inputs = seen[layer]
+        role = "body" if layer not in kept else edges.get(layer, "kept")
+        mean_abs = float(torch.stack([x.abs().mean() for x in inputs]).mean())
+        site = Site(layer, role, any(bool((x < 0).any()) for x in inputs), mean_abs, leader=layer)
+        if role == "body" and len(inputs) == 1:  # one tensor into several layers: the first one quantizes it
+            site.leader = first_reader.setdefault((id(inputs[0]), inputs[0]._version), layer)
+        plan.sites.append(site)
+    return plan, {layer: seen[layer][0] for layer in executed}
+
+
+def _run_sample(model: nn.Module, layers: dict[str, nn.Module], sample: Images) -> dict[str, list[Tensor]]:
+    """The inputs that each layer saw, in order of first execution; buffers and random state are put back."""
+    seen: dict[str, list[Tensor]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _module, args, layer=layer: seen.setdefault(layer, []).append(args[0])
+        )
+        for layer, module in layers.items()
+    ]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    device, dtype = place(model)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for images in image_batches(sample):
+                model(images.to(device, dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return seen
+
+
+def _swap_layer(layer: nn.Module, site: Site, quantizer: Quantizer, setting: Setting, x: Tensor | None) -> None:
+    layer.__class__ = LAYERS[type(layer)]
+    assert isinstance(layer, QuantizedLayer)
+    layer.site, layer.quantizer, layer.setting = site, quantizer, setting
+    layer.shared_input = QuantizedInput()
+    start = quantizer.parameters(layer.weight, x, site)
+    layer.quant = nn.ParameterDict(
+        {name: nn.Parameter(value.clone(), quantizer.learns) for name, value in start.items()}
+    )
+    layer.__dict__["leading"] = None
+
+
+def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
+    """Let the layers that read one tensor use their leader's quantized input."""
+    for site in sites:
+        layer, leader = modules[site.name], modules[site.leader]
+        if layer is not leader and isinstance(layer, QuantizedLayer) and isinstance(leader, QuantizedLayer):
+            leader.shared_input.readers += 1
+            layer.shared_input = leader.shared_input
+            layer.__dict__["leading"] = leader  # beside the submodules: it is not a child
+
+
+def restore_float(model: nn.Module) -> nn.Module:
+    """Undo `quantize`, in place: the float classes again, learned steps and stored statistics dropped."""
+    for module in model.modules():
+        if type(module) in FLOAT_CLASS:
+            module.__class__ = FLOAT_CLASS[type(module)]
+            for name in ("site", "quantizer", "setting", "shared_input", "leading", "kept"):
+                module.__dict__.pop(name, None)
+            for name in ("quant", "sets"):
+                module._modules.pop(name, None)
+            for name in [name for name in module._buffers if name.startswith("stats_")]:
+                del module._buffers[name]
+    for name in ("plan", "setting"):
+        model.__dict__.pop(name, None)
+    return model
+
+
+def setting_of(model: nn.Module) -> Setting:
+    """The run-time state of a quantized model or of a part of one."""
+    if "setting" in model.__dict__:
+        return model.__dict__["setting"]
+    for module in model.modules():
+        if "setting" in module.__dict__:
+            return module.__dict__["setting"]
+    raise NotQuantizedError(
+        f"this {type(model).__name__} has no bitwidths yet; call quantize(model, sample=images) first"
+    )
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+
+
+def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
+    """The batch norms of a quantized model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, SwitchableNorm)}
+
+
+def set_bits(model: nn.Module, bits: MapOrBits) -> None:
+    """Switch a model to a pair, or to a pair per layer: ``{"*": "W8A8", "conv3": "W2A2"}`` (``*`` defaults to FP).
+
+    Raises:
+        ValueError: bits that are none, that the quantizer does not define, or a layer that is not quantized.
+    """
+    setting = setting_of(model)
+    per_layer: dict[str, Bits] = {}
+    if isinstance(bits, Mapping):
+        per_layer = {layer: Bits.parse(pair) for layer, pair in bits.items()}
+        known = quantized_layers(model)
+        if unknown := set(per_layer) - set(known) - {"*"}:
+            raise ValueError(f"no quantized layer {sorted(unknown)}; there are {list(known)} and * for the rest")
+        pair = per_layer.pop("*", FP)
+    else:
+        pair = Bits.parse(bits)
+    if any(1 in (b.w, b.a) for b in (pair, *per_layer.values())):
+        _check_one_bit(model)
+    setting.bits, setting.per_layer = pair, per_layer
+
+
+def _check_one_bit(model: nn.Module) -> None:
+    for layer in quantized_layers(model).values():
+        if not layer.quantizer.one_bit:
+            raise ValueError(f"{layer.quantizer} defines no 1-bit values; its lowest is 2 bits")
+
+
+@contextlib.contextmanager
+def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iterator[nn.Module]:
+    """Run ``model`` at ``bits`` inside the block, optionally under a norm policy; afterwards all is as before."""
+    setting = setting_of(model)
+    before = setting.bits, setting.per_layer, setting.norm_stats
+    try:
+        set_bits(model, bits)
+        if norm_stats is not None:
+            set_norm_stats(model, norm_stats)
+        yield model
+    finally:
+        setting.bits, setting.per_layer, setting.norm_stats = before
+
+
+def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
+    """Choose whose statistics batch norm uses in evaluation: ``running``, ``batch`` or ``recalibrated``."""
+    if norm_stats not in NORM_STATS:
+        raise ValueError(f"no norm policy {norm_stats!r}; choose one of {', '.join(NORM_STATS[:3])}")
+    setting_of(model).norm_stats = norm_stats
+
+
+@contextlib.contextmanager
+def frozen_weights(model: nn.Module) -> Iterator[None]:
+    """Inside the block layers keep their quantized weights between calls: nothing may change a weight there."""
+    setting = setting_of(model)
+    setting.keep_weights = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        setting.keep_weights = False
+        for layer in quantized_layers(model).values():
+            layer.__dict__.pop("kept", None)

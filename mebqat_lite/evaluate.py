@@ -1,0 +1,138 @@
+"""Evaluation: one model, or one per seed, at every bitwidth pair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mebqat_lite.bits import Bits, BitsLike, candidates, parse_all
+from mebqat_lite.convert import MapOrBits, at, frozen_weights, setting_of
+from mebqat_lite.datasets.base import Split
+from mebqat_lite.layers import MissingNormSetError
+from mebqat_lite.learners import is_shareable
+from mebqat_lite.methods import has_one_bit
+from mebqat_lite.norms import recalibrate
+from mebqat_lite.tensors import Images, place
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 1024
+
+
+def accuracy(
+    model: nn.Module, split: Split, bits: MapOrBits, norm_stats: str | None = None, batch_size: int = BATCH
+) -> float:
+    """Share of ``split`` that ``model`` classifies correctly at ``bits`` (a pair or a per-layer map), in percent."""
+    hits = [_hits(model, split, [bits], norm_stats, batch_size)]
+    return 100 * hits[0][0] / len(split.labels)
+
+
+def grid(
+    models: nn.Module | Sequence[nn.Module],
+    splits: Split | Sequence[Split],
+    bits: str | Iterable[BitsLike] | None = None,
+    *,
+    norm_stats: str | None = None,
+    calibration: Images | Sequence[Images] | None = None,
+    batch_size: int = BATCH,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Accuracy in percent at each pair, as a frame with columns ``bits w a mean ci95 n``.
+
+    Args:
+        models: one model, or one per seed; ``ci95`` is then the half-width of a t-interval over the seeds.
+        splits: the images and labels to classify, one for all models or one each.
+        bits: the pairs; by default all candidates of the model's quantizer, 75 or 73.
+        norm_stats: the norm policy; by default the one that the model was left with.
+        calibration: training images, one set or one per model: statistics are measured for each pair first.
+        batch_size: images at a time. Under ``batch`` statistics it is part of the policy.
+        progress: show a bar over the models.
+
+    The frame's ``attrs["norm_stats"]`` names the policy. A pair without a norm set of its own is NaN.
+    """
+    nets = [models] if isinstance(models, nn.Module) else list(models)
+    parts = [splits] * len(nets) if isinstance(splits, Split) else list(splits)
+    images = calibration if isinstance(calibration, (list, tuple)) else [calibration] * len(nets)
+    if not len(nets) == len(parts) == len(images):
+        raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
+    pairs = parse_all(bits) if bits is not None else candidates(has_one_bit(nets[0]))
+    norm_stats = norm_stats or setting_of(nets[0]).norm_stats
+    runs = []
+    for net, split, sample in tqdm(list(zip(nets, parts, images, strict=True)), disable=not progress):
+        if sample is not None:
+            recalibrate(net, sample, pairs)
+        hits = _hits(net, split, pairs, norm_stats, batch_size)
+        runs.append([100 * count / len(split.labels) for count in hits])
+    return _frame(pairs, runs, norm_stats)
+
+
+def _frame(pairs: list[Bits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
+    """Rows of pairs from runs[seed][pair]."""
+    import pandas as pd
+
+    rows = [
+        {"bits": str(pair), "w": pair.w, "a": pair.a, **interval(values)}
+        for pair, values in zip(pairs, zip(*runs, strict=True), strict=True)
+    ]
+    frame = pd.DataFrame(rows).set_index("bits")
+    frame.attrs["norm_stats"] = norm_stats
+    return frame
+
+
+def _hits(
+    model: nn.Module, split: Split, pairs: Sequence[MapOrBits], norm_stats: str | None, batch_size: int
+) -> list[float]:
+    """Correct answers at each pair. Weights are quantized once a bitwidth, the stem is run once a batch."""
+    device, dtype = place(model)
+    hits: list[float] = [0.0] * len(pairs)
+    mode = model.training
+    model.eval()
+    try:
+        with frozen_weights(model):
+            for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+                features, body = _after_stem(model, images.to(device, dtype), pairs[0], norm_stats)
+                for index, bits in enumerate(pairs):
+                    hits[index] += _hits_at(model, body, features, labels.to(device), bits, norm_stats)
+    finally:
+        model.train(mode)
+    return hits
+
+
+def _after_stem(
+    model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str | None
+) -> tuple[Tensor, nn.Module]:
+    """The output of a stem that is the same at all pairs, and the rest of the network."""
+    if not (hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)):
+        return images, model
+    with at(model, bits, norm_stats):
+        return model.stem(images), model.body  # type: ignore[operator, return-value]
+
+
+def _hits_at(
+    model: nn.Module, body: nn.Module, features: Tensor, labels: Tensor, bits: MapOrBits, norm_stats: str | None
+) -> float:
+    with at(model, bits, norm_stats):
+        try:
+            return float((body(features).argmax(1) == labels).sum())
+        except MissingNormSetError:
+            return math.nan
+
+
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean, half-width of the 95 % t-interval (NaN for one value) and count."""
+    n, data = len(values), torch.tensor(values, dtype=torch.float64)
+    half = math.nan if n < 2 else t_quantile(n - 1) * float(data.std()) / math.sqrt(n)
+    return {"mean": float(data.mean()), "ci95": half, "n": n}
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))

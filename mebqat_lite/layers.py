@@ -1,0 +1,245 @@
+"""Layers whose bitwidth is run-time state: convolution, linear and batch norm, made by class swap.
+
+All quantized layers of a model share one `Setting`. Switching bits changes that one object and builds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mebqat_lite.bits import FP, FULL, Bits
+from mebqat_lite.quantizers import Quantizer, Site
+
+NORM_STATS = ("running", "batch", "recalibrated", "measure")
+
+
+class MissingNormSetError(KeyError):
+    """A pair is in force for which batch norm has no set or no statistics."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass
+class Setting:
+    """The run-time state that all layers of one model read: bits, norm policy, and what to keep."""
+
+    bits: Bits = FP
+    per_layer: Mapping[str, Bits] = field(default_factory=dict)
+    norm_stats: str = "running"
+    track_running: bool = True  # whether a training pass moves the running statistics
+    keep_weights: bool = False  # whether layers keep their last quantized weights (frozen weights only)
+
+    def of(self, layer: str) -> Bits:
+        """The bits of one layer."""
+        return self.per_layer.get(layer, self.bits) if self.per_layer else self.bits
+
+    @property
+    def key(self) -> str:
+        """The whole bit setting as a string, by which norm statistics are stored."""
+        parts = [str(self.bits), *(f"{name}={bits}" for name, bits in sorted(self.per_layer.items()))]
+        return ",".join(parts).replace(".", "/")
+
+
+class QuantizedInput:
+    """Quantizes a layer's input; where one tensor feeds several layers, it is quantized once for all of them.
+
+    It belongs to the first of those layers, the leader, and remembers the last tensor until all have had it.
+    """
+
+    def __init__(self, readers: int = 1) -> None:
+        self.readers = readers
+        self.last: tuple[Tensor, tuple[int, int, bool], Tensor] | None = None  # input, its state, output
+        self.left = 0
+
+    def __call__(self, x: Tensor, bits: int, leader: QuantizedLayer) -> Tensor:
+        if self.readers == 1:
+            return leader.quantizer.activation(x, bits, leader.quant, leader.site)
+        state = (bits, 0 if x.is_inference() else x._version, torch.is_grad_enabled())
+        if self.last is None or self.last[0] is not x or self.last[1] != state:
+            out = leader.quantizer.activation(x, bits, leader.quant, leader.site)
+            self.last, self.left = (x, state, out), self.readers
+        out = self.last[2]
+        self.left -= 1
+        if self.left == 0:
+            self.last = None
+        return out
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin that goes before a convolution or linear class; `convert.quantize` sets the attributes."""
+
+    setting: Setting
+    quantizer: Quantizer
+    site: Site
+    quant: nn.ParameterDict
+    shared_input: QuantizedInput
+    weight: Tensor
+
+    @property
+    def bits(self) -> Bits:
+        """The bits in force in this layer: an edge layer keeps its activations and has its own weight bits."""
+        bits = self.setting.of(self.site.name)
+        if self.site.role != "body":
+            return FP if bits == FP else Bits(self.quantizer.edge_bits, FULL)
+        blocked = self.site.signed and not self.quantizer.signed_inputs
+        return Bits(bits.w, FULL) if blocked else bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer at the bits in force; at FP exactly the float layer."""
+        bits = self.bits
+        if bits.a != FULL:
+            x = self.shared_input(x, bits.a, self.leader)
+        return self.apply_weight(x, self.quantized_weight(bits.w))
+
+    @property
+    def leader(self) -> QuantizedLayer:
+        """The layer whose activation quantizer serves this layer's input."""
+        return self.__dict__["leading"] or self
+
+    def quantized_weight(self, bits: int) -> Tensor:
+        """Fake-quantized weights at ``bits``; kept between calls while ``setting.keep_weights``."""
+        if bits == FULL:
+            return self.weight
+        if not self.setting.keep_weights:
+            return self.quantizer.weight(self.weight, bits, self.quant, self.site)
+        kept = self.__dict__.get("kept")
+        if kept is None or kept[0] != bits:
+            kept = (bits, self.quantizer.weight(self.weight, bits, self.quant, self.site))
+            self.__dict__["kept"] = kept
+        return kept[1]
+
+    def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
+        """The layer's own arithmetic with the weights ``w``."""
+        return self._conv_forward(x, w, self.bias)  # type: ignore[operator, arg-type]
+
+    def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
+        """Learned steps are additional: a float checkpoint, which has none, loads and leaves them as they are."""
+        for name, value in self.quant.items():
+            state.setdefault(f"{prefix}quant.{name}", value.detach())
+        super()._load_from_state_dict(state, prefix, local, strict, *rest)
+
+
+class QuantConv1d(QuantizedLayer, nn.Conv1d):
+    """A one-dimensional convolution at any bitwidth."""
+
+
+class QuantConv2d(QuantizedLayer, nn.Conv2d):
+    """A two-dimensional convolution at any bitwidth."""
+
+
+class QuantConv3d(QuantizedLayer, nn.Conv3d):
+    """A three-dimensional convolution at any bitwidth."""
+
+
+class QuantLinear(QuantizedLayer, nn.Linear):
+    """A linear layer at any bitwidth."""
+
+    def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
+        """x w^T + bias."""
+        return F.linear(x, w, self.bias)
+
+
+class SwitchableNorm(nn.Module):
+    """Mixin that goes before a batch norm class: whose statistics (and whose gain and shift) it uses.
+
+    ``running``: the float layer's own. ``batch``: of the batch at hand. ``recalibrated``: measured for the bit
+    setting in force and stored as buffers ``stats_<setting>`` of shape (2, channels), mean and variance.
+    With ``sets`` (one batch norm per listed pair) each pair has its own gain, shift and running statistics.
+    """
+
+    setting: Setting
+    sets: nn.ModuleDict
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    num_features: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``, (batch, channels, ...), by the policy in force."""
+        stats, own = self.setting.norm_stats, self.own_set()
+        if (self.training and self.setting.track_running) or (stats == "running" and not self.training):
+            return super().forward(x) if own is None else own(x)  # type: ignore[misc]
+        gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
+        if not self.training and stats == "recalibrated":
+            mean, var = self.stats()
+            return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
+        if stats == "measure" and not self.training:
+            self.measure(x)
+        return F.batch_norm(x, None, None, gain, shift, True, 0.0, self.eps)
+
+    def own_set(self) -> nn.modules.batchnorm._BatchNorm | None:
+        """The norm of the pair in force where each pair has its own; FP uses the float layer's."""
+        if not len(self.sets) or self.setting.key == str(FP):
+            return None
+        if self.setting.key not in self.sets:
+            listed = ", ".join([str(FP), *self.sets])
+            raise MissingNormSetError(f"no norm set for {self.setting.key}: this model has sets for {listed} only")
+        return self.sets[self.setting.key]  # type: ignore[return-value]
+
+    def stats(self) -> Tensor:
+        """Recalibrated (mean, variance), (2, channels), of the setting in force."""
+        name = f"stats_{self.setting.key}"
+        if name not in self._buffers:
+            raise MissingNormSetError(
+                f"no recalibrated statistics for {self.setting.key}; "
+                f'call recalibrate(model, images, "{self.setting.key}") first'
+            )
+        return self.get_buffer(name)
+
+    def measure(self, x: Tensor) -> None:
+        """Pool this batch's moments with those of earlier batches since ``start_measuring``."""
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
+        count = x.numel() // x.shape[1]
+        seen, old_mean, old_square = self.__dict__.get("moments", (0, 0.0, 0.0))
+        total = seen + count
+        new_mean = old_mean + (mean - old_mean) * (count / total)
+        new_square = old_square + (var + mean**2 - old_square) * (count / total)
+        self.__dict__["moments"] = (total, new_mean, new_square)
+
+    def finish_measuring(self) -> None:
+        """Store the pooled moments as the statistics of the setting in force."""
+        _, mean, square = self.__dict__.pop("moments")
+        self.register_buffer(f"stats_{self.setting.key}", torch.stack([mean, square - mean**2]))
+
+    def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
+        """Recalibrated statistics in the file become buffers; those that it lacks are kept."""
+        for key, value in list(state.items()):
+            if key.startswith(f"{prefix}stats_"):
+                self.register_buffer(key.removeprefix(prefix), value.clone())
+        for name, value in self._buffers.items():
+            if name.startswith("stats_") and value is not None:
+                state.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state, prefix, local, strict, *rest)
+
+
+class SwitchableNorm1d(SwitchableNorm, nn.BatchNorm1d):
+    """One-dimensional batch norm under a norm policy."""
+
+
+class SwitchableNorm2d(SwitchableNorm, nn.BatchNorm2d):
+    """Two-dimensional batch norm under a norm policy."""
+
+
+class SwitchableNorm3d(SwitchableNorm, nn.BatchNorm3d):
+    """Three-dimensional batch norm under a norm policy."""
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantConv1d,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv3d: QuantConv3d,
+    nn.Linear: QuantLinear,
+}
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SwitchableNorm1d,
+    nn.BatchNorm2d: SwitchableNorm2d,
+    nn.BatchNorm3d: SwitchableNorm3d,
+}
+FLOAT_CLASS = {swapped: plain for plain, swapped in (LAYERS | NORMS).items()}

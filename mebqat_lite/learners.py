@@ -1,0 +1,92 @@
+"""Learners: how a task is learned. The second half of a method.
+
+A learner has ``losses(model, task, pairs)``, which yields ``(bits, loss)``, highest bits first, and after the last
+pair finishes what the pairs shared. The training loop calls ``backward`` on each loss as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mebqat_lite.bits import FP, Bits
+from mebqat_lite.convert import at, setting_of
+from mebqat_lite.datasets.base import Split
+from mebqat_lite.layers import QuantizedLayer, SwitchableNorm
+
+TEACHERS = ("labels", "fp")
+
+
+class Learner(Protocol):
+    """What the training loop needs of a learner."""
+
+    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
+        """Yield the loss of each pair, highest bits first."""
+        ...
+
+
+class Supervised:
+    """Cross-entropy with the labels; a quantized task also imitates the same weights at full precision.
+
+    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(f_FP(x))), the second term without gradient to the teacher
+    and only for quantized pairs with ``teacher="fp"`` (MEBQAT, ECCV 2022, section 3.2).
+    """
+
+    def __init__(self, teacher: str = "fp") -> None:
+        if teacher not in TEACHERS:
+            raise ValueError(f"no teacher {teacher!r}; choose one of {', '.join(TEACHERS)}")
+        self.teacher = teacher
+
+    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
+        """Yield ``(bits, loss)`` for images (batch, channels, height, width) and labels (batch,)."""
+        images, labels = task
+        pairs = sorted(pairs, reverse=True)
+        setting = setting_of(model)
+        stem, body, features = _shared_stem(model, images, len(pairs))
+        soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)
+        for index, bits in enumerate(pairs):
+            setting.track_running = index == 0  # running statistics are those of the highest pair
+            if soft is None and bits != FP and self.teacher == "fp":
+                soft = _teacher_probabilities(model, body, features)
+                setting.track_running = index == 0
+            with at(model, bits):
+                logits = body(features)  # (batch, classes)
+            loss = F.cross_entropy(logits, labels)
+            if soft is None and bits == FP:
+                soft = logits.detach().softmax(1)
+            elif bits != FP and soft is not None:
+                loss = loss + F.cross_entropy(logits, soft)
+            yield bits, loss
+        setting.track_running = True
+        if stem is not None:
+            stem.backward(features.grad)
+
+
+def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, nn.Module, Tensor]:
+    """Run a full-precision stem once for all ``count`` pairs, and cut the graph behind it.
+
+    Returns the stem's output / count, the rest of the network, and its input, whose ``grad`` sums over the pairs:
+    going backward through the first with that sum gives the stem the mean gradient of the pairs, once.
+    """
+    if not (hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)):
+        return None, model, images
+    out = model.stem(images)  # type: ignore[operator]
+    return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]
+
+
+def is_shareable(stem: object) -> bool:
+    """Whether a stem is the same at every bitwidth: no quantized layer, no norm set per pair."""
+    modules = list(stem.modules()) if isinstance(stem, nn.Module) else []
+    quantized = any(isinstance(m, QuantizedLayer) for m in modules)
+    return not quantized and not any(isinstance(m, SwitchableNorm) and len(m.sets) for m in modules)
+
+
+def _teacher_probabilities(model: nn.Module, body: nn.Module, features: Tensor) -> Tensor:
+    """Class probabilities at full precision, (batch, classes), where the step itself does not visit FP."""
+    setting_of(model).track_running = False
+    with torch.no_grad(), at(model, FP):
+        return body(features.detach()).softmax(1)

@@ -1,0 +1,120 @@
+"""Methods as data: a method is a sampler x a learner, and what happens before and after.
+
+|                         | supervised                     |
+|-------------------------|--------------------------------|
+| always full precision   | ``fp``, then ``ptq_naive``, ``ptq_mse`` |
+| always one (w, a)       | ``qat``                        |
+| M sampled, every step   | ``mebqat``                     |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates, parse_all
+from mebqat_lite.convert import quantize, quantized_layers
+from mebqat_lite.datasets.base import Data
+from mebqat_lite.learners import Learner, Supervised
+
+CALIBRATION = 512  # training images that calibrate steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run may vary, with the defaults for the digits."""
+
+    steps: int = 300
+    batch_size: int = 128
+    lr: float = 1e-2
+    weight_decay: float = 0.01
+    schedule: str = "cosine"  # or "milestones" or "constant"
+    milestones: tuple[float, ...] = (0.375, 0.625, 0.875)  # fractions of the steps
+    gamma: float = 0.1
+    clip: float = 10.0  # of each gradient element
+    seed: int = 0
+    bits: tuple[str, ...] = ()  # the pairs of a method that lists them: one for qat
+    m: int = 4  # pairs a step of a method that samples them
+    teacher: str = "fp"
+    quantizer: str = "dorefa"  # for a model that is not quantized yet
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "m"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.schedule not in ("cosine", "milestones", "constant"):
+            raise ValueError(f"no schedule {self.schedule!r}; choose cosine, milestones or constant")
+
+    def with_options(self, **options: Any) -> Recipe:
+        """A copy with other values; an unknown name is a TypeError that lists the known ones."""
+        if unknown := set(options) - set(self.__dataclass_fields__):
+            raise TypeError(f"no option {sorted(unknown)}; known: {', '.join(self.__dataclass_fields__)}")
+        if "bits" in options:
+            options["bits"] = tuple(map(str, parse_all(options["bits"])))
+        return replace(self, **options)
+
+
+Sampler = Listed | Sampled
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    title: str
+    sampler: Callable[[nn.Module, Recipe], Sampler]
+    learner: Callable[[Recipe], Learner]
+    finish: Callable[[nn.Module, Data], object] = lambda model, data: None
+    norm_stats: str = "batch"  # the policy it is meant to be evaluated under
+
+
+def lowest_pairs(model: nn.Module) -> list[Bits]:
+    """W1A1 where the quantizers define one bit, else nothing: the paper guarantees FP and W1A1."""
+    return [Bits(1, 1)] if has_one_bit(model) else []
+
+
+def has_one_bit(model: nn.Module) -> bool:
+    """Whether every quantizer of the model defines one bit."""
+    return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
+
+
+def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
+    guaranteed = [FP, *lowest_pairs(model)][: recipe.m]
+    return Sampled(candidates(has_one_bit(model)), recipe.m, guaranteed, seed=recipe.seed)
+
+
+def _one_pair(model: nn.Module, recipe: Recipe) -> Sampler:
+    if len(recipe.bits) != 1:
+        raise ValueError(f'qat trains exactly one pair: give bits="W2A2", not {recipe.bits or "none"}')
+    return Listed(recipe.bits)
+
+
+def _full_precision(model: nn.Module, recipe: Recipe) -> Sampler:
+    return Listed([FP])
+
+
+def _supervised(recipe: Recipe) -> Learner:
+    return Supervised(recipe.teacher)
+
+
+def _least_squares(model: nn.Module, data: Data) -> None:
+    quantize(model, "least_squares", sample=data.train.images[:CALIBRATION])
+
+
+METHODS: dict[str, Method] = {
+    "fp": Method("full precision", _full_precision, _supervised, norm_stats="running"),
+    "ptq_naive": Method("FP + PTQ naive", _full_precision, _supervised, norm_stats="recalibrated"),
+    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, _supervised, _least_squares, "recalibrated"),
+    "qat": Method("QAT", _one_pair, _supervised),
+    "mebqat": Method("MEBQAT", _sampled, _supervised),
+}
+
+
+def get(name: str) -> Method:
+    """A method by name; an unknown one is a ValueError that lists the known ones."""
+    if name not in METHODS:
+        raise ValueError(f"no method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,193 @@
+"""The networks of the lessons and of the paper. Each says how to build itself again, for checkpoints.
+
+A model that declares ``stem`` and ``body`` lets all pairs of a step share the full-precision stem.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODELS: dict[str, Callable[..., nn.Module]] = {}
+Build = TypeVar("Build", bound=Callable[..., nn.Module])
+
+
+def architecture(build: Build) -> Build:
+    """Register a function that builds a model; the model remembers the call as ``model.spec``."""
+
+    @functools.wraps(build)
+    def wrapper(**options: Any) -> nn.Module:
+        model = build(**options)
+        model.spec = {"name": build.__name__, "options": options}  # type: ignore[assignment]
+        return model
+
+    MODELS[build.__name__] = wrapper
+    return wrapper  # type: ignore[return-value]
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Build a registered architecture by name."""
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; known: {', '.join(MODELS)}")
+    return MODELS[name](**options)
+
+
+def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
+    """Convolution, batch norm, (pool), ReLU. Pooling first is the same maximum over a quarter of the work."""
+    layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), nn.ReLU(inplace=True))
+
+
+class StemAndBody(nn.Module):
+    """A network in two parts, ``stem`` and ``body``."""
+
+    stem: nn.Module
+    body: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (batch, classes) of images (batch, channels, height, width)."""
+        return self.body(self.stem(x))
+
+
+class GlobalMean(nn.Module):
+    """(batch, channels, height, width) -> (batch, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean over height and width."""
+        return x.mean((2, 3))
+
+
+class DigitNet(StemAndBody):
+    """Four 3 x 3 convolutions, a pool after the second, global mean, linear."""
+
+    def __init__(self, widths: Sequence[int], classes: int, in_channels: int) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.stem = _conv(in_channels, a)
+        self.body = nn.Sequential(
+            _conv(a, b, pool=True), _conv(b, c), _conv(c, d), GlobalMean(), nn.Linear(d, classes)
+        )
+
+
+@architecture
+def digit_net(
+    widths: Sequence[int] = (16, 32, 32, 32), classes: int = 10, in_channels: int = 1
+) -> nn.Module:
+    """The small net for 8 x 8 digits, 23,000 parameters; widths 8-16-16-16 leave more headroom to see."""
+    if len(widths) != 4:
+        raise ValueError(f"digit_net has four convolutions; got widths {tuple(widths)}")
+    return DigitNet(widths, classes, in_channels)
+
+
+class Conv4(StemAndBody):
+    """Four blocks of 3 x 3 convolution, batch norm, ReLU, pool; with or without a linear classifier."""
+
+    def __init__(self, channels: int, in_channels: int, image_size: int, classes: int | None) -> None:
+        super().__init__()
+        self.stem = _conv(in_channels, channels, pool=True)
+        blocks: list[nn.Module] = [_conv(channels, channels, pool=True) for _ in range(3)]
+        head = [nn.Flatten()]  # (batch, channels * side * side)
+        if classes is not None:
+            head.append(nn.Linear(channels * (image_size // 16) ** 2, classes))
+        self.body = nn.Sequential(*blocks, *head)
+
+
+@architecture
+def conv4(
+    channels: int = 64, in_channels: int = 1, image_size: int = 28, classes: int | None = None
+) -> nn.Module:
+    """The few-shot network of MAML (with ``classes``) and of prototypical networks (without: an embedding)."""
+    return Conv4(channels, in_channels, image_size, classes)
+
+
+class CNN8(StemAndBody):
+    """Seven convolutions and a linear layer, for SVHN at 40 x 40 (DoReFa's SVHN network)."""
+
+    def __init__(self, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.stem = _conv(3, 48, size=5, padding=0, pool=True)  # 40 -> 36 -> 18
+        self.body = nn.Sequential(
+            _conv(48, 64),
+            _conv(64, 64, pool=True),  # 18 -> 9
+            _conv(64, 128, padding=0),  # 9 -> 7
+            _conv(128, 128),
+            _conv(128, 128, padding=0),  # 7 -> 5
+            nn.Dropout(dropout),
+            _conv(128, 512, size=5, padding=0),  # 5 -> 1
+            nn.Flatten(),
+            nn.Linear(512, classes),
+        )
+
+
+@architecture
+def cnn8(classes: int = 10, dropout: float = 0.5) -> nn.Module:
+    """CNN-8 for SVHN images of 3 x 40 x 40."""
+    return CNN8(classes, dropout)
+
+
+class PreActBlock(nn.Module):
+    """Pre-activation residual block; where the shape changes, a 1 x 1 convolution reads the same activation."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.skip: nn.Module | None = None
+        if stride != 1 or c_in != c_out:
+            self.skip = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, c_in, height, width) -> (batch, c_out, height / stride, width / stride)."""
+        h = F.relu(self.bn1(x))
+        shortcut = x if self.skip is None else self.skip(h)
+        h = F.relu(self.bn2(self.conv1(h)))
+        return self.conv2(h) + shortcut
+
+
+class PreActResNet(StemAndBody):
+    """A first convolution, stages of pre-activation blocks, batch norm, global mean, linear."""
+
+    def __init__(self, blocks: int, width: float, classes: int) -> None:
+        super().__init__()
+        channels = [int(c * width) for c in (16, 16, 32, 64)]
+        self.stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        stages: list[nn.Module] = []
+        for stage in range(3):
+            for block in range(blocks):
+                c_in = channels[stage] if block == 0 else channels[stage + 1]
+                stages.append(PreActBlock(c_in, channels[stage + 1], 2 if stage and not block else 1))
+        self.body = nn.Sequential(
+            *stages, nn.BatchNorm2d(channels[3]), GlobalMean(), nn.Linear(channels[3], classes)
+        )
+
+
+@architecture
+def preact_resnet20(width: float = 5, classes: int = 10) -> nn.Module:
+    """PreActResNet-20 for 32 x 32 images; ``width=5`` is the paper's, 80-160-320 channels."""
+    return PreActResNet(3, width, classes)
+
+
+@architecture
+def mobilenet_v2(classes: int = 10) -> nn.Module:
+    """torchvision's MobileNetV2 with the strides for 32 x 32 images: the first two reductions left out."""
+    from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
+
+    stages = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
+    stages += [(6, 160, 3, 2), (6, 320, 1, 1)]  # (expansion, channels, blocks, stride)
+    setting = [list(stage) for stage in stages]
+    model = torchvision_mobilenet_v2(num_classes=classes, inverted_residual_setting=setting)
+    first = model.features[0][0]
+    assert isinstance(first, nn.Conv2d)
+    first.stride = (1, 1)
+    return model
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Lay weights out channels-last, 1.3 to 1.7 times faster for these networks on a CPU."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,72 @@
+"""Norm policies: measuring batch-norm statistics for a bitwidth, and one norm set per bitwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from mebqat_lite.bits import FP, BitsLike, parse_all
+from mebqat_lite.convert import MapOrBits, at, norm_layers, setting_of
+from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
+from mebqat_lite.tensors import Images, image_batches, place
+
+
+def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[BitsLike]) -> nn.Module:
+    """Measure the mean and variance that each batch norm sees at ``bits`` and store them with the model.
+
+    Args:
+        model: quantized; its weights do not change.
+        images: calibration images, never test images: a tensor, an ``(images, labels)`` pair or a loader.
+        bits: a pair, several (``"W2A2,FP"`` or a list), or one per-layer map.
+    """
+    setting_of(model)
+    settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))  # type: ignore[arg-type]
+    device, dtype = place(model)
+    mode = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for setting in settings:
+                with at(model, setting, "measure"):
+                    for batch in image_batches(images):
+                        model(batch.to(device, dtype))
+                    for norm in norm_layers(model).values():
+                        norm.finish_measuring()
+    finally:
+        model.train(mode)
+    return model
+
+
+def _pairs(bits: BitsLike | Iterable[BitsLike]) -> list:
+    """One pair or several, parsed."""
+    if isinstance(bits, (tuple, list)) and len(bits) == 2 and all(isinstance(b, int) for b in bits):
+        return parse_all([bits])
+    return parse_all(bits if isinstance(bits, (str, list, tuple)) else [bits])  # type: ignore[list-item]
+
+
+def is_recalibrated(model: nn.Module, key: str) -> bool:
+    """Whether every batch norm has statistics for the setting named ``key``."""
+    return all(f"stats_{key}" in norm._buffers for norm in norm_layers(model).values())
+
+
+def give_norm_sets(model: nn.Module, pairs: Iterable[BitsLike]) -> nn.Module:
+    """Give each listed pair its own gain, shift and running statistics, started from the float layer's.
+
+    This is the switchable batch norm of AdaBits and Any-Precision; FP keeps the float layer's set.
+    """
+    listed = [pair for pair in parse_all(list(pairs)) if pair != FP]
+    for norm in norm_layers(model).values():
+        for pair in listed:
+            norm.sets[str(pair)] = _plain_copy(norm)
+    return model
+
+
+def _plain_copy(norm: SwitchableNorm) -> nn.Module:
+    """A batch norm of the float class with the values of ``norm``."""
+    plain = FLOAT_CLASS[type(norm)]
+    options = {name: getattr(norm, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
+    copied = plain(norm.num_features, **options)
+    copied.load_state_dict({name: norm.state_dict()[name] for name in copied.state_dict()})
+    return copied.to(next(iter(norm.state_dict().values())).device).train(norm.training)

@@ -1,0 +1,320 @@
+"""Quantizers: pairs of fake-quantization functions, for weights and for activations, with their gradients.
+
+The functions are pure. A `Quantizer` joins two of them and says which learnable numbers (steps, clips) a layer
+needs; `register` puts it in the one registry. Rounding has no useful derivative, so each function brings its own
+backward pass, the straight-through estimator: one fused pass forward, one backward, nothing twice
+differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from mebqat_lite.bits import FULL, WIDTHS
+
+Params = Mapping[str, Tensor]
+TINY = 1e-8  # steps and clips never fall below it
+
+
+# --- the pure functions ----------------------------------------------------------------------------------------
+
+
+def q_b(u: Tensor, bits: int) -> Tensor:
+    """Round ``u`` in [0, 1] to the nearest of 2^bits levels k / (2^bits - 1). No gradient of its own."""
+    levels = 2**bits - 1
+    return u.mul(levels).round_().div_(levels)
+
+
+def codes(v: Tensor, bits: int, form: str) -> Tensor:
+    """Map ``v`` in [0, 1] to 2^bits levels in [0, 1].
+
+    ``round``: q_b (DoReFa). ``floor``: min(floor(2^b v), 2^b - 1) / 2^b (AdaBits); ``centred``: half a step more.
+    """
+    if form == "round":
+        return q_b(v, bits)
+    count = 2**bits
+    code = v.mul(count).floor_().clamp_(max=count - 1)
+    return (code.add_(0.5) if form == "centred" else code).div_(count)
+
+
+class _TanhWeight(Function):
+    """scale (2 codes((u + 1) / 2) - 1), u = tanh(w) / max|tanh(w)|: gradient through tanh and the maximum."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
+        t = w.tanh()
+        peak = t.abs().amax().clamp_min_(torch.finfo(w.dtype).tiny)  # all-zero weights stay finite
+        ctx.save_for_backward(t, peak, scale)
+        v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; the clamp guards the last float digit
+        return codes(v, bits, form).mul_(scale * 2).sub_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        t, peak, scale = ctx.saved_tensors
+        grad_t = grad * (scale / peak)  # d out / dt at a constant maximum
+        grad_peak = (grad_t * t).sum() / peak  # minus d out / d peak, which is spread over the maxima
+        at_peak = t.abs() == peak
+        grad_t -= at_peak * t.sign() * (grad_peak / at_peak.sum().clamp_min_(1))
+        return torch.ops.aten.tanh_backward(grad_t, t), None, None, None
+
+
+class _Sign(Function):
+    """sign(w) mean|w| with the identity as gradient; the sign of zero is plus."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return torch.copysign(w.abs().mean(), w + 0.0)  # + 0.0 turns -0.0 into 0.0
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _UnitClip(Function):
+    """q_b(clip(x, 0, 1)); the gradient passes inside (0, 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(x)
+        levels = 2**bits - 1
+        return x.clamp(0, 1).mul_(levels).round_().div_(levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, 1.0), None
+
+
+class _StepClip(Function):
+    """step clip(round(x / step), low, high).
+
+    d out / dx is 1 inside the clip, else 0. d out / dstep is low or high outside and round(x / step) - x / step
+    inside (LSQ, equation 3); with ``inside=False`` 0 inside (PACT). It is multiplied by ``grad_scale``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool
+    ) -> Tensor:
+        out = x.div(step).clamp_(low, high).round_().mul_(step)
+        ctx.save_for_backward(x, step, out)
+        ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, inside
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, out = ctx.saved_tensors
+        size = float(step)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
+        # Everywhere out / step is the code; inside, where grad_x is grad, the code loses x / step (or itself).
+        lost = (grad_x * (x if ctx.inside else out)).sum()
+        grad_step = ((grad * out).sum() - lost) * (ctx.grad_scale / size)
+        return grad_x, grad_step.reshape(step.shape), None, None, None, None
+
+
+def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "round") -> Tensor:
+    """Weights squashed by tanh, normalised by their maximum and rounded to 2^bits levels of [-scale, scale].
+
+    DoReFa (Zhou et al., 2016, equation 9) with ``form="round"``, AdaBits (Jin et al., 2020) with ``"floor"``
+    or ``"centred"``. ``scale`` is a constant to the gradient.
+    """
+    return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=w.dtype, device=w.device), bits, form)
+
+
+def sign_weight(w: Tensor) -> Tensor:
+    """One-bit weights: sign(w) mean|w|, where the sign is never 0; the gradient is the identity."""
+    return _Sign.apply(w)
+
+
+def unit_activation(x: Tensor, bits: int) -> Tensor:
+    """DoReFa activations: q_b(clip(x, 0, 1)), straight-through inside (0, 1)."""
+    return _UnitClip.apply(x, bits)
+
+
+def step_clip(
+    x: Tensor, step: Tensor, low: int, high: int, grad_scale: float = 1.0, inside: bool = True
+) -> Tensor:
+    """step clip(round(x / step), low, high) with a learnable scalar ``step`` (LSQ, Esser et al., 2020, eq. 1-3).
+
+    ``inside=False`` drops the gradient of the step inside the clip, which is PACT's.
+    """
+    return _StepClip.apply(x, step, low, high, grad_scale, inside)
+
+
+def pact_activation(x: Tensor, alpha: Tensor, bits: int, sat: bool = True) -> Tensor:
+    """alpha q_b(clip(x / alpha, 0, 1)): a learnable clip is a learnable step alpha / (2^bits - 1).
+
+    d / dalpha is 1 where x >= alpha; inside it is q_b(x / alpha) - x / alpha (SAT) or 0 (plain PACT).
+    """
+    levels = 2**bits - 1
+    return step_clip(x, alpha / levels, 0, levels, inside=sat)
+
+
+def integer_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code of a ``bits``-bit integer: -2^(b-1) .. 2^(b-1) - 1, or 0 .. 2^b - 1."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+# --- the quantizers --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Site:
+    """What a quantizer may know of the layer it serves; measured by one sample pass and stored with a model."""
+
+    name: str
+    role: str = "body"  # "body", "first" or "last" as executed, or "kept" by name
+    signed: bool = False  # did the layer's input go below zero?
+    mean_abs: float = 0.0  # mean |x| of that input
+    leader: str = ""  # the layer that quantizes this layer's input; itself, unless several layers share one
+
+
+class Quantizer:
+    """Base of all quantizers. Override `weight` and `activation`; `parameters` where something is learned."""
+
+    one_bit = False  # is one bit defined?
+    signed_inputs = False  # can it quantize activations below zero? If not, they stay full precision
+    edge_bits = FULL  # bits of the first and the last layer's weights
+    learns = True  # whether training moves its parameters
+
+    def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
+        """Initial values of what the layer learns, by name; ``x`` is a sample of its input (None: not measured)."""
+        return {}
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """Fake-quantized weights, same shape as ``w``; ``bits`` is below 32."""
+        raise NotImplementedError(f"{type(self).__name__} must define weight()")
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """Fake-quantized activations, same shape as ``x``; ``bits`` is below 32."""
+        raise NotImplementedError(f"{type(self).__name__} must define activation()")
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
+        return f"{type(self).__name__}({options})"
+
+
+class DoReFa(Quantizer):
+    """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1]."""
+
+    one_bit = True
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|."""
+        return sign_weight(w) if bits == 1 else tanh_weight(w, bits, w.detach().abs().mean())
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """q_b(clip(x, 0, 1))."""
+        return unit_activation(x, bits)
+
+
+class SAT(Quantizer):
+    """Scale-adjusted training (AdaBits): floor or centred weights, PACT activations with a learned clip.
+
+    ``gradient="pact"`` takes plain PACT's gradient of the clip. First and last layers keep 8-bit weights.
+    """
+
+    edge_bits = 8
+
+    def __init__(self, form: str = "floor", gradient: str = "sat") -> None:
+        if form not in ("floor", "centred") or gradient not in ("sat", "pact"):
+            raise ValueError(f"sat has form floor or centred and gradient sat or pact, not {form}, {gradient}")
+        self.form, self.gradient = form, gradient
+
+    def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
+        """One clip alpha = 8 for each layer whose input is quantized."""
+        return {} if site.role != "body" or site.signed else {"alpha": w.new_tensor(8.0)}
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """2 codes - 1; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
+        out = tanh_weight(w, bits, form=self.form)
+        if site.role == "last" and w.dim() == 2:  # (out_features, in_features)
+            out = out * (1 / (math.sqrt(w.shape[0]) * out.detach().std()))
+        return out
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """alpha q_b(clip(x / alpha, 0, 1))."""
+        return pact_activation(x, params["alpha"], bits, sat=self.gradient == "sat")
+
+
+class LSQ(Quantizer):
+    """Learned step size. One step per bitwidth, for weights and for activations.
+
+    ``shared=True`` is the MEBQAT authors' form, kept for comparison: one step serves all bitwidths (it starts as
+    the two-bit one), activations clip at 2^b instead of 2^b - 1, and the batch counts in the gradient's scale.
+    """
+
+    signed_inputs = True
+
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
+
+    def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
+        """2 mean|.| / sqrt(p) for the weights and, where inputs are quantized, for the activations."""
+        if site.role != "body":
+            return {}
+        steps = {}
+        for bits in (2,) if self.shared else [b for b in WIDTHS if 1 < b < FULL]:
+            p_w, p_a = integer_range(bits, True)[1], integer_range(bits, site.signed)[1]
+            steps[f"w{bits}"] = 2 * w.detach().abs().mean() / math.sqrt(p_w)
+            steps[f"a{bits}"] = w.new_tensor(2 * site.mean_abs / math.sqrt(p_a))
+        return {name: step.clamp_min(TINY) for name, step in steps.items()}
+
+    def _step(self, kind: str, bits: int, params: Params) -> Tensor:
+        name = f"{kind}{2 if self.shared else bits}"
+        if name not in params:
+            raise ValueError(f"lsq has no step for {bits} bits; it has 2 to 8 and 16")
+        return params[name]
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """s clip(round(w / s), -2^(b-1), 2^(b-1) - 1), gradient scale 1 / sqrt(N p) with N weights."""
+        low, high = integer_range(bits, signed=True)
+        return step_clip(w, self._step("w", bits, params), low, high, 1 / math.sqrt(w.numel() * high))
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """s clip(round(x / s), 0, 2^b - 1), signed if the input is; N counts the features of one sample."""
+        low, high = integer_range(bits, site.signed)
+        count = x.numel() if self.shared else x[0].numel()
+        grad_scale = 1 / math.sqrt(count * high)
+        return step_clip(x, self._step("a", bits, params), low, high + self.shared, grad_scale)
+
+
+QUANTIZERS: dict[str, Quantizer] = {}
+
+
+def register(name: str, quantizer: Quantizer) -> Quantizer:
+    """Make ``quantizer`` known by ``name``, for `quantize`, recipes and checkpoints."""
+    QUANTIZERS[name] = quantizer
+    return quantizer
+
+
+def get(name: str | Quantizer) -> tuple[str, Quantizer]:
+    """The registered name and the quantizer; a name that is not known is a ValueError that lists those known."""
+    if isinstance(name, str):
+        if name not in QUANTIZERS:
+            raise ValueError(f"no quantizer {name!r}; known: {', '.join(QUANTIZERS)}")
+        return name, QUANTIZERS[name]
+    for known, quantizer in QUANTIZERS.items():
+        if quantizer is name:
+            return known, name
+    raise ValueError(f"{name!r} is not registered; call mebqat_lite.quantizers.register(name, it) first")
+
+
+register("dorefa", DoReFa())
+register("sat", SAT())
+register("sat_centred", SAT("centred"))
+register("sat_pact", SAT(gradient="pact"))
+register("lsq", LSQ())
+register("lsq_shared", LSQ(shared=True))

@@ -1,0 +1,260 @@
+"""The one training loop. Every method is one call of `fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mebqat_lite import checkpoint, methods
+from mebqat_lite.bits import Bits
+from mebqat_lite.convert import NotQuantizedError, quantize, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.costs import Costs
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.methods import CALIBRATION, Recipe
+from mebqat_lite.models import channels_last
+from mebqat_lite.quantizers import TINY
+from mebqat_lite.tensors import best_device
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+@dataclass
+class Run:
+    """What a training run leaves besides the model: its counted costs, losses a step, and seconds."""
+
+    method: str
+    recipe: Recipe
+    costs: Costs = field(default_factory=Costs)
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    method: str = "mebqat",
+    recipe: Recipe | None = None,
+    *,
+    path: str | Path | None = None,
+    save_every: int = 50,
+    progress: bool = True,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Run:
+    """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
+
+    Args:
+        model: quantized, or a float model, which is then quantized with ``recipe.quantizer``.
+        data: trained on ``data.train`` only.
+        method: name of the method.
+        recipe: what may vary; single values as ``options`` (``steps=500, lr=1e-3``).
+        path: a training checkpoint. If it exists the run continues from it, to the identical result (on one
+            machine, with the same versions and threads).
+        save_every: steps between checkpoints.
+        progress: show a progress bar.
+        device: where to train; by default CUDA if there is one, else the CPU.
+
+    Raises:
+        TrainingError: the loss is not finite. The model keeps its last good weights.
+    """
+    chosen = methods.get(method)
+    recipe = (recipe or Recipe()).with_options(**options)
+    model.to(best_device() if device is None else device)
+    try:
+        setting_of(model)
+    except NotQuantizedError:
+        quantize(model, recipe.quantizer, sample=data.train.images[:CALIBRATION])
+    loop = Loop(model, data.train, method, recipe, path)
+    steps = range(loop.run.costs.steps, recipe.steps)
+    for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
+        loop.step()
+        if path is not None and loop.run.costs.steps % save_every == 0:
+            loop.save()
+    loop.close()
+    model.eval()
+    chosen.finish(model, data)
+    set_norm_stats(model, chosen.norm_stats)
+    return loop.run
+
+
+class Loop:
+    """The state of one run: model, sampler, learner, optimizer, and where they stand."""
+
+    def __init__(
+        self, model: nn.Module, train: Split, method: str, recipe: Recipe, path: str | Path | None = None
+    ) -> None:
+        chosen = methods.get(method)
+        self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
+        device = next(model.parameters()).device
+        self.train = Split(train.images.to(device), train.labels.to(device))
+        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.gradients = GradientMean(self.parameters.values())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        self.run = Run(method, recipe)
+        self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
+        torch.manual_seed(recipe.seed)  # dropout
+        if path is not None and Path(path).exists():
+            self.load()
+        self.counter = _count_forwards(model, self.run.costs)
+
+    def step(self) -> None:
+        """One step: the losses of all tasks at their pairs, the mean gradient, one update."""
+        started, costs, total = time.perf_counter(), self.run.costs, 0.0
+        for pairs in self.sampler.draw():
+            total += self.backpropagate(self.batch(costs.steps), pairs)
+        self.gradients.average()
+        nn.utils.clip_grad_value_(self.parameters.values(), self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, costs.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # a parameter that no task uses gets no update, no decay
+        keep_steps_positive(self.model)
+        costs.steps += 1
+        self.run.losses.append(total)
+        self.run.seconds += time.perf_counter() - started
+
+    def backpropagate(self, task: Split, pairs: Sequence[Bits]) -> float:
+        """Back-propagate the loss of each pair; returns their mean."""
+        losses = []
+        for bits, loss in self.learner.losses(self.model, task, pairs):
+            if not math.isfinite(value := loss.item()):
+                raise TrainingError(
+                    f"the loss is {value} at step {self.run.costs.steps}, {bits}: lower lr "
+                    f"(now {self.recipe.lr:g}) or look for bad values in the images"
+                )
+            loss.backward()
+            self.run.costs.backprops += 1
+            losses.append(value)
+        return sum(losses) / len(losses)
+
+    def batch(self, step: int) -> Split:
+        """The batch of a step, a function of seed and step alone: a resumed run draws the same ones."""
+        count = len(self.train.labels)
+        size = min(self.recipe.batch_size, count)
+        epoch, position = divmod(step, count // size)
+        if self.order is None or self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            self.order = (epoch, torch.randperm(count, generator=generator))
+        index = self.order[1][position * size : (position + 1) * size]  # (batch,)
+        return self.train.take(index.to(self.train.labels.device))
+
+    def save(self) -> None:
+        """Write everything that the rest of the run depends on."""
+        assert self.path is not None
+        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
+        names = {p: name for name, p in self.parameters.items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer/{names[parameter]}/{key}": t for key, t in state.items()}
+        tensors |= {"random/cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors |= {"random/cuda": torch.cuda.get_rng_state()}
+        meta = {"kind": "training", "sampler": self.sampler.state_dict(), "run": asdict(self.run)}
+        checkpoint.write(self.path, tensors, meta)
+
+    def load(self) -> None:
+        """Continue from the checkpoint; one of another run is refused."""
+        assert self.path is not None
+        name = Path(self.path).name
+        tensors, meta = checkpoint.read(self.path, "training")
+        recipe = Recipe(**{**meta["run"]["recipe"], **_tuples(meta["run"]["recipe"])})
+        if (meta["run"]["method"], recipe) != (self.run.method, self.recipe):
+            raise checkpoint.CheckpointError(
+                f"{name} belongs to another run ({meta['run']['method']}, {_difference(recipe, self.recipe)}): "
+                "give another path, or delete it to start again"
+            )
+        checkpoint.load_tensors(self.model, _part(tensors, "model/"), name)
+        for key, value in _part(tensors, "optimizer/").items():
+            owner, _, slot = key.rpartition("/")
+            parameter = self.parameters[owner]
+            like = torch.empty_like(parameter if value.dim() else value)  # keeps the memory layout
+            self.optimizer.state[parameter][slot] = like.copy_(value)
+        torch.set_rng_state(tensors["random/cpu"])
+        if "random/cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random/cuda"])
+        self.sampler.load_state_dict(meta["sampler"])
+        run = meta["run"]
+        self.run.costs, self.run.losses, self.run.seconds = Costs(**run["costs"]), run["losses"], run["seconds"]
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self.gradients.close()
+        self.counter.remove()
+
+
+class GradientMean:
+    """Sums gradients over tasks, counts which task used which parameter, and divides by that count."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.uses = dict.fromkeys(parameters, 0)
+        self.hooks = [p.register_post_accumulate_grad_hook(self._count) for p in self.uses]
+
+    def _count(self, parameter: Tensor) -> None:
+        self.uses[parameter] += 1  # type: ignore[index]
+
+    def average(self) -> None:
+        """Turn the sums in ``grad`` into means, and count anew."""
+        for parameter, count in self.uses.items():
+            if count > 1 and parameter.grad is not None:
+                parameter.grad.div_(count)
+            self.uses[parameter] = 0
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step: a function of the step alone, so that it needs no state."""
+    done = step / recipe.steps
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+    passed = sum(done >= milestone for milestone in recipe.milestones)
+    return recipe.lr * recipe.gamma ** (passed if recipe.schedule == "milestones" else 0)
+
+
+def keep_steps_positive(model: nn.Module) -> None:
+    """Learned steps and clips stay at least `quantizers.TINY` after an update."""
+    learned = [p for layer in quantized_layers(model).values() for p in layer.quant.values()]
+    if learned:
+        with torch.no_grad():
+            torch._foreach_clamp_min_(learned, TINY)
+
+
+def _count_forwards(model: nn.Module, costs: Costs) -> torch.utils.hooks.RemovableHandle:
+    """Count each pass of the model where it passes the last layer."""
+
+    def count(*_: object) -> None:
+        costs.forwards += 1
+
+    last = model.plan.sites[-1].name  # type: ignore[union-attr]
+    return model.get_submodule(last).register_forward_hook(count)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only; a recipe holds tuples."""
+    return {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+
+
+def _difference(there: Recipe, here: Recipe) -> str:
+    """In which options two recipes differ."""
+    pairs = ((f.name, getattr(there, f.name), getattr(here, f.name)) for f in dataclasses.fields(Recipe))
+    return ", ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new) or "same recipe"
