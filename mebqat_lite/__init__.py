@@ -1,12 +1,12 @@
 """mebqat_lite: learn, by doing, how one neural network can serve every bitwidth.
 
-    import mebqat_lite as mq
-    data = mq.datasets.digits()
-    model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
-    mq.fit(model, data, method="mebqat")
-    with mq.at(model, "W2A4"):
-        logits = model(data.test.images)
-    mq.grid(model, data.test)
+import mebqat_lite as mq
+data = mq.datasets.digits()
+model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
+mq.fit(model, data, method="mebqat")
+with mq.at(model, "W2A4"):
+    logits = model(data.test.images)
+mq.grid(model, data.test)
 """
 
 from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers

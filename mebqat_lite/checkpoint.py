@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mebqat_lite import models
 from mebqat_lite.bits import parse_all
-from mebqat_lite.convert import Plan, norm_layers, quantize, setting_of
+from mebqat_lite.convert import Plan, norm_layers, plan_of, quantize, setting_of
 from mebqat_lite.norms import give_norm_sets
 from mebqat_lite.quantizers import Site
 
@@ -85,7 +85,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     norms = list(norm_layers(model).values())
     return {
         "spec": getattr(model, "spec", None),
-        "plan": asdict(model.plan),  # type: ignore[arg-type, call-overload]
+        "plan": asdict(plan_of(model)),
         "norm_sets": list(norms[0].sets) if norms else [],
         "norm_stats": setting_of(model).norm_stats,
     }

@@ -79,16 +79,14 @@ def quantize(
     for module in modules.values():
         if type(module) in NORMS:
             module.__class__ = NORMS[type(module)]
-            module.setting, module.sets = setting, nn.ModuleDict()  # type: ignore[assignment]
+            module.setting, module.sets = setting, nn.ModuleDict()
     model.plan, model.setting = plan, setting  # type: ignore[assignment]
     if not any(site.role == "body" for site in plan.sites):
         warnings.warn("quantize found no layer to quantize: see summary(model) for the reasons", stacklevel=2)
     return model
 
 
-def _observe(
-    model: nn.Module, name: str, sample: Images, keep: list[str] | None
-) -> tuple[Plan, dict[str, Tensor]]:
+def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
     """Run the sample and write down what each layer sees; also returns each layer's first input."""
     plan, layers = Plan(name), {}
     for layer_name, module in model.named_modules():
@@ -120,9 +118,7 @@ def _run_sample(model: nn.Module, layers: dict[str, nn.Module], sample: Images) 
     """The inputs that each layer saw, in order of first execution; buffers and random state are put back."""
     seen: dict[str, list[Tensor]] = {}
     hooks = [
-        module.register_forward_pre_hook(
-            lambda _module, args, layer=layer: seen.setdefault(layer, []).append(args[0])
-        )
+        module.register_forward_pre_hook(lambda _module, args, layer=layer: seen.setdefault(layer, []).append(args[0]))
         for layer, module in layers.items()
     ]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -187,6 +183,14 @@ def setting_of(model: nn.Module) -> Setting:
     raise NotQuantizedError(
         f"this {type(model).__name__} has no bitwidths yet; call quantize(model, sample=images) first"
     )
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """What `quantize` found in a model."""
+    setting_of(model)
+    plan = model.plan
+    assert isinstance(plan, Plan)
+    return plan
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

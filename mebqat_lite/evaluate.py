@@ -104,9 +104,7 @@ def _hits(
     return hits
 
 
-def _after_stem(
-    model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str | None
-) -> tuple[Tensor, nn.Module]:
+def _after_stem(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str | None) -> tuple[Tensor, nn.Module]:
     """The output of a stem that is the same at all pairs, and the rest of the network."""
     if not (hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)):
         return images, model
@@ -115,7 +113,12 @@ def _after_stem(
 
 
 def _hits_at(
-    model: nn.Module, body: nn.Module, features: Tensor, labels: Tensor, bits: MapOrBits, norm_stats: str | None
+    model: nn.Module,
+    body: nn.Module,
+    features: Tensor,
+    labels: Tensor,
+    bits: MapOrBits,
+    norm_stats: str | None,
 ) -> float:
     with at(model, bits, norm_stats):
         try:

@@ -58,6 +58,7 @@ class QuantizedInput:
         self.left = 0
 
     def __call__(self, x: Tensor, bits: int, leader: QuantizedLayer) -> Tensor:
+        """The quantized ``x``, from ``leader`` unless the last reader of the same tensor left it here."""
         if self.readers == 1:
             return leader.quantizer.activation(x, bits, leader.quant, leader.site)
         state = (bits, 0 if x.is_inference() else x._version, torch.is_grad_enabled())
@@ -116,7 +117,7 @@ class QuantizedLayer(nn.Module):
 
     def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
         """The layer's own arithmetic with the weights ``w``."""
-        return self._conv_forward(x, w, self.bias)  # type: ignore[operator, arg-type]
+        return self._conv_forward(x, w, self.bias)  # type: ignore[operator]
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
         """Learned steps are additional: a float checkpoint, which has none, loads and leaves them as they are."""
@@ -155,8 +156,8 @@ class SwitchableNorm(nn.Module):
 
     setting: Setting
     sets: nn.ModuleDict
-    weight: Tensor | None
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter
     eps: float
     num_features: int
 
@@ -164,7 +165,7 @@ class SwitchableNorm(nn.Module):
         """Normalise ``x``, (batch, channels, ...), by the policy in force."""
         stats, own = self.setting.norm_stats, self.own_set()
         if (self.training and self.setting.track_running) or (stats == "running" and not self.training):
-            return super().forward(x) if own is None else own(x)  # type: ignore[misc]
+            return super().forward(x) if own is None else own(x)
         gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
         if not self.training and stats == "recalibrated":
             mean, var = self.stats()

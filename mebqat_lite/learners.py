@@ -6,6 +6,7 @@ pair finishes what the pairs shared. The training loop calls ``backward`` on eac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -18,11 +19,17 @@ from mebqat_lite.convert import at, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import QuantizedLayer, SwitchableNorm
 
-TEACHERS = ("labels", "fp")
+TEACHERS = ("labels", "fp", "start")
 
 
 class Learner(Protocol):
     """What the training loop needs of a learner."""
+
+    frozen: nn.Module | None  # a network that the learner keeps; it travels with a training checkpoint
+
+    def begin(self, model: nn.Module) -> None:
+        """Called once before the first step of a run."""
+        ...
 
     def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
         """Yield the loss of each pair, highest bits first."""
@@ -33,13 +40,23 @@ class Supervised:
     """Cross-entropy with the labels; a quantized task also imitates the same weights at full precision.
 
     loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(f_FP(x))), the second term without gradient to the teacher
-    and only for quantized pairs with ``teacher="fp"`` (MEBQAT, ECCV 2022, section 3.2).
+    and only for quantized pairs (MEBQAT, ECCV 2022, section 3.2).
+
+    teacher: ``fp``, the weights of the moment at full precision, which is right where every step trains FP too;
+    ``start``, the network as it was when training began, for a run that never trains FP but starts from a trained
+    FP network; ``labels``, none.
     """
 
     def __init__(self, teacher: str = "fp") -> None:
         if teacher not in TEACHERS:
             raise ValueError(f"no teacher {teacher!r}; choose one of {', '.join(TEACHERS)}")
         self.teacher = teacher
+        self.frozen: nn.Module | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        """Keep a copy of the network if it is to teach the run."""
+        if self.teacher == "start":
+            self.frozen = copy.deepcopy(model).eval()
 
     def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
         """Yield ``(bits, loss)`` for images (batch, channels, height, width) and labels (batch,)."""
@@ -50,13 +67,13 @@ class Supervised:
         soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)
         for index, bits in enumerate(pairs):
             setting.track_running = index == 0  # running statistics are those of the highest pair
-            if soft is None and bits != FP and self.teacher == "fp":
-                soft = _teacher_probabilities(model, body, features)
+            if soft is None and bits != FP:
+                soft = self._teach(model, body, images, features)
                 setting.track_running = index == 0
             with at(model, bits):
                 logits = body(features)  # (batch, classes)
             loss = F.cross_entropy(logits, labels)
-            if soft is None and bits == FP:
+            if bits == FP and self.teacher == "fp":
                 soft = logits.detach().softmax(1)
             elif bits != FP and soft is not None:
                 loss = loss + F.cross_entropy(logits, soft)
@@ -64,6 +81,18 @@ class Supervised:
         setting.track_running = True
         if stem is not None:
             stem.backward(features.grad)
+
+    def _teach(self, model: nn.Module, body: nn.Module, images: Tensor, features: Tensor) -> Tensor | None:
+        """Class probabilities of the teacher, (batch, classes); with ``fp``, where the step does not visit FP."""
+        if self.teacher == "labels":
+            return None
+        setting_of(model).track_running = False
+        with torch.no_grad():
+            if self.frozen is not None:
+                with at(self.frozen, FP, "batch"):
+                    return self.frozen(images).softmax(1)
+            with at(model, FP):
+                return body(features.detach()).softmax(1)
 
 
 def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, nn.Module, Tensor]:
@@ -83,10 +112,3 @@ def is_shareable(stem: object) -> bool:
     modules = list(stem.modules()) if isinstance(stem, nn.Module) else []
     quantized = any(isinstance(m, QuantizedLayer) for m in modules)
     return not quantized and not any(isinstance(m, SwitchableNorm) and len(m.sets) for m in modules)
-
-
-def _teacher_probabilities(model: nn.Module, body: nn.Module, features: Tensor) -> Tensor:
-    """Class probabilities at full precision, (batch, classes), where the step itself does not visit FP."""
-    setting_of(model).track_running = False
-    with torch.no_grad(), at(model, FP):
-        return body(features.detach()).softmax(1)

@@ -38,7 +38,7 @@ class Recipe:
     seed: int = 0
     bits: tuple[str, ...] = ()  # the pairs of a method that lists them: one for qat
     m: int = 4  # pairs a step of a method that samples them
-    teacher: str = "fp"
+    teacher: str = ""  # of quantized pairs: fp, start or labels; by default the method's own
     quantizer: str = "dorefa"  # for a model that is not quantized yet
 
     def __post_init__(self) -> None:
@@ -53,7 +53,8 @@ class Recipe:
         if unknown := set(options) - set(self.__dataclass_fields__):
             raise TypeError(f"no option {sorted(unknown)}; known: {', '.join(self.__dataclass_fields__)}")
         if "bits" in options:
-            options["bits"] = tuple(map(str, parse_all(options["bits"])))
+            pairs = parse_all(options["bits"]) if options["bits"] else []
+            options["bits"] = tuple(str(pair) for pair in pairs)
         return replace(self, **options)
 
 
@@ -68,6 +69,7 @@ class Method:
     sampler: Callable[[nn.Module, Recipe], Sampler]
     learner: Callable[[Recipe], Learner]
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
+    trains: bool = True  # beyond full precision
     norm_stats: str = "batch"  # the policy it is meant to be evaluated under
 
 
@@ -97,7 +99,12 @@ def _full_precision(model: nn.Module, recipe: Recipe) -> Sampler:
 
 
 def _supervised(recipe: Recipe) -> Learner:
-    return Supervised(recipe.teacher)
+    return Supervised(recipe.teacher or "fp")
+
+
+def _dedicated(recipe: Recipe) -> Learner:
+    """A run that never trains FP cannot learn from its own FP: it learns from the network that it started from."""
+    return Supervised(recipe.teacher or "start")
 
 
 def _least_squares(model: nn.Module, data: Data) -> None:
@@ -105,10 +112,10 @@ def _least_squares(model: nn.Module, data: Data) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "fp": Method("full precision", _full_precision, _supervised, norm_stats="running"),
-    "ptq_naive": Method("FP + PTQ naive", _full_precision, _supervised, norm_stats="recalibrated"),
-    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, _supervised, _least_squares, "recalibrated"),
-    "qat": Method("QAT", _one_pair, _supervised),
+    "fp": Method("full precision", _full_precision, _supervised, trains=False, norm_stats="running"),
+    "ptq_naive": Method("FP + PTQ naive", _full_precision, _supervised, trains=False, norm_stats="recalibrated"),
+    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, _supervised, _least_squares, False, "recalibrated"),
+    "qat": Method("QAT", _one_pair, _dedicated),
     "mebqat": Method("MEBQAT", _sampled, _supervised),
 }
 

@@ -69,15 +69,11 @@ class DigitNet(StemAndBody):
         super().__init__()
         a, b, c, d = widths
         self.stem = _conv(in_channels, a)
-        self.body = nn.Sequential(
-            _conv(a, b, pool=True), _conv(b, c), _conv(c, d), GlobalMean(), nn.Linear(d, classes)
-        )
+        self.body = nn.Sequential(_conv(a, b, pool=True), _conv(b, c), _conv(c, d), GlobalMean(), nn.Linear(d, classes))
 
 
 @architecture
-def digit_net(
-    widths: Sequence[int] = (16, 32, 32, 32), classes: int = 10, in_channels: int = 1
-) -> nn.Module:
+def digit_net(widths: Sequence[int] = (16, 32, 32, 32), classes: int = 10, in_channels: int = 1) -> nn.Module:
     """The small net for 8 x 8 digits, 23,000 parameters; widths 8-16-16-16 leave more headroom to see."""
     if len(widths) != 4:
         raise ValueError(f"digit_net has four convolutions; got widths {tuple(widths)}")
@@ -91,16 +87,14 @@ class Conv4(StemAndBody):
         super().__init__()
         self.stem = _conv(in_channels, channels, pool=True)
         blocks: list[nn.Module] = [_conv(channels, channels, pool=True) for _ in range(3)]
-        head = [nn.Flatten()]  # (batch, channels * side * side)
+        head: list[nn.Module] = [nn.Flatten()]  # (batch, channels * side * side)
         if classes is not None:
             head.append(nn.Linear(channels * (image_size // 16) ** 2, classes))
         self.body = nn.Sequential(*blocks, *head)
 
 
 @architecture
-def conv4(
-    channels: int = 64, in_channels: int = 1, image_size: int = 28, classes: int | None = None
-) -> nn.Module:
+def conv4(channels: int = 64, in_channels: int = 1, image_size: int = 28, classes: int | None = None) -> nn.Module:
     """The few-shot network of MAML (with ``classes``) and of prototypical networks (without: an embedding)."""
     return Conv4(channels, in_channels, image_size, classes)
 
@@ -162,9 +156,7 @@ class PreActResNet(StemAndBody):
             for block in range(blocks):
                 c_in = channels[stage] if block == 0 else channels[stage + 1]
                 stages.append(PreActBlock(c_in, channels[stage + 1], 2 if stage and not block else 1))
-        self.body = nn.Sequential(
-            *stages, nn.BatchNorm2d(channels[3]), GlobalMean(), nn.Linear(channels[3], classes)
-        )
+        self.body = nn.Sequential(*stages, nn.BatchNorm2d(channels[3]), GlobalMean(), nn.Linear(channels[3], classes))
 
 
 @architecture
@@ -190,4 +182,4 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """Lay weights out channels-last, 1.3 to 1.7 times faster for these networks on a CPU."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)

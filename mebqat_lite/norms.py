@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from mebqat_lite.bits import FP, BitsLike, parse_all
+from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
 from mebqat_lite.convert import MapOrBits, at, norm_layers, setting_of
 from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
 from mebqat_lite.tensors import Images, image_batches, place
@@ -22,7 +23,7 @@ def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[Bit
         bits: a pair, several (``"W2A2,FP"`` or a list), or one per-layer map.
     """
     setting_of(model)
-    settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))  # type: ignore[arg-type]
+    settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))
     device, dtype = place(model)
     mode = model.training
     model.eval()
@@ -39,11 +40,11 @@ def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[Bit
     return model
 
 
-def _pairs(bits: BitsLike | Iterable[BitsLike]) -> list:
+def _pairs(bits: Any) -> list[Bits]:
     """One pair or several, parsed."""
     if isinstance(bits, (tuple, list)) and len(bits) == 2 and all(isinstance(b, int) for b in bits):
         return parse_all([bits])
-    return parse_all(bits if isinstance(bits, (str, list, tuple)) else [bits])  # type: ignore[list-item]
+    return parse_all(bits if isinstance(bits, (str, list, tuple)) else [bits])
 
 
 def is_recalibrated(model: nn.Module, key: str) -> bool:

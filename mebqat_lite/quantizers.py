@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from mebqat_lite.bits import FULL, WIDTHS
 
-Params = Mapping[str, Tensor]
+Params = Mapping[str, Tensor] | nn.ParameterDict
 TINY = 1e-8  # steps and clips never fall below it
 
 
@@ -104,9 +104,7 @@ class _StepClip(Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool) -> Tensor:
         out = x.div(step).clamp_(low, high).round_().mul_(step)
         ctx.save_for_backward(x, step, out)
         ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, inside
@@ -143,9 +141,7 @@ def unit_activation(x: Tensor, bits: int) -> Tensor:
     return _UnitClip.apply(x, bits)
 
 
-def step_clip(
-    x: Tensor, step: Tensor, low: int, high: int, grad_scale: float = 1.0, inside: bool = True
-) -> Tensor:
+def step_clip(x: Tensor, step: Tensor, low: int, high: int, grad_scale: float = 1.0, inside: bool = True) -> Tensor:
     """step clip(round(x / step), low, high) with a learnable scalar ``step`` (LSQ, Esser et al., 2020, eq. 1-3).
 
     ``inside=False`` drops the gradient of the step inside the clip, which is PACT's.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from mebqat_lite.bits import FULL
-from mebqat_lite.convert import setting_of
+from mebqat_lite.convert import plan_of, setting_of
 from mebqat_lite.layers import QuantizedLayer
 from mebqat_lite.quantizers import Site
 
@@ -17,18 +17,29 @@ def summary(model: nn.Module) -> str:
 
     Bytes are what the layer's weights take when packed at the bits in force (a bias counts 4 bytes a value).
     """
-    setting = setting_of(model)
-    rows = [_row(model.get_submodule(site.name), site) for site in model.plan.sites]  # type: ignore[union-attr]
-    for name, reason in model.plan.skipped.items():  # type: ignore[union-attr]
-        layer = model.get_submodule(name)
-        rows.append((name, type(layer).__name__, "FP", "FP", "", _bytes(layer, FULL), f"float: {reason}"))
-    total = sum(int(row[5]) for row in rows)
-    quantized = sum(site.role == "body" for site in model.plan.sites)  # type: ignore[union-attr]
+    setting, rows = setting_of(model), _rows(model)
+    total = packed_bytes(model)
+    quantized = sum(site.role == "body" for site in plan_of(model).sites)
     lines = _table([HEADER, *((*row[:5], f"{row[5]:,}", row[6]) for row in rows)])
     lines.append(f"{quantized} of {len(rows)} layers quantized; {total:,} bytes at {setting.key}")
     if not quantized:
         lines.append("WARNING: nothing was quantized; every bitwidth gives the float model")
     return "\n".join(lines)
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of all layers when their weights are packed at the bits in force: the total of `summary`."""
+    return sum(row[5] for row in _rows(model))
+
+
+def _rows(model: nn.Module) -> list[tuple[str, str, str, str, str, int, str]]:
+    """A row per layer, quantized ones first."""
+    plan = plan_of(model)
+    rows = [_row(model.get_submodule(site.name), site) for site in plan.sites]
+    for name, reason in plan.skipped.items():
+        layer = model.get_submodule(name)
+        rows.append((name, type(layer).__name__, "FP", "FP", "", _bytes(layer, FULL), f"float: {reason}"))
+    return rows
 
 
 def _row(layer: nn.Module, site: Site) -> tuple[str, str, str, str, str, int, str]:
@@ -60,7 +71,7 @@ def _sign(site: Site) -> str:
 
 def _bytes(layer: nn.Module, bits: int) -> int:
     bias = getattr(layer, "bias", None)
-    return -(-layer.weight.numel() * bits // 8) + (0 if bias is None else 4 * bias.numel())  # type: ignore[operator, union-attr]
+    return -(-layer.get_parameter("weight").numel() * bits // 8) + (0 if bias is None else 4 * bias.numel())
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite import checkpoint, methods
 from mebqat_lite.bits import Bits
-from mebqat_lite.convert import NotQuantizedError, quantize, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.convert import NotQuantizedError, plan_of, quantize, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import CALIBRATION, Recipe
@@ -81,6 +81,8 @@ def fit(
         loop.step()
         if path is not None and loop.run.costs.steps % save_every == 0:
             loop.save()
+    if path is not None and len(steps):
+        loop.save()
     loop.close()
     model.eval()
     chosen.finish(model, data)
@@ -101,15 +103,14 @@ class Loop:
         self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.gradients = GradientMean(self.parameters.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
         self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
         torch.manual_seed(recipe.seed)  # dropout
+        self.learner.begin(model)
         if path is not None and Path(path).exists():
             self.load()
-        self.counter = _count_forwards(model, self.run.costs)
+        self.counters = [_count_forwards(net, self.run.costs) for net in (model, self.learner.frozen) if net]
 
     def step(self) -> None:
         """One step: the losses of all tasks at their pairs, the mean gradient, one update."""
@@ -156,9 +157,10 @@ class Loop:
         """Write everything that the rest of the run depends on."""
         assert self.path is not None
         tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
-        names = {p: name for name, p in self.parameters.items()}
-        for parameter, state in self.optimizer.state.items():
-            tensors |= {f"optimizer/{names[parameter]}/{key}": t for key, t in state.items()}
+        if self.learner.frozen is not None:
+            tensors |= {f"teacher/{name}": t for name, t in self.learner.frozen.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"optimizer/{name}/{key}": t for key, t in self.optimizer.state[parameter].items()}
         tensors |= {"random/cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors |= {"random/cuda": torch.cuda.get_rng_state()}
@@ -177,22 +179,33 @@ class Loop:
                 "give another path, or delete it to start again"
             )
         checkpoint.load_tensors(self.model, _part(tensors, "model/"), name)
-        for key, value in _part(tensors, "optimizer/").items():
-            owner, _, slot = key.rpartition("/")
-            parameter = self.parameters[owner]
-            like = torch.empty_like(parameter if value.dim() else value)  # keeps the memory layout
-            self.optimizer.state[parameter][slot] = like.copy_(value)
+        if self.learner.frozen is not None:
+            checkpoint.load_tensors(self.learner.frozen, _part(tensors, "teacher/"), name)
+        self.load_optimizer(_part(tensors, "optimizer/"))
         torch.set_rng_state(tensors["random/cpu"])
         if "random/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random/cuda"])
         self.sampler.load_state_dict(meta["sampler"])
         run = meta["run"]
-        self.run.costs, self.run.losses, self.run.seconds = Costs(**run["costs"]), run["losses"], run["seconds"]
+        self.run.costs, self.run.losses, self.run.seconds = (
+            Costs(**run["costs"]),
+            run["losses"],
+            run["seconds"],
+        )
+
+    def load_optimizer(self, slots: dict[str, Tensor]) -> None:
+        """Put back the moments, ``<parameter>/<slot>``, in the memory layout of their parameters."""
+        for key, value in slots.items():
+            owner, _, slot = key.rpartition("/")
+            parameter = self.parameters[owner]
+            like = torch.empty_like(parameter if value.shape == parameter.shape and value.dim() else value)
+            self.optimizer.state[parameter][slot] = like.copy_(value)
 
     def close(self) -> None:
         """Remove the hooks."""
         self.gradients.close()
-        self.counter.remove()
+        for counter in self.counters:
+            counter.remove()
 
 
 class GradientMean:
@@ -241,7 +254,7 @@ def _count_forwards(model: nn.Module, costs: Costs) -> torch.utils.hooks.Removab
     def count(*_: object) -> None:
         costs.forwards += 1
 
-    last = model.plan.sites[-1].name  # type: ignore[union-attr]
+    last = plan_of(model).sites[-1].name
     return model.get_submodule(last).register_forward_hook(count)
 
 
@@ -258,3 +271,28 @@ def _difference(there: Recipe, here: Recipe) -> str:
     """In which options two recipes differ."""
     pairs = ((f.name, getattr(there, f.name), getattr(here, f.name)) for f in dataclasses.fields(Recipe))
     return ", ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new) or "same recipe"
+
+
+def fit_warm(
+    model: nn.Module,
+    data: Data,
+    method: str,
+    recipe: Recipe | None = None,
+    warm_steps: int = 300,
+    *,
+    path: str | Path | None = None,
+    **options: Any,
+) -> Run:
+    """`fit` from a full-precision start: ``warm_steps`` of ``fp`` first, then learned steps are set anew.
+
+    The costs of both parts are counted. ``path`` names the checkpoint of the second; ``<path>.fp`` is the first's.
+    """
+    recipe = recipe or Recipe()
+    if not warm_steps:
+        return fit(model, data, method, recipe, path=path, **options)
+    start_path = None if path is None else Path(f"{path}.fp")
+    start = fit(model, data, "fp", recipe, path=start_path, **{**options, "steps": warm_steps, "bits": ()})
+    quantize(model, recipe.quantizer, sample=data.train.images[:CALIBRATION])
+    run = fit(model, data, method, recipe, path=path, **options)
+    run.costs, run.seconds = start.costs + run.costs, start.seconds + run.seconds
+    return run

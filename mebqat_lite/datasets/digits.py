@@ -20,11 +20,9 @@ def digits(seed: int = 0) -> Data:
 
     raw = load_digits()
     labels = raw.target.astype(np.int64)
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST, random_state=seed, stratify=labels
-    )
+    rest, test = train_test_split(np.arange(len(labels)), test_size=TEST, random_state=seed, stratify=labels)
     train, val = train_test_split(rest, test_size=VALIDATION, random_state=seed, stratify=labels[rest])
     images = torch.from_numpy(raw.images.astype(np.float32) / 16)[:, None]  # (1797, 1, 8, 8)
     whole = Split(images, torch.from_numpy(labels))
-    parts = (whole.take(torch.from_numpy(index)) for index in (train, val, test))
-    return Data("digits", *parts, classes=tuple("0123456789"))
+    first, second, third = (whole.take(torch.from_numpy(index)) for index in (train, val, test))
+    return Data("digits", first, second, third, tuple("0123456789"))

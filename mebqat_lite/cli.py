@@ -1,0 +1,187 @@
+"""The command line: demo, train, evaluate, compare, doctor, test."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; an expected error is one line on standard error and exit status 2."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
+        if arguments.traceback:
+            raise
+        print(f"mebqat-lite: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mebqat-lite: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mebqat-lite", description=__doc__)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("demo", help="the main job: table, costs and figure in under two minutes")
+    command.add_argument("--seeds", type=int, default=3)
+    command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
+    command.add_argument("--out", type=Path, help="folder for demo.json and demo.png; default: results")
+    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy seed 0's models to FOLDER")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser("train", help="train one model with one method and save it")
+    _add_training(command)
+    command.add_argument("--method", default="mebqat")
+    command.add_argument("--bits", help="the pair of qat, as W2A2")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, help="file of the model; default: results/<method>.safetensors")
+    command.set_defaults(run=_train)
+
+    command = commands.add_parser("evaluate", help="accuracy of a saved model at many bitwidths")
+    command.add_argument("--checkpoint", type=Path, required=True)
+    command.add_argument("--data", default="digits")
+    command.add_argument("--seed", type=int, default=0, help="the split: use that of the training")
+    command.add_argument("--part", default="test", choices=("train", "val", "test"))
+    command.add_argument("--bits", help="as W2A2,W4A4,FP; default: all candidates")
+    command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated"))
+    command.add_argument("--json", type=Path, help="also write the results here")
+    command.set_defaults(run=_evaluate)
+
+    command = commands.add_parser("compare", help="several methods on several seeds under equal conditions")
+    _add_training(command)
+    command.add_argument("--methods", default="ptq_naive,ptq_mse,qat,mebqat")
+    command.add_argument("--bits", default="W1A1,W2A2,W4A4", help="the pairs that qat is trained for")
+    command.add_argument("--pairs", default="W1A1,W2A2,W3A3,W4A4,W8A8,FP", help="the pairs to measure")
+    command.add_argument("--seeds", type=int, default=3)
+    command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
+    command.add_argument("--out", type=Path, help="folder; default: results/compare")
+    command.set_defaults(run=_compare)
+
+    command = commands.add_parser("doctor", help="check this installation, with a cure for what fails")
+    command.set_defaults(run=_doctor)
+    command = commands.add_parser("test", help="all that CI runs (from a checkout)")
+    command.add_argument("rest", nargs=argparse.REMAINDER, help="stages and pytest options")
+    command.set_defaults(run=_test)
+    return parser
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    """Options of everything that trains; those that are not given keep the recipe's value."""
+    command.add_argument("--data", default="digits")
+    command.add_argument("--model", default="digit_net")
+    command.add_argument("--quantizer", default="dorefa")
+    command.add_argument("--steps", type=int, help="of the method")
+    command.add_argument("--warm-steps", type=int, default=300, help="full-precision steps before; 0: none")
+    command.add_argument("--batch-size", type=int)
+    command.add_argument("--lr", type=float)
+    command.add_argument("--m", type=int, help="pairs a step of a method that samples them")
+    command.add_argument("--teacher", help="of quantized pairs: fp, start or labels")
+
+
+def _recipe(arguments: argparse.Namespace) -> Any:
+    from mebqat_lite.methods import Recipe
+
+    names = ("steps", "batch_size", "lr", "m", "teacher", "quantizer")
+    given = {name: getattr(arguments, name) for name in names}
+    return Recipe().with_options(**{name: value for name, value in given.items() if value is not None})
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import demo
+    from mebqat_lite.paths import results
+
+    folder = arguments.out or results()
+    demo.run(_at_least_one(arguments.seeds), arguments.jobs, folder)
+    if arguments.ship:
+        print("Shipped:", ", ".join(demo.ship(folder / "demo", arguments.ship)))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from mebqat_lite import checkpoint, datasets, models
+    from mebqat_lite.paths import results
+    from mebqat_lite.train import fit_warm
+
+    data, recipe = datasets.load(arguments.data, arguments.seed), _recipe(arguments)
+    if arguments.bits:
+        recipe = recipe.with_options(bits=arguments.bits)
+    out = arguments.out or results() / f"{arguments.method}.safetensors"
+    torch.manual_seed(arguments.seed)
+    model = models.build(arguments.model)
+    state = out.with_suffix(".training")
+    run = fit_warm(model, data, arguments.method, recipe, arguments.warm_steps, seed=arguments.seed, path=state)
+    checkpoint.save_model(model, out, data=arguments.data, seed=arguments.seed, method=arguments.method)
+    print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
+    print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import datasets
+    from mebqat_lite.checkpoint import load_model
+    from mebqat_lite.evaluate import grid
+    from mebqat_lite.results import write_json
+
+    model, _ = load_model(arguments.checkpoint)
+    data = datasets.load(arguments.data, arguments.seed)
+    calibration = data.train.images if arguments.norm == "recalibrated" else None
+    part = getattr(data, arguments.part)
+    frame = grid(model, part, arguments.bits, norm_stats=arguments.norm, calibration=calibration)
+    print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
+    print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
+    if arguments.json:
+        cells = frame[["mean", "ci95", "n"]].to_dict("index")
+        accuracy = {arguments.checkpoint.stem: cells}
+        write_json(arguments.json, {"accuracy": accuracy, "norm_stats": arguments.norm})
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mebqat_lite.bits import parse_all
+    from mebqat_lite.compare import Plan, compare
+    from mebqat_lite.methods import METHODS
+    from mebqat_lite.paths import results
+    from mebqat_lite.results import table, write_json
+
+    folder = arguments.out or results() / "compare"
+    plan = Plan(arguments.data, arguments.model, (), _recipe(arguments), arguments.warm_steps)
+    names, pairs = arguments.methods.split(","), [str(b) for b in parse_all(arguments.pairs)]
+    listed = [str(b) for b in parse_all(arguments.bits)]
+    seeds = _at_least_one(arguments.seeds)
+    outcome = compare(plan, names, pairs=pairs, listed=listed, seeds=seeds, folder=folder, workers=arguments.jobs)
+    write_json(folder / "compare.json", outcome)
+    print(table(outcome["accuracy"], pairs, {name: METHODS[name].title for name in names}))
+    print(f"test accuracy (%), {seeds} seeds; norm statistics {plan.norm_stats}; {folder / 'compare.json'}")
+    return 0
+
+
+def _at_least_one(seeds: int) -> int:
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    return seeds
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import doctor
+
+    return doctor.main()
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import selftest
+
+    return selftest.main(arguments.rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The main job: one network at every bitwidth, beside post-training quantization and dedicated QAT."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mebqat_lite import datasets, models, plots
+from mebqat_lite.bits import Listed, candidates
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.compare import PAIRS, Plan, compare
+from mebqat_lite.costs import saving, stored_bytes
+from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.paths import results
+from mebqat_lite.results import table, write_json
+from mebqat_lite.train import Loop
+
+NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
+LISTED = ("W1A1", "W2A2", "W4A4")
+TITLES = {name: METHODS[name].title for name in NAMES}
+
+
+def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, progress: bool = True) -> dict:
+    """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
+    folder = results() if folder is None else folder
+    saved = folder / "demo"
+    outcome = compare(Plan(), NAMES, seeds=seeds, listed=LISTED, folder=saved, workers=workers, progress=progress)
+    outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
+    figure = plots.accuracy_curves(
+        outcome["accuracy"],
+        PAIRS,
+        TITLES,
+        f"One network at every bitwidth: digits, {seeds} seeds, test images",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "demo.png", dpi=150)
+    write_json(folder / "demo.json", outcome)
+    print(report(outcome, seeds, folder))
+    return outcome
+
+
+def count(checkpoint: Path) -> dict[str, int]:
+    """Bytes of the one model, of a float model, and back-propagations a step, each counted by running it."""
+    model, _ = load_model(checkpoint)
+    data = datasets.digits()
+    steps = {}
+    for name in ("mebqat", "all"):
+        loop = Loop(model, data.train, "mebqat", Recipe())
+        if name == "all":
+            loop.sampler = Listed(candidates())
+        loop.step()
+        loop.close()
+        steps[name] = loop.run.costs.backprops
+    everywhere = stored_bytes(model, statistics=True)
+    return {
+        "model_bytes": stored_bytes(model, statistics=False),
+        "float_bytes": stored_bytes(models.digit_net()),
+        "statistics_bytes": everywhere - stored_bytes(model, statistics=False),
+        "pairs": len(candidates()),
+        "step_backprops": steps["mebqat"],
+        "all_pairs_step_backprops": steps["all"],
+    }
+
+
+def report(outcome: dict[str, Any], seeds: int, folder: Path) -> str:
+    """The text of the demo: table, paired difference, the two counted costs, what to open next."""
+    counted, costs = outcome["counted"], outcome["costs"]
+    dedicated = counted["pairs"] * counted["float_bytes"]
+    storage = saving(counted["model_bytes"], dedicated)
+    steps = saving(counted["step_backprops"], counted["all_pairs_step_backprops"])
+    gaps = outcome["paired"]["test"]
+    lines = [
+        "",
+        f"Test accuracy in percent, mean ± 95 % interval over {seeds} seeds, each with its own split;",
+        f"every method from the same FP network, batch-norm statistics {outcome['norm_stats']} on training images",
+        "",
+        table(outcome["accuracy"], PAIRS, TITLES),
+        "",
+        "MEBQAT - QAT at equal steps, paired by seed: " + _gaps(gaps),
+        "",
+        f"Storage           one model {counted['model_bytes']:,} bytes; {counted['pairs']} dedicated FP32 models",
+        f"                  {dedicated:,} bytes: {storage:.1f} % less",
+        f"Back-propagations {counted['step_backprops']} a step; visiting all {counted['pairs']} pairs a step takes",
+        f"                  {counted['all_pairs_step_backprops']}: {steps:.1f} % less",
+        f"But: QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} in all, MEBQAT"
+        f" {costs['mebqat']['backprops']:,}. One network pays when you deliver many pairs.",
+        "",
+        f"{outcome['seconds']:.0f} s. Written: {_short(folder / 'demo.json')}, {_short(folder / 'demo.png')}",
+        "Next: `make lab` opens notebooks/00_start_here.ipynb, where you move the bits yourself.",
+    ]
+    return "\n".join(lines)
+
+
+def _gaps(gaps: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{bits} {gap['mean']:+.1f} ±{gap['ci95']:.1f}" for bits, gap in gaps.items())
+
+
+def _short(path: Path) -> str:
+    """A path relative to where the user is, if it is below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def ship(saved: Path, target: Path) -> list[str]:
+    """Copy the first seed's models to ``target`` as ``digits-<method>.safetensors``; returns their names."""
+    target.mkdir(parents=True, exist_ok=True)
+    names = []
+    for path in sorted(saved.glob("*-seed0.safetensors")):
+        name = f"digits-{path.name.removesuffix('-seed0.safetensors')}.safetensors"
+        shutil.copyfile(path, target / name)
+        names.append(name)
+    return names

@@ -1,0 +1,150 @@
+"""Exercises that check themselves: show one, ``check(your_function)``, ``hint()``, ``solution()``.
+
+A grader never reads code. It runs the learner's function on fresh random input, against properties and a
+reference written another way, and raises a `Mistake` whose message names what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Mistake(Exception):
+    """What a grader found: the message names the mistake and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a check; true if the answer is right. It is printed already, so a cell shows no more."""
+
+    name: str
+    status: str  # "OK", "not attempted" or "try again"
+    line: str = field(repr=False)  # as printed
+    seed: int = field(repr=False)  # check(function, seed=...) repeats the same input
+
+    def __bool__(self) -> bool:
+        return self.status == "OK"
+
+    def _ipython_display_(self) -> None: ...
+
+
+class _Student:
+    """A learner's function, run on copies of the grader's input. What goes wrong inside becomes a Mistake."""
+
+    def __init__(self, function: Callable[..., Any], names: Iterable[str]) -> None:
+        self.function, self.names, self.calls = function, list(names), 0
+
+    def __call__(self, *args: Any) -> Any:
+        copies = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+        self.calls += 1
+        try:
+            value = self.function(*copies)
+        except Exception as error:
+            raise self._explain(error) from None
+        if value is None or value is Ellipsis or value is NotImplemented:
+            kind = NotImplementedError if self.calls == 1 else Mistake  # the former: not attempted
+            raise kind(f"it returns {value}. If you have written it: does every branch end with return?")
+        for name, arg, copy in zip(self.names, args, copies, strict=False):
+            if isinstance(arg, Tensor) and not (arg.dtype == copy.dtype and torch.equal(arg, copy)):
+                raise Mistake(f"it changes its input {name} in place: make a new tensor instead")
+        return value
+
+    def _explain(self, error: Exception) -> Exception:
+        """Type and message of the error and the line of the learner's function, without a traceback."""
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        text = place = ""
+        for frame in traceback.extract_tb(error.__traceback__):
+            if code and (frame.filename, frame.name) == (code.co_filename, code.co_name):
+                text, line = frame.line or "", (frame.lineno or 0) - code.co_firstlineno + 1
+                place = f", in line {line} of your function: {text}"
+        if isinstance(error, NotImplementedError) and self.calls == 1 and (not text or "raise" in text):
+            return NotImplementedError("it raises NotImplementedError.")
+        return Mistake(f"it stops with {type(error).__name__}: {str(error).strip()[:200]}{place}")
+
+
+class Exercise:
+    """A question with hints, a solution and a grader; ``difficulty`` is 1 to 3, ``minutes`` typical."""
+
+    def __init__(
+        self, name: str, title: str, difficulty: int, minutes: int, question: str, hints: Sequence[str],
+        solution: Callable[..., Any], grade: Callable[[Callable[..., Any], torch.Generator], None],
+    ) -> None:  # fmt: skip
+        self.name, self.title, self.minutes, self.hints = name, title, minutes, tuple(hints)
+        self.dots = "●" * difficulty + "○" * (3 - difficulty)
+        self.question, self.reference, self.grade = inspect.cleandoc(question), solution, grade
+
+    def check(self, function: Any = None, seed: int | None = None) -> Result:
+        """Run ``function`` on fresh random input and print one line; ``seed`` repeats an earlier check."""
+        seed = secrets.randbelow(1_000_000) if seed is None else seed
+        status, message = "OK", "right on every input that was tried"
+        try:
+            if function is None or function is Ellipsis:
+                raise NotImplementedError(f"write {self.name}, then run this again")
+            if not callable(function):
+                raise Mistake(f"give the function itself, not what it returns: check({self.name})")
+            student = _Student(function, inspect.signature(self.reference).parameters)
+            self.grade(student, torch.Generator().manual_seed(seed))
+        except NotImplementedError as found:
+            status, message = "not attempted", str(found)
+        except Mistake as found:
+            status, message = "try again", f"{found} (seed {seed})"
+        print(line := " ".join(f"[{status}] {self.name}: {message}".split()))
+        return Result(self.name, status, line, seed)
+
+    def hint(self, n: int = 1) -> None:
+        """Print the ``n``-th hint; the first says least."""
+        count = len(self.hints)
+        known = f"{self.name} has {count} hints: hint(1) to hint({count})"
+        print(f"Hint {n} of {count}: {self.hints[n - 1]}" if 1 <= n <= count else known)
+
+    def solution(self) -> None:
+        """Print the source of one right answer, a function ``_name`` of the lesson, as ``name``."""
+        print(inspect.getsource(self.reference).replace("def _", "def ", 1), end="")
+
+    def __repr__(self) -> str:
+        return f"Exercise({self.name}: {self.title}, {self.dots}, {self.minutes} minutes)"
+
+    def _repr_markdown_(self) -> str:
+        return f"**Exercise {self.title}** · {self.dots} · {self.minutes} minutes\n\n{self.question}"
+
+
+def checked(value: Any, like: Tensor | float) -> Tensor:
+    """``value`` in float64; a Mistake unless it is finite and of the type, shape and dtype of ``like``."""
+    if not isinstance(like, Tensor):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise Mistake(f"it returns a tensor of {value.numel()} values: return one number")
+        if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+            raise Mistake(f"it returns a {type(value).__name__}: return a number")
+    elif not isinstance(value, Tensor):
+        raise Mistake(f"it returns a {type(value).__name__}: return a tensor")
+    elif value.shape != like.shape:
+        raise Mistake(f"the result has shape {tuple(value.shape)}; it should be {tuple(like.shape)}")
+    elif value.dtype not in (like.dtype, torch.float64):
+        raise Mistake(f"the result has dtype {value.dtype}; it should be {like.dtype}")
+    double = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    if not double.isfinite().all():
+        raise Mistake("it returns NaN or infinity: is something divided by zero?")
+    return double.reshape(like.shape if isinstance(like, Tensor) else ())
+
+
+def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[str, Any]] = ()) -> None:
+    """Pass if ``got`` is ``want``, to 1e-5 of its largest value. Else raise the first of ``mistakes``, (message,
+    its result), whose result ``got`` is; if none, where they differ: ``where`` is the input in words."""
+    got, right = checked(got, want), checked(want, want)
+    tolerance = 1e-5 * float(right.abs().max()) + 1e-12
+    if not (wrong := (got - right).abs() > tolerance).any():
+        return
+    for message, result in mistakes:
+        if bool(((got - result).abs() <= tolerance).all()):
+            raise Mistake(message)
+    count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
+    raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

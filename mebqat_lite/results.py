@@ -1,0 +1,51 @@
+"""Results in one JSON schema, and the table printed from it.
+
+``{"accuracy": {method: {bits: {"mean", "ci95", "n"}}}, "norm_stats", "costs", "seconds"}``; accuracies in percent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mebqat_lite.checkpoint import replace
+
+Cell = dict[str, float]
+Table = Mapping[str, Mapping[str, Cell]]
+
+
+def write_json(path: str | Path, results: Mapping[str, Any]) -> Path:
+    """Write results atomically; NaN (an interval over one value, say) becomes null."""
+    path = Path(path)
+    replace(path, (json.dumps(_plain(results), indent=1) + "\n").encode())
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str]) -> str:
+    """Rows of methods, columns of pairs, ``mean ± half-width``; a dash where nothing was measured."""
+    rows = [["", *pairs]]
+    for method, cells in accuracy.items():
+        rows.append([titles.get(method, method), *(_cell(cells.get(pair)) for pair in pairs)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    first, *rest = zip(*rows, strict=True)
+    columns = [[cell.ljust(widths[0]) for cell in first]]
+    columns += [[cell.rjust(w) for cell in column] for column, w in zip(rest, widths[1:], strict=True)]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None or math.isnan(cell["mean"]):
+        return "-"
+    half = cell["ci95"]
+    return f"{cell['mean']:.1f}" + ("" if half is None or math.isnan(half) else f" ±{half:.1f}")

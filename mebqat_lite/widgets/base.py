@@ -1,0 +1,91 @@
+"""What the widgets share: controls, a picture made of their values, and errors shown in place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+
+import ipywidgets
+
+LOG = logging.getLogger(__name__)
+CARD = "background:#fff;color:#000;padding:4px 8px;max-width:820px;line-height:1.5"
+ALERT = "background:#fff;color:#a00000;border:2px solid #a00000;padding:4px 8px;max-width:820px"
+
+
+class Live(ipywidgets.VBox):
+    """Controls above the picture that ``render`` makes of their values.
+
+    ``render`` is called with a keyword for each control and returns HTML. It runs at every change. The browser
+    holds back all but the latest position of a slider while the kernel is busy, and a change that comes while
+    ``render`` runs is drawn once after it, so no outdated value is drawn. An exception is logged and shown.
+    """
+
+    def __init__(self, controls: Mapping[str, ipywidgets.Widget], render: Callable[..., str]) -> None:
+        self.controls, self.render = dict(controls), render
+        self.picture, self.error = ipywidgets.HTML(), ipywidgets.HTML()
+        self._busy = self._stale = False
+        row = ipywidgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
+        super().__init__([row, self.error, self.picture])
+        self.add_class("mq-widget")
+        for control in self.controls.values():
+            control.observe(self.update, "value")
+
+    def update(self, _change: object = None) -> None:
+        """Draw the picture of the controls' present values."""
+        self._stale = True
+        if self._busy:  # a change from inside render: the loop below comes back to it
+            return
+        self._busy = True
+        try:
+            while self._stale:
+                self._stale = False
+                self._draw()
+        finally:
+            self._busy = False
+
+    def _draw(self) -> None:
+        html = ""
+        with self.showing_errors():
+            html = self.render(**{name: control.value for name, control in self.controls.items()})
+        self.picture.value = html  # after an error nothing: an old picture would not be that of the controls
+
+    @contextlib.contextmanager
+    def showing_errors(self) -> Iterator[None]:
+        """Show an exception of the block in place, with its type, and log it with its traceback."""
+        problem = ""
+        try:
+            yield
+        except Exception as error:
+            LOG.exception("a widget's callback failed")
+            problem = error_box(error)
+        self.error.value = problem
+
+    def in_turns(self, work: Iterator[None]) -> None:
+        """Run the steps of ``work`` between the kernel's messages; all at once where no event loop runs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            with self.showing_errors():
+                for _ in work:
+                    pass
+            return
+        self._task = loop.create_task(self._turns(work))  # held, or it could be collected half-way
+
+    async def _turns(self, work: Iterator[None]) -> None:
+        with self.showing_errors():
+            for _ in work:
+                await asyncio.sleep(0.001)
+
+
+def error_box(error: Exception) -> str:
+    """The type and the words of an exception, for a reader."""
+    words = escape(f"{type(error).__name__}: {error}")
+    return f'<div class="mq-error" role="alert" style="{ALERT}">{words}</div>'
+
+
+def card(*paragraphs: str) -> str:
+    """Paragraphs of HTML on white, legible under a light and a dark theme."""
+    return f'<div style="{CARD}">{"<br>".join(paragraphs)}</div>'
