@@ -9,7 +9,7 @@ with mq.at(model, "W2A4"):
 mq.grid(model, data.test)
 """
 
-from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers
+from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers, results
 from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates
 from mebqat_lite.checkpoint import CheckpointError, load_model, save_model
 from mebqat_lite.convert import NotQuantizedError, at, quantize, restore_float, set_bits, set_norm_stats
@@ -49,6 +49,7 @@ __all__ = [
     "quantizers",
     "recalibrate",
     "restore_float",
+    "results",
     "save_model",
     "set_bits",
     "set_norm_stats",

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
     command.add_argument("--out", type=Path, help="folder for demo.json and demo.png; default: results")
-    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy seed 0's models to FOLDER")
+    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy results and seed 0's models to FOLDER")
     command.set_defaults(run=_demo)
 
     command = commands.add_parser("train", help="train one model with one method and save it")
@@ -101,7 +101,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     folder = arguments.out or results()
     demo.run(_at_least_one(arguments.seeds), arguments.jobs, folder)
     if arguments.ship:
-        print("Shipped:", ", ".join(demo.ship(folder / "demo", arguments.ship)))
+        print("Shipped:", ", ".join(demo.ship(folder, arguments.ship)))
     return 0
 
 
@@ -130,7 +130,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite import datasets
     from mebqat_lite.checkpoint import load_model
     from mebqat_lite.evaluate import grid
-    from mebqat_lite.results import write_json
+    from mebqat_lite.results import cells, write_json
 
     model, _ = load_model(arguments.checkpoint)
     data = datasets.load(arguments.data, arguments.seed)
@@ -140,8 +140,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
     print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
     if arguments.json:
-        cells = frame[["mean", "ci95", "n"]].to_dict("index")
-        accuracy = {arguments.checkpoint.stem: cells}
+        accuracy = {arguments.checkpoint.stem: cells(frame)}
         write_json(arguments.json, {"accuracy": accuracy, "norm_stats": arguments.norm})
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mebqat_lite.checkpoint import load_model
 from mebqat_lite.compare import PAIRS, Plan, compare
 from mebqat_lite.costs import saving, stored_bytes
 from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.norms import recalibrate
 from mebqat_lite.paths import results
 from mebqat_lite.results import table, write_json
 from mebqat_lite.train import Loop
@@ -26,6 +28,7 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
     folder = results() if folder is None else folder
     saved = folder / "demo"
     outcome = compare(Plan(), NAMES, seeds=seeds, listed=LISTED, folder=saved, workers=workers, progress=progress)
+    outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
     figure = plots.accuracy_curves(
         outcome["accuracy"],
@@ -36,7 +39,7 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "demo.png", dpi=150)
     write_json(folder / "demo.json", outcome)
-    print(report(outcome, seeds, folder))
+    print(report(outcome, folder))
     return outcome
 
 
@@ -52,6 +55,7 @@ def count(checkpoint: Path) -> dict[str, int]:
         loop.step()
         loop.close()
         steps[name] = loop.run.costs.backprops
+    recalibrate(model, data.train.images, candidates())
     everywhere = stored_bytes(model, statistics=True)
     return {
         "model_bytes": stored_bytes(model, statistics=False),
@@ -63,33 +67,42 @@ def count(checkpoint: Path) -> dict[str, int]:
     }
 
 
-def report(outcome: dict[str, Any], seeds: int, folder: Path) -> str:
-    """The text of the demo: table, paired difference, the two counted costs, what to open next."""
-    counted, costs = outcome["counted"], outcome["costs"]
+def report(outcome: dict[str, Any], folder: Path) -> str:
+    """The text of the demo: what was found, where it is written, what to open next."""
+    return "\n".join(
+        [
+            "",
+            findings(outcome),
+            "",
+            f"{outcome['seconds']:.0f} s. Written: {_short(folder / 'demo.json')}, {_short(folder / 'demo.png')}",
+            "Next: `make lab` opens notebooks/00_start_here.ipynb, where you move the bits yourself.",
+        ]
+    )
+
+
+def findings(outcome: dict[str, Any]) -> str:
+    """Table, paired differences and the counted costs."""
+    counted, costs, seeds = outcome["counted"], outcome["costs"], outcome["seeds"]
     dedicated = counted["pairs"] * counted["float_bytes"]
     storage = saving(counted["model_bytes"], dedicated)
     steps = saving(counted["step_backprops"], counted["all_pairs_step_backprops"])
-    gaps = outcome["paired"]["test"]
-    lines = [
-        "",
-        f"Test accuracy in percent, mean ± 95 % interval over {seeds} seeds, each with its own split;",
-        f"every method from the same FP network, batch-norm statistics {outcome['norm_stats']} on training images",
-        "",
-        table(outcome["accuracy"], PAIRS, TITLES),
-        "",
-        "MEBQAT - QAT at equal steps, paired by seed: " + _gaps(gaps),
-        "",
-        f"Storage           one model {counted['model_bytes']:,} bytes; {counted['pairs']} dedicated FP32 models",
-        f"                  {dedicated:,} bytes: {storage:.1f} % less",
-        f"Back-propagations {counted['step_backprops']} a step; visiting all {counted['pairs']} pairs a step takes",
-        f"                  {counted['all_pairs_step_backprops']}: {steps:.1f} % less",
-        f"But: QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} in all, MEBQAT"
-        f" {costs['mebqat']['backprops']:,}. One network pays when you deliver many pairs.",
-        "",
-        f"{outcome['seconds']:.0f} s. Written: {_short(folder / 'demo.json')}, {_short(folder / 'demo.png')}",
-        "Next: `make lab` opens notebooks/00_start_here.ipynb, where you move the bits yourself.",
-    ]
-    return "\n".join(lines)
+    kept = counted["model_bytes"] + counted["statistics_bytes"]
+    return "\n".join(
+        [
+            f"Digits, test accuracy in percent: mean ± 95 % interval over {seeds} seeds, each with its own split.",
+            f"All start from the same FP network; norm statistics: {outcome['norm_stats']} on training images.",
+            "",
+            table(outcome["accuracy"], PAIRS, TITLES),
+            "",
+            f"MEBQAT - QAT at equal steps, paired: {_gaps(outcome['paired']['test'])}",
+            f"Storage: one model {counted['model_bytes']:,} bytes, {counted['pairs']} FP32 models {dedicated:,}: "
+            f"{storage:.1f} % less ({saving(kept, dedicated):.1f} % with",
+            f"  norm statistics for all {counted['pairs']} pairs). Back-propagations a step: "
+            f"{counted['step_backprops']}, visiting all pairs {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
+            f"But QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
+            f"{costs['mebqat']['backprops']:,}: it pays from {counted['step_backprops'] + 1} delivered pairs on.",
+        ]
+    )
 
 
 def _gaps(gaps: dict[str, dict[str, float]]) -> str:
@@ -104,12 +117,23 @@ def _short(path: Path) -> str:
         return str(path)
 
 
-def ship(saved: Path, target: Path) -> list[str]:
-    """Copy the first seed's models to ``target`` as ``digits-<method>.safetensors``; returns their names."""
-    target.mkdir(parents=True, exist_ok=True)
-    names = []
-    for path in sorted(saved.glob("*-seed0.safetensors")):
+def ship(folder: Path, target: Path) -> list[str]:
+    """Copy a demo's results and the first seed's models to ``target``, as this repository ships them in ``data``."""
+    copies = {folder / name: target / name for name in ("demo.json", "demo.png")}
+    for path in sorted((folder / "demo").glob("*-seed0.safetensors")):
         name = f"digits-{path.name.removesuffix('-seed0.safetensors')}.safetensors"
-        shutil.copyfile(path, target / name)
-        names.append(name)
-    return names
+        copies[path] = target / "checkpoints" / name
+    (target / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for source, copy in copies.items():
+        shutil.copyfile(source, copy)
+    _into_readme(target.parent / "README.md", json.loads((target / "demo.json").read_text()))
+    return [copy.name for copy in copies.values()]
+
+
+def _into_readme(readme: Path, outcome: dict[str, Any]) -> None:
+    """Put the findings between the README's two demo marks."""
+    if readme.exists():
+        start, end = "<!-- demo -->", "<!-- /demo -->"
+        before, rest = readme.read_text().split(start)
+        after = rest.split(end)[1]
+        readme.write_text(f"{before}{start}\n```text\n{findings(outcome)}\n```\n{end}{after}")

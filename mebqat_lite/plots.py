@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,19 @@ from mebqat_lite.results import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
+# Okabe and Ito's palette
 BLACK, ORANGE, SKY, GREEN, BLUE, RED = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
-LOOKS: dict[str, dict[str, Any]] = {  # Okabe and Ito's palette
+PURPLE = "#CC79A7"
+LOOKS: dict[str, dict[str, Any]] = {
     "ptq_naive": {"color": ORANGE, "marker": "v", "linestyle": ":"},
     "ptq_mse": {"color": RED, "marker": "s", "linestyle": "--"},
     "qat": {"color": BLACK, "marker": "D", "linestyle": "none"},
-    "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "qat_w1a1": {"color": GREEN, "marker": "^", "linestyle": "-."},
+    "qat_w2a2": {"color": PURPLE, "marker": "P", "linestyle": (0, (6, 2))},
+    "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
+    "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
 }
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -38,28 +45,103 @@ def style() -> Any:
     return plt.rc_context(STYLE)
 
 
-def accuracy_curves(
-    accuracy: Table,
-    pairs: Sequence[str],
-    titles: Mapping[str, str],
-    title: str = "",
-    low: float | None = None,
-) -> Figure:
+def accuracy_curves(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "") -> Figure:
     """Accuracy in percent over bitwidth pairs, a line or points per method, with intervals."""
     with style():
         figure, axes = plt.subplots(figsize=(7.5, 4.2))
-        for method, row in accuracy.items():
-            _draw(axes, row, pairs, titles.get(method, method), LOOKS.get(method, {}))
+        for index, (method, row) in enumerate(accuracy.items()):
+            shift = 0.06 * (index - (len(accuracy) - 1) / 2)  # so that intervals do not cover each other
+            _draw(axes, row, pairs, shift, titles.get(method, method), LOOKS.get(method, {}))
         axes.set_xticks(range(len(pairs)), pairs)
         axes.set(xlabel="bitwidths of weights and activations", ylabel="accuracy (%)", title=title)
-        axes.set_ylim(low, 101)
+        axes.set_ylim(top=101)
         axes.legend(loc="lower right")
     return figure
 
 
-def _draw(axes: Axes, row: Mapping[str, dict[str, float]], pairs: Sequence[str], label: str, look: dict) -> None:
+def _draw(
+    axes: Axes, row: Mapping[str, dict[str, float]], pairs: Sequence[str], shift: float, label: str, look: dict
+) -> None:
     """One method: means and half-widths at the pairs that it has."""
     places = [i for i, pair in enumerate(pairs) if pair in row]
     means = [row[pairs[i]]["mean"] for i in places]
-    halves = np.nan_to_num([row[pairs[i]]["ci95"] for i in places])
-    axes.errorbar(places, means, yerr=halves, label=label, capsize=3, markersize=6, **look)
+    halves = [row[pairs[i]]["ci95"] for i in places]
+    spread = None if np.isnan(halves).any() else halves
+    axes.errorbar([i + shift for i in places], means, spread, label=label, capsize=3, markersize=6, **look)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook with alternative text, and close it."""
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    width, _ = figure.get_size_inches()
+    display(Image(buffer.getvalue(), format="png", alt=alt, width=int(96 * width)))
+
+
+def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
+    """Grey images, (count, 1, height, width), with a title each; a wrong one is framed and crossed."""
+    with style():
+        figure, axes = plt.subplots(1, len(titles), figsize=(0.85 * len(titles), 1.25), squeeze=False)
+        for i, cell in enumerate(axes[0]):
+            bad = wrong is not None and wrong[i]
+            cell.imshow(images[i, 0], cmap="gray_r", vmin=0, vmax=1)
+            cell.set_title(("✗ " if bad else "") + titles[i], fontsize=10, color=RED if bad else BLACK)
+            cell.set(xticks=[], yticks=[])
+            for side in cell.spines.values():
+                side.set(visible=True, color=RED if bad else "#BBBBBB", linewidth=2 if bad else 0.8)
+    return figure
+
+
+def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
+    """Quantizers as pictures: output over input, one panel each, the identity as a thin line."""
+    with style():
+        figure, axes = plt.subplots(1, len(curves), figsize=(2.7 * len(curves), 2.7), squeeze=False, sharey=True)
+        for cell, (name, y) in zip(axes[0], curves.items(), strict=True):
+            cell.plot(x, x, color=ORANGE, linewidth=1, linestyle="--", label="input")
+            cell.plot(x, y, color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
+            cell.set(title=name, xlabel="input")
+        axes[0][0].set_ylabel("output")
+        axes[0][0].legend(loc="upper left")
+    return figure
+
+
+def lines(
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+    mark: float | None = None,
+) -> Figure:
+    """Curves over a common axis, each with its own colour, dash and marker; ``mark`` draws a vertical line."""
+    looks = zip((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"), strict=True)
+    with style():
+        figure, axes = plt.subplots(figsize=(6.5, 3.4))
+        for (name, y), (color, dash, marker) in zip(curves.items(), looks, strict=False):
+            every = max(1, len(x) // 12)
+            axes.plot(x, y, color=color, linestyle=dash, marker=marker, markevery=every, label=name)
+        if mark is not None:
+            axes.axvline(mark, color=BLACK, linewidth=1)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+        if len(curves) > 1:
+            axes.legend()
+    return figure
+
+
+def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
+    """The distribution of values and, one panel per name, the levels that replace them."""
+    with style():
+        size = (2.9 * len(levels), 2.7)
+        figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False, sharey=True)
+        for cell, (name, places) in zip(axes[0], levels.items(), strict=True):
+            cell.hist(values.flatten().numpy(), bins=60, color=SKY)
+            for place in places.unique():
+                cell.axvline(float(place), color=RED, linewidth=1, linestyle="--")
+            cell.set(title=name, xlabel="weight")
+        axes[0][0].set_ylabel("count")
+    return figure

@@ -9,9 +9,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mebqat_lite.checkpoint import replace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Cell = dict[str, float]
 Table = Mapping[str, Mapping[str, Cell]]
@@ -32,11 +35,16 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str]) -> str:
+def cells(frame: pd.DataFrame) -> dict[str, Cell]:
+    """A row of the table from what `evaluate.grid` returns."""
+    return {str(bits): dict(row) for bits, row in frame[["mean", "ci95", "n"]].to_dict("index").items()}
+
+
+def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | None = None) -> str:
     """Rows of methods, columns of pairs, ``mean ± half-width``; a dash where nothing was measured."""
     rows = [["", *pairs]]
     for method, cells in accuracy.items():
-        rows.append([titles.get(method, method), *(_cell(cells.get(pair)) for pair in pairs)])
+        rows.append([(titles or {}).get(method, method), *(_cell(cells.get(pair)) for pair in pairs)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     first, *rest = zip(*rows, strict=True)
     columns = [[cell.ljust(widths[0]) for cell in first]]

@@ -33,7 +33,8 @@ def packed_bytes(model: nn.Module) -> int:
 
 
 def _rows(model: nn.Module) -> list[tuple[str, str, str, str, str, int, str]]:
-    """A row per layer, quantized ones first."""
+    """A row per layer, those that `quantize` skipped last."""
+    setting_of(model)  # or its error, which says what to do
     plan = plan_of(model)
     rows = [_row(model.get_submodule(site.name), site) for site in plan.sites]
     for name, reason in plan.skipped.items():

@@ -42,9 +42,7 @@ def floors(requirements: list[str]) -> dict[str, str]:
 
 def test_every_requirement_is_a_floor_and_no_more():
     extras = PROJECT["optional-dependencies"]
-    conda = [
-        line for line in yaml.safe_load(text("environment.yml"))["dependencies"] if isinstance(line, str)
-    ]
+    conda = [line for line in yaml.safe_load(text("environment.yml"))["dependencies"] if isinstance(line, str)]
     for requirement in chain(PROJECT["dependencies"], *extras.values(), conda):
         if requirement != "pip" and not requirement.startswith("mebqat_lite["):
             assert re.fullmatch(r"[A-Za-z_-]+>=[\d.]+", requirement), requirement

@@ -123,9 +123,9 @@ def checked(value: Any, like: Tensor | float) -> Tensor:
         if isinstance(value, Tensor) and value.numel() != 1:
             raise Mistake(f"it returns a tensor of {value.numel()} values: return one number")
         if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
-            raise Mistake(f"it returns a {type(value).__name__}: return a number")
+            raise Mistake(f"it returns a value of type {type(value).__name__}: return a number")
     elif not isinstance(value, Tensor):
-        raise Mistake(f"it returns a {type(value).__name__}: return a tensor")
+        raise Mistake(f"it returns a value of type {type(value).__name__}: return a tensor")
     elif value.shape != like.shape:
         raise Mistake(f"the result has shape {tuple(value.shape)}; it should be {tuple(like.shape)}")
     elif value.dtype not in (like.dtype, torch.float64):

@@ -9,8 +9,6 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "ipywidgets":
         raise
-    raise ModuleNotFoundError(
-        'the widgets need ipywidgets: pip install "mebqat_lite[lab]"', name=error.name
-    ) from error
+    raise ModuleNotFoundError('the widgets need ipywidgets: pip install "mebqat_lite[lab]"', name=error.name) from error
 
 __all__ = ["explorer", "playground"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import ipywidgets
 
@@ -26,12 +27,15 @@ class Live(ipywidgets.VBox):
     def __init__(self, controls: Mapping[str, ipywidgets.Widget], render: Callable[..., str]) -> None:
         self.controls, self.render = dict(controls), render
         self.picture, self.error = ipywidgets.HTML(), ipywidgets.HTML()
+        self.problems: dict[str, str] = {}
         self._busy = self._stale = False
         row = ipywidgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.error, self.picture])
+        self.parts = [row, self.error, self.picture]
+        super().__init__(self.parts)
         self.add_class("mq-widget")
         for control in self.controls.values():
             control.observe(self.update, "value")
+        self.update()
 
     def update(self, _change: object = None) -> None:
         """Draw the picture of the controls' present values."""
@@ -48,36 +52,50 @@ class Live(ipywidgets.VBox):
 
     def _draw(self) -> None:
         html = ""
-        with self.showing_errors():
+        with self.showing_errors("picture"):
             html = self.render(**{name: control.value for name, control in self.controls.items()})
         self.picture.value = html  # after an error nothing: an old picture would not be that of the controls
 
     @contextlib.contextmanager
-    def showing_errors(self) -> Iterator[None]:
-        """Show an exception of the block in place, with its type, and log it with its traceback."""
+    def showing_errors(self, source: str) -> Iterator[None]:
+        """Show an exception of the block, with its type, until the same source succeeds; log its traceback."""
         problem = ""
         try:
             yield
         except Exception as error:
             LOG.exception("a widget's callback failed")
             problem = error_box(error)
-        self.error.value = problem
+        self.problems[source] = problem
+        self.error.value = "".join(self.problems.values())
 
     def in_turns(self, work: Iterator[None]) -> None:
         """Run the steps of ``work`` between the kernel's messages; all at once where no event loop runs."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            with self.showing_errors():
+            with self.showing_errors("background"):
                 for _ in work:
                     pass
             return
         self._task = loop.create_task(self._turns(work))  # held, or it could be collected half-way
 
     async def _turns(self, work: Iterator[None]) -> None:
-        with self.showing_errors():
+        with self.showing_errors("background"):
             for _ in work:
                 await asyncio.sleep(0.001)
+
+
+def labelled(words: str, slider: ipywidgets.Widget) -> ipywidgets.Widget:
+    """A slider with its label, wide enough for both; two fit side by side in a notebook."""
+    slider.description, slider.style.description_width = words, "initial"
+    slider.layout.width = "390px"
+    return slider
+
+
+def buttons(words: str, options: Sequence[Any], value: Any) -> ipywidgets.ToggleButtons:
+    """A labelled choice by buttons. (Not a menu: JupyterLab takes a menu's arrow keys to move between cells.)"""
+    style = {"description_width": "initial", "button_width": "auto"}
+    return ipywidgets.ToggleButtons(options=options, value=value, description=words, style=style)
 
 
 def error_box(error: Exception) -> str:

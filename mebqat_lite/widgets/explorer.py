@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 
 import ipywidgets
 import torch
@@ -22,7 +24,7 @@ from mebqat_lite.norms import is_recalibrated, recalibrate
 from mebqat_lite.summary import packed_bytes
 from mebqat_lite.tensors import place
 from mebqat_lite.widgets import svg
-from mebqat_lite.widgets.base import Live, card
+from mebqat_lite.widgets.base import Live, buttons, card, labelled
 from mebqat_lite.widgets.svg import Plot, Style
 
 SHIPPED = {
@@ -105,13 +107,13 @@ def diagonal(model: nn.Module, data: Data) -> Iterator[float]:
 STYLES = (
     Style(svg.ORANGE, "2 3", "triangle"),
     Style(svg.GREEN, "6 3", "square"),
-    Style(svg.PURPLE, "8 3 2 3", "cross"),
-    Style("#56B4E9", "10 4", "diamond"),
+    Style(svg.PURPLE, "8 3 2 3", "star"),
+    Style(svg.SKY, "10 4", "diamond"),
     Style(svg.VERMILION, "4 2", "down"),
     Style(svg.BLUE, "", "circle"),
 )
-RIGHT, WRONG = Style(svg.BLUE, width=1.5), Style(svg.VERMILION, width=4)
-WRONG_MARK, HERE = Style(svg.VERMILION, shape="cross", size=7), Style(svg.BLACK, "5 4", width=1.4)
+HERE, RING = Style(svg.BLACK, "5 4", width=1.4), Style(svg.BLACK, shape="circle", size=8)
+RIGHT, WRONG = Style(svg.DARK, width=1), Style(svg.VERMILION, width=3.5)
 Curves = Mapping[str, Sequence[float]]
 
 
@@ -119,18 +121,118 @@ def picture(result: ExplorerResult, method: str, curves: Curves, test: Split) ->
     """Accuracy of all methods against bits, and the images with the answers, as SVG."""
     wrong = sum(a != b for a, b in zip(result.predictions, result.labels, strict=True))
     state = (
-        f"{method} at {result.bits}: accuracy {result.accuracy:.1f} %, "
+        f"{method} at {result.bits}: accuracy {result.accuracy:.1f} %; "
         f"{wrong} of the {len(result.labels)} images shown are classified wrongly"
     )
-    return svg.figure(800, 372, state, _curves(result, method, curves), _images(result, test))
+    return svg.figure(800, 362, state, _curves(result, method, curves), _images(result, test))
 
 
 def _curves(result: ExplorerResult, method: str, curves: Curves) -> str:
     known = [a for curve in curves.values() for a in curve if math.isfinite(a)]
-    low = 10 * math.floor(min([*known, result.accuracy]) / 10)
-    plot = Plot(58, 62, 366, 262, (0.6, 9.4), (low, 100))
-    names = [str(pair.w) for pair in DIAGONAL[:-1]] + ["FP"]
-    ticks = [(y, f"{y}") for y in range(low, 101, 10)]
-    plot.axes("bits of weights and of activations", "accuracy (%)", list(enumerate(names, 1)), ticks)
+    low = min(90, 10 * math.floor(min([*known, result.accuracy]) / 10))
+    plot = Plot((58, 62, 366, 250), (0.6, 9.4), (low, 100))
+    names = [*(str(pair.w) for pair in DIAGONAL[:-1]), "FP"]
+    ticks = list(enumerate(names, 1))
+    plot.axes("weight bits = activation bits", "accuracy (%)", ticks, [(y, str(y)) for y in range(low, 101, 10)])
+    styles = _styles(curves, method)
+    for title, curve in sorted(curves.items(), key=lambda item: item[0] == method):  # the chosen one on top
+        plot.line(range(1, len(curve) + 1), curve, styles[title])
+    plot.line(plot.x_range, [result.accuracy] * 2, HERE)
+    if result.bits in DIAGONAL:
+        here = plot.at(DIAGONAL.index(result.bits) + 1, result.accuracy)
+        plot.parts.append(svg.marker(*here, RING, hollow=True))
+    end, down = plot.at(plot.x_range[1], result.accuracy)
+    label = svg.text(end + 5, down + 4, f"{result.accuracy:.1f} %", size=11.5)
+    return "".join(plot.parts) + label + svg.legend(58, 14, list(styles.items()), 130, 3)
+
+
+def _styles(curves: Curves, method: str) -> dict[str, Style]:
+    """A style for each method; the chosen one is thick."""
     styles = dict(zip(curves, itertools.cycle(STYLES)))
-    ...
+    return {t: replace(s, width=3.5, size=5) if t == method else replace(s, width=1.5) for t, s in styles.items()}
+
+
+def _images(result: ExplorerResult, test: Split) -> str:
+    """Ten test images with the answers; a wrong one has a thick frame and a cross."""
+    last = result.first_image + len(result.labels) - 1
+    parts = [
+        svg.text(492, 18, f"{result.bits}: {result.correct} of {result.total} correct", size=14),
+        svg.text(492, 38, f"test images {result.first_image} to {last}; cross: wrong answer", size=11.5),
+    ]
+    for i, (answer, label) in enumerate(zip(result.predictions, result.labels, strict=True)):
+        x, y = 492 + 62 * (i % 5), 62 + 130 * (i // 5)
+        pixels = test.images[result.first_image + i].mean(0).tolist()  # (channels, height, width) -> rows
+        parts += [svg.gray_image(x, y, 54, pixels), _answer(x, y, answer, label)]
+    return "".join(parts)
+
+
+def _answer(x: float, y: float, answer: int, label: int) -> str:
+    """The frame of an image and the words under it; a wrong answer is framed thickly and crossed."""
+    style = RIGHT if answer == label else WRONG
+    parts = [svg.tag("rect", x=x, y=y, width=54, height=54, **style.paint)]
+    if answer != label:
+        ends = ((x + 44, y - 6, x + 60, y + 10), (x + 60, y - 6, x + 44, y + 10))
+        parts += [svg.segment(*end, style) for end in ends]
+    parts.append(svg.text(x + 27, y + 74, f"says {answer}", "middle", 13, style.colour))
+    return "".join([*parts, svg.text(x + 27, y + 91, f"true {label}", "middle", 13)])
+
+
+def describe(result: ExplorerResult, method: str) -> str:
+    """The numbers of a result, as HTML."""
+    lines = [
+        f"<b>{escape(method)} at {result.bits}</b>: accuracy {result.accuracy:.1f} % "
+        f"({result.correct} of {result.total} test images); norm statistics recalibrated at this pair",
+        f"weights packed at these bits: {result.packed:,} bytes (as floats: {result.packed_fp:,})",
+        f"one pass over the {result.total} images: {result.milliseconds:.1f} ms "
+        "(measured: fake quantization saves no time)",
+    ]
+    if not result.bits.is_candidate:
+        lines.insert(1, f"{result.bits} is not one of the 75 pairs: no method trained for it")
+    return card(*lines)
+
+
+# --- the widget ------------------------------------------------------------------------------------------------
+
+
+class Explorer(Live):
+    """The widget for quantized models by title, and the data that they are tested on."""
+
+    def __init__(self, models: Mapping[str, nn.Module], data: Data) -> None:
+        self.models, self.data = dict(models), data
+        self.curves: dict[str, list[float]] = {title: [] for title in self.models}
+        points = len(self.models) * len(DIAGONAL)
+        self.progress = ipywidgets.IntProgress(0, 0, points, description="measuring")
+        super().__init__(_controls(list(self.models), len(data.test.labels)), self._render)
+        self.children = [*self.parts, self.progress]
+        self.in_turns(self._measure())
+
+    def _render(self, w: int, a: int, method: str, first: int) -> str:
+        result = compute(self.models[method], self.data, Bits(w, a), first)
+        return picture(result, method, self.curves, self.data.test) + describe(result, method)
+
+    def _measure(self) -> Iterator[None]:
+        """Fill the curves, a point at a time; the picture follows after each method."""
+        for title, model in self.models.items():
+            for accuracy in diagonal(model, self.data):
+                self.curves[title].append(accuracy)
+                self.progress.value += 1
+                yield
+            self.update()
+        self.progress.layout.display = "none"
+
+
+def _controls(titles: list[str], images: int) -> dict[str, ipywidgets.Widget]:
+    widths = [("FP" if width == FULL else str(width), width) for width in WIDTHS]
+    slider = ipywidgets.SelectionSlider
+    return {
+        "w": labelled("weights (bits)", slider(options=widths, value=2)),
+        "a": labelled("activations (bits)", slider(options=widths, value=2)),
+        "method": buttons("method", titles, titles[-1]),
+        "first": labelled("more images, from number", ipywidgets.IntSlider(0, 0, max(images - SHOWN, 0), SHOWN)),
+    }
+
+
+def explorer() -> Explorer:
+    """The widget with the shipped models on the digits."""
+    files = {title: paths.shipped("checkpoints", f"{name}.safetensors") for title, name in SHIPPED.items()}
+    return Explorer({title: load_model(path)[0] for title, path in files.items()}, datasets.digits())

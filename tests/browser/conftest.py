@@ -1,0 +1,106 @@
+"""One JupyterLab server and one Chromium for the browser tests. Nothing is downloaded."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from statistics import median, quantiles
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+FOLDERS = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")  # of Jupyter, so that the user's own are left alone
+
+
+def missing(reason: str) -> None:
+    """Skip, or fail where a browser is required."""
+    if os.environ.get("MEBQAT_REQUIRE_BROWSER", "0") not in ("", "0"):
+        pytest.fail(f"MEBQAT_REQUIRE_BROWSER is set, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by playwright."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
+    if not Path(path).exists():
+        missing("there is no Chromium: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        missing('there is no playwright: pip install -e ".[test]"')
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory):
+    """The address of a page of a JupyterLab over copies of the lessons, as ``lab(notebook)``."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "root")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(command(port, token, folder), env=environment(folder), stdout=log, stderr=log)
+        try:
+            wait_for_server(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "server.log")
+            yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}?token={token}&reset"
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+def command(port: int, token: str, folder: Path) -> list[str]:
+    """JupyterLab over ``folder/root``, with the application object within the page's reach."""
+    options = [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'root'}"]
+    flags = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--LabApp.expose_app_in_browser=True"]
+    return [sys.executable, "-m", "jupyterlab", *flags, *options]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The present variables, one thread, and Jupyter's and IPython's folders below ``folder``."""
+    own = {f"JUPYTER_{name}": str(folder / name.lower()) for name in FOLDERS}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    fixed = {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": path}
+    return os.environ | own | fixed
+
+
+def wait_for_server(url: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def latencies():
+    """Milliseconds from key press to changed picture by notebook; afterwards in results/browser.json."""
+    measured: dict[str, list[float]] = {}
+    yield measured
+    if measured:
+        report = {name: summarize(values) for name, values in sorted(measured.items())}
+        (ROOT / "results").mkdir(exist_ok=True)
+        (ROOT / "results" / "browser.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+    p95 = quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+    return {"moves": len(values), "median_ms": round(median(values), 1), "p95_ms": round(p95, 1)}
