@@ -98,7 +98,7 @@ def findings(outcome: dict[str, Any]) -> str:
             f"Storage: one model {counted['model_bytes']:,} bytes, {counted['pairs']} FP32 models {dedicated:,}: "
             f"{storage:.1f} % less ({saving(kept, dedicated):.1f} % with",
             f"  norm statistics for all {counted['pairs']} pairs). Back-propagations a step: "
-            f"{counted['step_backprops']}, visiting all pairs {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
+            f"{counted['step_backprops']}, visiting all {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
             f"But QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
             f"{costs['mebqat']['backprops']:,}: it pays from {counted['step_backprops'] + 1} delivered pairs on.",
         ]

@@ -19,7 +19,7 @@ from mebqat_lite.convert import at, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import QuantizedLayer, SwitchableNorm
 
-TEACHERS = ("labels", "fp", "start")
+TEACHERS = ("labels", "fp", "next", "start")
 
 
 class Learner(Protocol):
@@ -37,20 +37,21 @@ class Learner(Protocol):
 
 
 class Supervised:
-    """Cross-entropy with the labels; a quantized task also imitates the same weights at full precision.
+    """Cross-entropy with the labels; a quantized task also imitates a teacher, without gradient to it.
 
-    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(f_FP(x))), the second term without gradient to the teacher
-    and only for quantized pairs (MEBQAT, ECCV 2022, section 3.2).
+    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). The highest
+    pair of a step learns from the labels only, if it is FP or has no teacher.
 
     teacher: ``fp``, the weights of the moment at full precision, which is right where every step trains FP too;
-    ``start``, the network as it was when training began, for a run that never trains FP but starts from a trained
-    FP network; ``labels``, none.
+    ``next``, the next higher pair that the step visits (Any-Precision's recursive supervision); ``start``, the
+    network as it was when training began, for a run that never trains FP but starts from a trained FP network;
+    ``labels``, none. With ``alone`` the teacher replaces the labels, as in Any-Precision.
     """
 
-    def __init__(self, teacher: str = "fp") -> None:
+    def __init__(self, teacher: str = "fp", alone: bool = False) -> None:
         if teacher not in TEACHERS:
             raise ValueError(f"no teacher {teacher!r}; choose one of {', '.join(TEACHERS)}")
-        self.teacher = teacher
+        self.teacher, self.alone = teacher, alone
         self.frozen: nn.Module | None = None
 
     def begin(self, model: nn.Module) -> None:
@@ -65,26 +66,30 @@ class Supervised:
         setting = setting_of(model)
         stem, body, features = _shared_stem(model, images, len(pairs))
         soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)
-        for index, bits in enumerate(pairs):
-            setting.track_running = index == 0  # running statistics are those of the highest pair
-            if soft is None and bits != FP:
-                soft = self._teach(model, body, images, features)
-                setting.track_running = index == 0
-            with at(model, bits):
-                logits = body(features)  # (batch, classes)
-            loss = F.cross_entropy(logits, labels)
-            if bits == FP and self.teacher == "fp":
-                soft = logits.detach().softmax(1)
-            elif bits != FP and soft is not None:
-                loss = loss + F.cross_entropy(logits, soft)
-            yield bits, loss
-        setting.track_running = True
-        if stem is not None:
+        try:
+            for index, bits in enumerate(pairs):
+                if soft is None and bits != FP:
+                    soft = self._teach(model, body, images, features)
+                setting.track_running = index == 0  # running statistics are those of the highest pair
+                with at(model, bits):
+                    logits = body(features)  # (batch, classes)
+                yield bits, self._loss(logits, labels, None if bits == FP else soft)
+                if self.teacher == "next" or (self.teacher == "fp" and bits == FP):
+                    soft = logits.detach().softmax(1)
+        finally:
+            setting.track_running = True
+        if stem is not None and stem.requires_grad:
             stem.backward(features.grad)
+
+    def _loss(self, logits: Tensor, labels: Tensor, soft: Tensor | None) -> Tensor:
+        if soft is None:
+            return F.cross_entropy(logits, labels)
+        imitation = F.cross_entropy(logits, soft)
+        return imitation if self.alone else F.cross_entropy(logits, labels) + imitation
 
     def _teach(self, model: nn.Module, body: nn.Module, images: Tensor, features: Tensor) -> Tensor | None:
         """Class probabilities of the teacher, (batch, classes); with ``fp``, where the step does not visit FP."""
-        if self.teacher == "labels":
+        if self.teacher in ("labels", "next"):
             return None
         setting_of(model).track_running = False
         with torch.no_grad():

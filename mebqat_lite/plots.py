@@ -12,6 +12,7 @@ import numpy as np
 from mebqat_lite.results import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
@@ -144,4 +145,23 @@ def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figur
                 cell.axvline(float(place), color=RED, linewidth=1, linestyle="--")
             cell.set(title=name, xlabel="weight")
         axes[0][0].set_ylabel("count")
+    return figure
+
+
+def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
+    """Accuracy in percent over all pairs of a grid: weight bits upwards, activation bits to the right."""
+    table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
+    names = {32: "FP"}
+    with style(), plt.rc_context({"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(6.4, 4.8))
+        image = axes.imshow(table, cmap="cividis", aspect="auto")
+        axes.set_xticks(range(len(table.columns)), [names.get(a, a) for a in table.columns])
+        axes.set_yticks(range(len(table.index)), [names.get(w, w) for w in table.index])
+        middle = (np.nanmax(table) + np.nanmin(table)) / 2
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            if np.isfinite(value):
+                ink = "white" if value < middle else "black"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set(xlabel="activation bits", ylabel="weight bits", title=title)
+        figure.colorbar(image, label="accuracy (%)")
     return figure

@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mebqat_lite import TrainingError, datasets, fit, models, quantize
-from mebqat_lite.bits import FP, Bits, Listed, parse_all
+from mebqat_lite import datasets, fit, models, quantize
+from mebqat_lite.bits import FP, Listed, parse_all
 from mebqat_lite.convert import at, quantized_layers, set_norm_stats, setting_of
-from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.learners import Supervised
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.quantizers import TINY
-from mebqat_lite.train import Loop, fit_warm, learning_rate
+from mebqat_lite.train import Loop, learning_rate
 
 FAST = {"batch_size": 16, "progress": False}
 
@@ -65,7 +63,7 @@ def loop_at(model, data, pairs, quantizer="lsq", **options):
     return loop
 
 
-# --- gradients ---------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------
 
 
 def test_gradients_are_averaged_over_the_tasks_that_used_a_parameter(data):
@@ -126,7 +124,7 @@ def test_each_gradient_element_is_clipped(data):
         torch.testing.assert_close(clipped[name], grad.clamp(-1e-3, 1e-3), rtol=1e-12, atol=0)
 
 
-# --- schedules and batches -------------------------------------------------------------------------------------------
+# --- schedules and batches ----------------------------------------------------------------------------------
 
 
 def test_learning_rates():
@@ -167,7 +165,7 @@ def test_batches_are_a_function_of_seed_and_step(data):
     assert sorted(loop(batch_size=128).batch(5).labels.tolist()) == list(range(50))
 
 
-# --- learned steps ---------------------------------------------------------------------------------------------------
+# --- learned steps ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("quantizer", ["lsq", "sat"])
@@ -187,7 +185,7 @@ def test_visited_steps_learn_and_others_stay(data):
     assert {n for n in before if ".quant." not in n} <= moved
 
 
-# --- what fit does beside training -----------------------------------------------------------------------------------
+# --- what fit does beside training --------------------------------------------------------------------------
 
 
 def test_nothing_of_a_run_stays_on_the_model(data):

@@ -122,7 +122,7 @@ def _grade_saving(student: Student, rng: Generator) -> None:
     cases += [(1.7 * baseline, float(baseline)), (4, 3), (used * 50, used)]
     for few, many in cases:
         got, want = float(checked(student(few, many), 0.0)), 100 * (many - few) / many
-        if 1e-5 * abs(want) < abs(got - want) < 1 and abs(got - round(got, 2)) < 1e-4:
+        if 1e-5 * abs(want) + 1e-6 < abs(got - want) < 1 and abs(got - round(got, 2)) < 1e-4:
             raise Mistake("the result is rounded: return all digits, and round when you print")
         expect(got, want, f"used = {few:.6g} and baseline = {many:.6g}", _wrong_savings(few, many, want))
 

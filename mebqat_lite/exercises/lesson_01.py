@@ -136,9 +136,12 @@ def _grade_best_step(student: Student, rng: Generator) -> None:
     ratios = [_error_ratio(x, bits, step) for (x, bits), step in zip(inputs, steps, strict=True)]
     if max(ratios) <= 1.03:
         return
-    for named in zip(*(_wrong_steps(x, bits) for x, bits in inputs), strict=True):  # a mistake at all inputs
-        if all(abs(step / wrong - 1) < 0.08 for step, (_, wrong) in zip(steps, named, strict=True)):
-            raise Mistake(named[0][0])
+    known = zip(*(_wrong_steps(x, bits) for x, bits in inputs), strict=True)  # each mistake at all inputs
+    off, message = min(
+        (max(abs(step / wrong - 1) for step, (_, wrong) in zip(steps, row, strict=True)), row[0][0]) for row in known
+    )
+    if off < 0.08:
+        raise Mistake(message)
     worst = ratios.index(max(ratios))
     raise Mistake(_too_small_or_large(*inputs[worst], steps[worst], max(ratios)))
 

@@ -12,8 +12,8 @@ from typing import Any
 import ipywidgets
 
 LOG = logging.getLogger(__name__)
-CARD = "background:#fff;color:#000;padding:4px 8px;max-width:820px;line-height:1.5"
-ALERT = "background:#fff;color:#a00000;border:2px solid #a00000;padding:4px 8px;max-width:820px"
+CARD = "background:#fff;color:#000;padding:4px 8px;max-width:784px;line-height:1.5"
+ALERT = "background:#fff;color:#a00000;border:2px solid #a00000;padding:4px 8px;max-width:784px"
 
 
 class Live(ipywidgets.VBox):

@@ -129,7 +129,7 @@ def picture(result: ExplorerResult, method: str, curves: Curves, test: Split) ->
 
 def _curves(result: ExplorerResult, method: str, curves: Curves) -> str:
     known = [a for curve in curves.values() for a in curve if math.isfinite(a)]
-    low = min(90, 10 * math.floor(min([*known, result.accuracy]) / 10))
+    low = 10 * math.floor(min([50, *known, result.accuracy]) / 10)
     plot = Plot((58, 62, 366, 250), (0.6, 9.4), (low, 100))
     names = [*(str(pair.w) for pair in DIAGONAL[:-1]), "FP"]
     ticks = list(enumerate(names, 1))
@@ -173,7 +173,7 @@ def _answer(x: float, y: float, answer: int, label: int) -> str:
     if answer != label:
         ends = ((x + 44, y - 6, x + 60, y + 10), (x + 60, y - 6, x + 44, y + 10))
         parts += [svg.segment(*end, style) for end in ends]
-    parts.append(svg.text(x + 27, y + 74, f"says {answer}", "middle", 13, style.colour))
+    parts.append(svg.text(x + 27, y + 74, f"says {answer}", "middle", 13))
     return "".join([*parts, svg.text(x + 27, y + 91, f"true {label}", "middle", 13)])
 
 

@@ -165,8 +165,6 @@ def _beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
     return (x < limits[0]) | (x > limits[1])
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
 OUTPUT, IDENTITY = Style(svg.BLUE, width=2.2), Style(svg.DARK, "5 4", width=1.2)
 INSIDE, OUTSIDE = Style("#C8C8C8", width=9), Style("#EFB27C", width=9)
 LIMIT, LEVEL = Style(svg.VERMILION, "2 3", width=1.5), Style(svg.BLUE, width=1.6)
@@ -265,7 +263,7 @@ def describe(result: PlaygroundResult) -> str:
         return card(title, result.message)
     lines = [
         f"{title}: {len(result.levels)} of {2**result.bits} levels in use; "
-        f"{result.clipped:.1f} % of the values clipped (beyond the outermost level)",
+        f"{result.clipped:.1f} % of the values clipped (beyond the outermost levels)",
         f"mean squared error {result.mse:.2e} = rounding {result.errors.rounding:.2e} "
         f"+ clipping {result.errors.clipping:.2e}; signal-to-quantization-noise ratio {result.sqnr_db:.1f} dB",
     ]

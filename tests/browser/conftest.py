@@ -15,10 +15,11 @@ from statistics import median, quantiles
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+QUIET = {"fetchNews": "false", "checkForUpdates": False}  # JupyterLab asks nobody and shows no question
 FOLDERS = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")  # of Jupyter, so that the user's own are left alone
 
 
@@ -50,6 +51,9 @@ def lab(browser, tmp_path_factory):
     """The address of a page of a JupyterLab over copies of the lessons, as ``lab(notebook)``."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "root")
+    settings = folder / "config_dir" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

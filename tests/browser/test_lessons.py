@@ -23,6 +23,7 @@ RUN_ALL = """() => {
   jupyterapp.commands.execute('notebook:run-all-cells').then(
     () => { window.ran = 'yes'; }, error => { window.ran = String(error); });
 }"""
+READY = "w => w.querySelector('svg') && !w.querySelector('.widget-hprogress')?.checkVisibility()"
 CELLS = "() => JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON().cells)"
 # Note the time of the next key press and that of the change of the picture which follows it.
 WATCH = """widget => {
@@ -62,10 +63,7 @@ def test_lesson_runs_and_its_widgets_follow_the_keyboard(notebook, lab, page, la
     widgets.first.wait_for()
     for widget in widgets.all():
         widget.scroll_into_view_if_needed()
-        page.wait_for_function(
-            "w => w.querySelector('svg') && !w.querySelector('.widget-progress')?.checkVisibility()",
-            arg=widget.element_handle(),
-        )
+        page.wait_for_function(READY, arg=widget.element_handle())
         latencies.setdefault(notebook, []).extend(move_everything(page, widget))
         assert page.locator(".mq-error").count() == 0
 
