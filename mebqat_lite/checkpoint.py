@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from mebqat_lite.bits import parse_all
 from mebqat_lite.convert import Plan, norm_layers, plan_of, quantize, setting_of
 from mebqat_lite.norms import give_norm_sets
 from mebqat_lite.quantizers import Site
+from mebqat_lite.tensors import place
 
 FORMAT = "mebqat_lite"
 VERSION = 1
@@ -31,10 +35,19 @@ class CheckpointError(ValueError):
 def write(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
     """Write tensors and JSON to one file; a reader sees the old file or the new one, never a part."""
     path = Path(path)
-    meta = {"format": FORMAT, "version": VERSION, **meta}
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    versions = {"torch": torch.__version__, "mebqat_lite": importlib.metadata.version("mebqat_lite")}
+    meta = {"format": FORMAT, "version": VERSION, "versions": versions, **meta}
+    flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     replace(path, save(flat, metadata={FORMAT: json.dumps(meta)}))
     return path
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -71,6 +84,8 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path.name} was not written by mebqat_lite; load it as a float state dict")
+    if not {"version", "kind"} <= set(meta):
+        raise CheckpointError(f"{path.name} lacks its version or kind: it is damaged")
     if meta["version"] > VERSION:
         raise CheckpointError(
             f"{path.name} has format version {meta['version']}, this package reads up to {VERSION}: update it"
@@ -88,6 +103,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "plan": asdict(plan_of(model)),
         "norm_sets": list(norms[0].sets) if norms else [],
         "norm_stats": setting_of(model).norm_stats,
+        "dtype": str(place(model)[1]).removeprefix("torch."),
+        "channels_last": any(is_channels_last(p) for p in model.parameters()),
     }
 
 
@@ -110,19 +127,28 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         if described["spec"] is None:
             raise CheckpointError(f"{Path(path).name} holds a model of your own: pass model= to load into")
         model = models.build(described["spec"]["name"], **described["spec"]["options"])
-    requantize(model, described)
+    rebuild(model, described, Path(path).name)
     load_tensors(model, tensors, Path(path).name)
     return model.eval(), meta["extra"]
 
 
-def requantize(model: nn.Module, described: dict[str, Any]) -> nn.Module:
+def rebuild(model: nn.Module, described: dict[str, Any], name: str) -> nn.Module:
     """Quantize ``model`` as the described one was, without a sample."""
     plan = Plan(**{**described["plan"], "sites": [Site(**site) for site in described["plan"]["sites"]]})
+    if missing := {site.name for site in plan.sites} - {name for name, _ in model.named_modules()}:
+        raise CheckpointError(f"{name} does not fit this model, which has no {', '.join(sorted(missing))}")
     quantize(model, plan.quantizer, plan=plan)
     if described["norm_sets"]:
         give_norm_sets(model, parse_all(described["norm_sets"]))
     setting_of(model).norm_stats = described["norm_stats"]
-    return model
+    model.to(getattr(torch, described["dtype"]))
+    return models.channels_last(model) if described["channels_last"] else model
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a weight is laid out channels-last: kernels, and so the last digit, depend on it."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return last and not weight.is_contiguous()
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; an expected error is one line on standard error and exit status 2."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["test"]:  # the rest is pytest's
+        from mebqat_lite import selftest
+
+        return selftest.main(words[1:])
+    arguments = _parser().parse_args(words)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         if arguments.traceback:
             raise
-        print(f"mebqat-lite: {error}", file=sys.stderr)
+        print("mebqat-lite:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mebqat-lite: stopped", file=sys.stderr)
@@ -67,9 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("doctor", help="check this installation, with a cure for what fails")
     command.set_defaults(run=_doctor)
-    command = commands.add_parser("test", help="all that CI runs (from a checkout)")
-    command.add_argument("rest", nargs=argparse.REMAINDER, help="stages and pytest options")
-    command.set_defaults(run=_test)
+    commands.add_parser("test", help="all that CI runs (from a checkout); stages and pytest options may follow")
     return parser
 
 
@@ -89,7 +93,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
 def _recipe(arguments: argparse.Namespace) -> Any:
     from mebqat_lite.methods import Recipe
 
-    names = ("steps", "batch_size", "lr", "m", "teacher", "quantizer")
+    names = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantizer")
     given = {name: getattr(arguments, name) for name in names}
     return Recipe().with_options(**{name: value for name, value in given.items() if value is not None})
 
@@ -110,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from mebqat_lite import checkpoint, datasets, models
     from mebqat_lite.paths import results
-    from mebqat_lite.train import fit_warm
+    from mebqat_lite.train import fit
 
     data, recipe = datasets.load(arguments.data, arguments.seed), _recipe(arguments)
     if arguments.bits:
@@ -119,7 +123,7 @@ def _train(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     model = models.build(arguments.model)
     state = out.with_suffix(".training")
-    run = fit_warm(model, data, arguments.method, recipe, arguments.warm_steps, seed=arguments.seed, path=state)
+    run = fit(model, data, arguments.method, recipe, seed=arguments.seed, path=state)
     checkpoint.save_model(model, out, data=arguments.data, seed=arguments.seed, method=arguments.method)
     print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
     print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
@@ -129,9 +133,11 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite import datasets
     from mebqat_lite.checkpoint import load_model
+    from mebqat_lite.costs import stored_bytes
     from mebqat_lite.evaluate import grid
     from mebqat_lite.results import cells, write_json
 
+    started = time.perf_counter()
     model, _ = load_model(arguments.checkpoint)
     data = datasets.load(arguments.data, arguments.seed)
     calibration = data.train.images if arguments.norm == "recalibrated" else None
@@ -141,7 +147,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
     if arguments.json:
         accuracy = {arguments.checkpoint.stem: cells(frame)}
-        write_json(arguments.json, {"accuracy": accuracy, "norm_stats": arguments.norm})
+        record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": {"bytes": stored_bytes(model, False)}}
+        write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
     return 0
 
 
@@ -153,7 +160,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.results import table, write_json
 
     folder = arguments.out or results() / "compare"
-    plan = Plan(arguments.data, arguments.model, (), _recipe(arguments), arguments.warm_steps)
+    plan = Plan(arguments.data, arguments.model, (), _recipe(arguments))
     names, pairs = arguments.methods.split(","), [str(b) for b in parse_all(arguments.pairs)]
     listed = [str(b) for b in parse_all(arguments.bits)]
     seeds = _at_least_one(arguments.seeds)
@@ -174,12 +181,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from mebqat_lite import doctor
 
     return doctor.main()
-
-
-def _test(arguments: argparse.Namespace) -> int:
-    from mebqat_lite import selftest
-
-    return selftest.main(arguments.rest)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,23 @@ description, so that jobs may run anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from mebqat_lite import checkpoint, datasets, methods, models
 from mebqat_lite.bits import parse_all
-from mebqat_lite.convert import quantize
+from mebqat_lite.convert import quantize, requantize
 from mebqat_lite.costs import Costs, stored_bytes
+from mebqat_lite.datasets import Data
 from mebqat_lite.evaluate import grid, interval
 from mebqat_lite.methods import CALIBRATION, Recipe
 from mebqat_lite.train import Run, fit
@@ -35,8 +38,7 @@ class Plan:
     data: str = "digits"
     model: str = "digit_net"
     options: tuple[tuple[str, Any], ...] = ()  # of the model
-    recipe: Recipe = field(default_factory=Recipe)
-    warm_steps: int = 300  # FP steps before, the same network for all methods of a seed
+    recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
     norm_stats: str = "recalibrated"
 
 
@@ -76,38 +78,56 @@ def list_jobs(names: Iterable[str], listed: Sequence[str], seeds: Iterable[int])
     return jobs
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Several jobs share the cores: each computes with one thread, which is faster for small networks too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def train_start(plan: Plan, seed: int, folder: Path) -> Run:
     """Train the FP network that every method of a seed starts from, and save it."""
-    torch.set_num_threads(1)  # several jobs share the cores
     data = datasets.load(plan.data, seed)
     torch.manual_seed(seed)
     model = models.build(plan.model, **dict(plan.options))
     quantize(model, plan.recipe.quantizer, sample=data.train.images[:CALIBRATION])
-    run = fit(model, data, "fp", plan.recipe, steps=plan.warm_steps, seed=seed, progress=False)
-    checkpoint.save_model(model, folder / f"fp-seed{seed}.safetensors")
+    steps = plan.recipe.warm_steps or plan.recipe.steps
+    run = fit(model, data, "fp", plan.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
+    _save(plan, model, data, ["FP"], folder / f"fp-seed{seed}.safetensors")
     return run
 
 
+@one_thread()
 def run_job(plan: Plan, job: Job, pairs: Sequence[str], folder: Path) -> Outcome:
     """Train one method from its seed's FP network, save it and measure it."""
-    torch.set_num_threads(1)
     data = datasets.load(plan.data, job.seed)
     model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
     chosen, costs = methods.get(job.method), Costs()
     if chosen.trains:
-        quantize(model, plan.recipe.quantizer, sample=data.train.images[:CALIBRATION])  # steps of trained weights
-        recipe = plan.recipe.with_options(seed=job.seed, bits=job.bits)
+        requantize(model, plan.recipe.quantizer, data.train.images[:CALIBRATION])  # steps of trained weights
+        teacher = plan.recipe.teacher or chosen.warm_teacher
+        recipe = plan.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
         costs = fit(model, data, job.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
-    measured = [job.bits] if job.bits else list(pairs)
+    size = stored_bytes(model, statistics=False)
+    measured = [job.bits] if job.bits else pairs
+    return Outcome(job, _save(plan, model, data, measured, folder / f"{job.name}.safetensors"), costs, size)
+
+
+def _save(plan: Plan, model: nn.Module, data: Data, pairs: Sequence[str], path: Path) -> dict[str, dict[str, float]]:
+    """Measure a model on all parts and save it with what was found."""
     accuracy = {}
     for part in PARTS:
-        frame = grid(model, getattr(data, part), measured, norm_stats=plan.norm_stats, calibration=data.train.images)
+        frame = grid(model, getattr(data, part), pairs, norm_stats=plan.norm_stats, calibration=data.train.images)
         accuracy[part] = {str(pair): float(value) for pair, value in frame["mean"].items()}
-    size = stored_bytes(model, statistics=False)
-    checkpoint.save_model(model, folder / f"{job.name}.safetensors", accuracy=accuracy, plan=asdict(plan))
-    return Outcome(job, accuracy, costs, size)
+    checkpoint.save_model(model, path, accuracy=accuracy, plan=asdict(plan))
+    return accuracy
 
 
 def compare(

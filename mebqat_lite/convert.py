@@ -54,9 +54,9 @@ def quantize(
     Args:
         model: any module; it is returned. A quantized one is given the new quantizer.
         quantizer: a registered name (``quantizers.QUANTIZERS``) or quantizer.
-        sample: images, (batch, channels, height, width), or a loader. They are run once in the mode the model is
-            in, to find the first and last layer, each input's sign and the start of learned steps. Nothing of
-            the model changes by that run.
+        sample: some hundred images, (batch, channels, height, width), or a loader of them. They are run as one
+            batch, in the mode the model is in, to find the first and last layer, each input's sign and the start
+            of learned steps. Nothing of the model changes by that run.
         keep: names of layers that stay full precision, instead of the first and the last one as executed.
         plan: of an equal model quantized before (from a checkpoint), instead of a sample.
 
@@ -64,13 +64,13 @@ def quantize(
         ValueError: without a sample, for an unknown quantizer or an unknown name in ``keep``.
     """
     name, chosen = quantizers.get(quantizer)
-    restore_float(model)
     inputs: dict[str, Tensor] = {}
     if plan is None:
         if sample is None:
             raise ValueError("quantize needs sample=: a batch of images (or a loader) to run the model on once")
         plan, inputs = _observe(model, name, sample, None if keep is None else list(keep))
-    setting = Setting()
+    restore_float(model)
+    setting = Setting(quantizer=chosen)
     modules = dict(model.named_modules())
     for site in plan.sites:
         if site.role == "body" or chosen.edge_bits != FULL:
@@ -86,53 +86,72 @@ def quantize(
     return model
 
 
+def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Images) -> nn.Module:
+    """Give a quantized model another quantizer, or new learned steps, and keep the same layers full precision."""
+    kept = [site.name for site in plan_of(model).sites if site.role != "body"]
+    return quantize(model, quantizer, sample=sample, keep=kept)
+
+
 def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
     """Run the sample and write down what each layer sees; also returns each layer's first input."""
-    plan, layers = Plan(name), {}
-    for layer_name, module in model.named_modules():
-        if type(module) in LAYERS:
-            layers[layer_name] = module
-        elif isinstance(module, tuple(LAYERS)):
-            plan.skipped[layer_name] = f"{type(module).__name__} is a layer class of its own"
-    seen = _run_sample(model, layers, sample)
-    executed = [layer for layer in seen if seen[layer]]
-    kept = {executed[0], executed[-1]} if keep is None and executed else set(keep or ())
-    if unknown := kept - set(layers):
+    layers, plan = _find_layers(model, name)
+    seen, order = _run_sample(model, layers, sample)
+    edges = {order[0]: "first", order[-1]: "last"} if order else {}
+    if unknown := set(keep or ()) - set(layers):
         raise ValueError(f"keep names {sorted(unknown)}, but the layers are {list(layers)}")
-    for layer in layers.keys() - set(executed):
-        plan.skipped[layer] = "the sample did not reach it"
-    edges = {executed[0]: "first", executed[-1]: "last"} if executed else {}
+    kept = set(edges) if keep is None else set(keep)
     first_reader: dict[tuple[int, int], str] = {}
-    for layer in executed:
-        inputs = seen[layer]
+    for layer, inputs in seen.items():
         role = "body" if layer not in kept else edges.get(layer, "kept")
-        mean_abs = float(torch.stack([x.abs().mean() for x in inputs]).mean())
+        mean_abs = sum(float(x.abs().sum()) for x in inputs) / sum(x.numel() for x in inputs)
         site = Site(layer, role, any(bool((x < 0).any()) for x in inputs), mean_abs, leader=layer)
         if role == "body" and len(inputs) == 1:  # one tensor into several layers: the first one quantizes it
             site.leader = first_reader.setdefault((id(inputs[0]), inputs[0]._version), layer)
         plan.sites.append(site)
-    return plan, {layer: seen[layer][0] for layer in executed}
+    plan.skipped |= {layer: "the sample did not reach it" for layer in layers if layer not in seen}
+    return plan, {layer: inputs[0] for layer, inputs in seen.items()}
 
 
-def _run_sample(model: nn.Module, layers: dict[str, nn.Module], sample: Images) -> dict[str, list[Tensor]]:
-    """The inputs that each layer saw, in order of first execution; buffers and random state are put back."""
+def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Plan]:
+    """The layers that can be quantized, and a plan that says why others cannot."""
+    layers, plan = {}, Plan(name)
+    for layer, module in model.named_modules():
+        if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and "weight" in module._parameters:
+            layers[layer] = module
+        elif isinstance(module, tuple(LAYERS)):
+            own = "its weights are computed" if type(module) in LAYERS else "a layer class of its own"
+            plan.skipped[layer] = f"{type(module).__name__}: {own}"
+    return layers, plan
+
+
+def _run_sample(
+    model: nn.Module, layers: dict[str, nn.Module], sample: Images
+) -> tuple[dict[str, list[Tensor]], list[str]]:
+    """The inputs that each layer saw, and the layers as executed; buffers and random state are put back."""
     seen: dict[str, list[Tensor]] = {}
+    order: list[str] = []
+
+    def see(layer: str, x: Tensor) -> None:
+        seen.setdefault(layer, []).append(x)
+        order.append(layer)
+
     hooks = [
-        module.register_forward_pre_hook(lambda _module, args, layer=layer: seen.setdefault(layer, []).append(args[0]))
+        module.register_forward_pre_hook(lambda _module, args, layer=layer: see(layer, args[0]))
         for layer, module in layers.items()
     ]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device, dtype = place(model)
+    images = torch.cat(list(image_batches(sample))).to(device, dtype)
+    full_precision = at(model, FP, "running") if is_quantized(model) else contextlib.nullcontext()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for images in image_batches(sample):
-                model(images.to(device, dtype))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), full_precision:
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return seen
+    return seen, order
 
 
 def _swap_layer(layer: nn.Module, site: Site, quantizer: Quantizer, setting: Setting, x: Tensor | None) -> None:
@@ -152,7 +171,7 @@ def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
     for site in sites:
         layer, leader = modules[site.name], modules[site.leader]
         if layer is not leader and isinstance(layer, QuantizedLayer) and isinstance(leader, QuantizedLayer):
-            leader.shared_input.readers += 1
+            leader.shared_input.followers += 1
             layer.shared_input = leader.shared_input
             layer.__dict__["leading"] = leader  # beside the submodules: it is not a child
 
@@ -171,6 +190,11 @@ def restore_float(model: nn.Module) -> nn.Module:
     for name in ("plan", "setting"):
         model.__dict__.pop(name, None)
     return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether `quantize` made this model."""
+    return "setting" in model.__dict__
 
 
 def setting_of(model: nn.Module) -> Setting:
@@ -219,15 +243,10 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         pair = per_layer.pop("*", FP)
     else:
         pair = Bits.parse(bits)
-    if any(1 in (b.w, b.a) for b in (pair, *per_layer.values())):
-        _check_one_bit(model)
+    for width in {width for b in (pair, *per_layer.values()) for width in (b.w, b.a)} - {FULL}:
+        if setting.quantizer is not None:
+            setting.quantizer.check(width)
     setting.bits, setting.per_layer = pair, per_layer
-
-
-def _check_one_bit(model: nn.Module) -> None:
-    for layer in quantized_layers(model).values():
-        if not layer.quantizer.one_bit:
-            raise ValueError(f"{layer.quantizer} defines no 1-bit values; its lowest is 2 bits")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from mebqat_lite.costs import saving, stored_bytes
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import recalibrate
 from mebqat_lite.paths import results
-from mebqat_lite.results import table, write_json
+from mebqat_lite.results import is_known, table, write_json
 from mebqat_lite.train import Loop
 
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
@@ -106,7 +106,8 @@ def findings(outcome: dict[str, Any]) -> str:
 
 
 def _gaps(gaps: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{bits} {gap['mean']:+.1f} ±{gap['ci95']:.1f}" for bits, gap in gaps.items())
+    half = {bits: f" ±{gap['ci95']:.1f}" if is_known(gap["ci95"]) else "" for bits, gap in gaps.items()}
+    return ", ".join(f"{bits} {gap['mean']:+.1f}{half[bits]}" for bits, gap in gaps.items())
 
 
 def _short(path: Path) -> str:
@@ -132,8 +133,8 @@ def ship(folder: Path, target: Path) -> list[str]:
 
 def _into_readme(readme: Path, outcome: dict[str, Any]) -> None:
     """Put the findings between the README's two demo marks."""
-    if readme.exists():
-        start, end = "<!-- demo -->", "<!-- /demo -->"
+    start, end = "<!-- demo -->", "<!-- /demo -->"
+    if readme.exists() and start in readme.read_text():
         before, rest = readme.read_text().split(start)
         after = rest.split(end)[1]
         readme.write_text(f"{before}{start}\n```text\n{findings(outcome)}\n```\n{end}{after}")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite.bits import Bits, BitsLike, candidates, parse_all
+from mebqat_lite.bits import FP, Bits, BitsLike, candidates, parse_all
 from mebqat_lite.convert import MapOrBits, at, frozen_weights, setting_of
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.layers import MissingNormSetError
-from mebqat_lite.learners import is_shareable
+from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
+from mebqat_lite.learners import has_stem
 from mebqat_lite.methods import has_one_bit
 from mebqat_lite.norms import recalibrate
-from mebqat_lite.tensors import Images, place
+from mebqat_lite.tensors import Images, as_float, evaluating, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,7 @@ def grid(
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     parts = [splits] * len(nets) if isinstance(splits, Split) else list(splits)
-    images = calibration if isinstance(calibration, (list, tuple)) else [calibration] * len(nets)
+    images: list[Any] = list(calibration) if _is_list(calibration) else [calibration] * len(nets)  # type: ignore[arg-type]
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
     pairs = parse_all(bits) if bits is not None else candidates(has_one_bit(nets[0]))
@@ -91,24 +91,32 @@ def _hits(
     """Correct answers at each pair. Weights are quantized once a bitwidth, the stem is run once a batch."""
     device, dtype = place(model)
     hits: list[float] = [0.0] * len(pairs)
-    mode = model.training
-    model.eval()
-    try:
-        with frozen_weights(model):
-            for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-                features, body = _after_stem(model, images.to(device, dtype), pairs[0], norm_stats)
-                for index, bits in enumerate(pairs):
-                    hits[index] += _hits_at(model, body, features, labels.to(device), bits, norm_stats)
-    finally:
-        model.train(mode)
+    with evaluating(model), frozen_weights(model):
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            images, labels = as_float(images).to(device, dtype), labels.to(device)
+            features, body = _after_stem(model, images, norm_stats)
+            for index, bits in enumerate(pairs):
+                version = features._version
+                hits[index] += _hits_at(model, body, features, labels, bits, norm_stats)
+                if features._version != version:  # the body works in place
+                    features, body = _after_stem(model, images, norm_stats)
     return hits
 
 
-def _after_stem(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str | None) -> tuple[Tensor, nn.Module]:
-    """The output of a stem that is the same at all pairs, and the rest of the network."""
-    if not (hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)):
+def _is_list(calibration: object) -> bool:
+    """Whether it is a calibration set per model; an ``(images, labels)`` pair is one set."""
+    return isinstance(calibration, (list, tuple)) and not (calibration and isinstance(calibration[-1], Tensor))
+
+
+def _after_stem(model: nn.Module, images: Tensor, norm_stats: str | None) -> tuple[Tensor, nn.Module]:
+    """The output of a stem that is the same at all pairs, and the rest of the network.
+
+    Recalibrated statistics belong to a pair, those of a stem too: then nothing is shared.
+    """
+    policy = norm_stats or setting_of(model).norm_stats
+    if policy == "recalibrated" or not has_stem(model):
         return images, model
-    with at(model, bits, norm_stats):
+    with at(model, FP, policy):
         return model.stem(images), model.body  # type: ignore[operator, return-value]
 
 
@@ -123,7 +131,9 @@ def _hits_at(
     with at(model, bits, norm_stats):
         try:
             return float((body(features).argmax(1) == labels).sum())
-        except MissingNormSetError:
+        except MissingStatisticsError:
+            raise
+        except MissingNormSetError:  # off the list
             return math.nan
 
 

@@ -25,12 +25,17 @@ class MissingNormSetError(KeyError):
         return str(self.args[0])
 
 
+class MissingStatisticsError(MissingNormSetError):
+    """Statistics were not measured yet for the pair in force."""
+
+
 @dataclass
 class Setting:
     """The run-time state that all layers of one model read: bits, norm policy, and what to keep."""
 
     bits: Bits = FP
     per_layer: Mapping[str, Bits] = field(default_factory=dict)
+    quantizer: Quantizer | None = None  # of all its layers
     norm_stats: str = "running"
     track_running: bool = True  # whether a training pass moves the running statistics
     keep_weights: bool = False  # whether layers keep their last quantized weights (frozen weights only)
@@ -45,31 +50,51 @@ class Setting:
         parts = [str(self.bits), *(f"{name}={bits}" for name, bits in sorted(self.per_layer.items()))]
         return ",".join(parts).replace(".", "/")
 
+    @property
+    def code(self) -> str:
+        """The whole bit setting as a user would write it: ``"W2A4"``, or a map."""
+        if not self.per_layer:
+            return f'"{self.bits}"'
+        return repr({"*": str(self.bits), **{name: str(bits) for name, bits in self.per_layer.items()}})
+
 
 class QuantizedInput:
     """Quantizes a layer's input; where one tensor feeds several layers, it is quantized once for all of them.
 
-    It belongs to the first of those layers, the leader, and remembers the last tensor until all have had it.
+    The layer that runs first, the leader, quantizes; the others, the followers, take what it left, if it left it
+    for the same tensor and bits.
     """
 
-    def __init__(self, readers: int = 1) -> None:
-        self.readers = readers
-        self.last: tuple[Tensor, tuple[int, int, bool], Tensor] | None = None  # input, its state, output
-        self.left = 0
+    def __init__(self, followers: int = 0) -> None:
+        self.followers = followers
+        self.left: tuple[Tensor, tuple[int, int, bool], Tensor] | None = None  # input, its state, output
+        self.waiting = 0  # followers that have not come yet
 
-    def __call__(self, x: Tensor, bits: int, leader: QuantizedLayer) -> Tensor:
-        """The quantized ``x``, from ``leader`` unless the last reader of the same tensor left it here."""
-        if self.readers == 1:
-            return leader.quantizer.activation(x, bits, leader.quant, leader.site)
+    def __call__(self, x: Tensor, bits: int, layer: QuantizedLayer) -> Tensor:
+        """``x`` as ``layer`` reads it at ``bits``."""
+        leader = layer.leader
+        if not self.followers:
+            return x if bits == FULL else layer.quantizer.activation(x, bits, layer.quant, layer.site)
         state = (bits, 0 if x.is_inference() else x._version, torch.is_grad_enabled())
-        if self.last is None or self.last[0] is not x or self.last[1] != state:
-            out = leader.quantizer.activation(x, bits, leader.quant, leader.site)
-            self.last, self.left = (x, state, out), self.readers
-        out = self.last[2]
-        self.left -= 1
-        if self.left == 0:
-            self.last = None
+        left, self.waiting = self.left, self.waiting - 1
+        if layer is leader or self.waiting <= 0:
+            self.left = None
+        if bits == FULL:
+            return x
+        if layer is not leader and left is not None and left[0] is x and left[1] == state:
+            return left[2]
+        out = layer.quantizer.activation(x, bits, leader.quant, leader.site)
+        if layer is leader:
+            self.left, self.waiting = (x, state, out), self.followers
         return out
+
+    def __deepcopy__(self, memo: dict) -> QuantizedInput:
+        """A copy waits for nothing."""
+        memo[id(self)] = copied = QuantizedInput(self.followers)
+        return copied
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"followers": self.followers, "left": None, "waiting": 0}
 
 
 class QuantizedLayer(nn.Module):
@@ -94,9 +119,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer at the bits in force; at FP exactly the float layer."""
         bits = self.bits
-        if bits.a != FULL:
-            x = self.shared_input(x, bits.a, self.leader)
-        return self.apply_weight(x, self.quantized_weight(bits.w))
+        return self.apply_weight(self.shared_input(x, bits.a, self), self.quantized_weight(bits.w))
 
     @property
     def leader(self) -> QuantizedLayer:
@@ -168,7 +191,7 @@ class SwitchableNorm(nn.Module):
             return super().forward(x) if own is None else own(x)
         gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
         if not self.training and stats == "recalibrated":
-            mean, var = self.stats()
+            mean, var = self.stats().to(x.dtype)
             return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
         if stats == "measure" and not self.training:
             self.measure(x)
@@ -187,27 +210,26 @@ class SwitchableNorm(nn.Module):
         """Recalibrated (mean, variance), (2, channels), of the setting in force."""
         name = f"stats_{self.setting.key}"
         if name not in self._buffers:
-            raise MissingNormSetError(
+            raise MissingStatisticsError(
                 f"no recalibrated statistics for {self.setting.key}; "
-                f'call recalibrate(model, images, "{self.setting.key}") first'
+                f"call recalibrate(model, images, {self.setting.code}) first"
             )
         return self.get_buffer(name)
 
     def measure(self, x: Tensor) -> None:
-        """Pool this batch's moments with those of earlier batches since ``start_measuring``."""
+        """Pool this batch's mean and squared deviations with those of earlier ones (Chan, Golub and LeVeque, 1979)."""
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
         count = x.numel() // x.shape[1]
-        seen, old_mean, old_square = self.__dict__.get("moments", (0, 0.0, 0.0))
-        total = seen + count
-        new_mean = old_mean + (mean - old_mean) * (count / total)
-        new_square = old_square + (var + mean**2 - old_square) * (count / total)
-        self.__dict__["moments"] = (total, new_mean, new_square)
+        seen, old_mean, old_square = self.__dict__.get("moments", (0, mean, torch.zeros_like(var)))
+        total, gap = seen + count, mean - old_mean
+        square = old_square + var * count + gap**2 * (seen * count / total)
+        self.__dict__["moments"] = (total, old_mean + gap * (count / total), square)
 
-    def finish_measuring(self) -> None:
-        """Store the pooled moments as the statistics of the setting in force."""
-        _, mean, square = self.__dict__.pop("moments")
-        self.register_buffer(f"stats_{self.setting.key}", torch.stack([mean, square - mean**2]))
+    def take_measured(self) -> Tensor | None:
+        """The pooled mean and variance, (2, channels), and begin anew; None if nothing came by."""
+        total, mean, square = self.__dict__.pop("moments", (0, None, None))
+        return torch.stack([mean, square / total]) if total else None
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
         """Recalibrated statistics in the file become buffers; those that it lacks are kept."""

@@ -106,10 +106,15 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
     Returns the stem's output / count, the rest of the network, and its input, whose ``grad`` sums over the pairs:
     going backward through the first with that sum gives the stem the mean gradient of the pairs, once.
     """
-    if not (hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)):
+    if not has_stem(model):
         return None, model, images
     out = model.stem(images)  # type: ignore[operator]
     return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]
+
+
+def has_stem(model: nn.Module) -> bool:
+    """Whether a model declares ``stem`` and ``body`` and its stem is the same at every bitwidth."""
+    return hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)
 
 
 def is_shareable(stem: object) -> bool:

@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates, parse_all
-from mebqat_lite.convert import quantize, quantized_layers
+from mebqat_lite.bits import FP, Bits, BitsLike, Listed, Sampled, candidates, parse_all
+from mebqat_lite.convert import quantized_layers, requantize
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.learners import Learner, Supervised
 
@@ -28,6 +28,7 @@ class Recipe:
     """Everything that a run may vary, with the defaults for the digits."""
 
     steps: int = 300
+    warm_steps: int = 0  # full-precision steps before these
     batch_size: int = 128
     lr: float = 1e-2
     weight_decay: float = 0.01
@@ -36,12 +37,14 @@ class Recipe:
     gamma: float = 0.1
     clip: float = 10.0  # of each gradient element
     seed: int = 0
-    bits: tuple[str, ...] = ()  # the pairs of a method that lists them: one for qat
+    bits: Sequence[BitsLike] = ()  # the pairs of a method that lists them: one for qat
     m: int = 4  # pairs a step of a method that samples them
-    teacher: str = ""  # of quantized pairs: fp, start or labels; by default the method's own
+    teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
     quantizer: str = "dorefa"  # for a model that is not quantized yet
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, as JSON has it, is the same
+        object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         for name in ("steps", "batch_size", "m"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -52,9 +55,6 @@ class Recipe:
         """A copy with other values; an unknown name is a TypeError that lists the known ones."""
         if unknown := set(options) - set(self.__dataclass_fields__):
             raise TypeError(f"no option {sorted(unknown)}; known: {', '.join(self.__dataclass_fields__)}")
-        if "bits" in options:
-            pairs = parse_all(options["bits"]) if options["bits"] else []
-            options["bits"] = tuple(str(pair) for pair in pairs)
         return replace(self, **options)
 
 
@@ -67,10 +67,12 @@ class Method:
 
     title: str
     sampler: Callable[[nn.Module, Recipe], Sampler]
-    learner: Callable[[Recipe], Learner]
+    learner: Callable[[str], Learner]  # from the teacher's name
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
     trains: bool = True  # beyond full precision
     norm_stats: str = "batch"  # the policy it is meant to be evaluated under
+    teacher: str = "fp"
+    warm_teacher: str = "fp"  # the same, for a run that starts from a trained FP network
 
 
 def lowest_pairs(model: nn.Module) -> list[Bits]:
@@ -98,25 +100,18 @@ def _full_precision(model: nn.Module, recipe: Recipe) -> Sampler:
     return Listed([FP])
 
 
-def _supervised(recipe: Recipe) -> Learner:
-    return Supervised(recipe.teacher or "fp")
-
-
-def _dedicated(recipe: Recipe) -> Learner:
-    """A run that never trains FP cannot learn from its own FP: it learns from the network that it started from."""
-    return Supervised(recipe.teacher or "start")
-
-
 def _least_squares(model: nn.Module, data: Data) -> None:
-    quantize(model, "least_squares", sample=data.train.images[:CALIBRATION])
+    requantize(model, "least_squares", data.train.images[:CALIBRATION])
 
 
 METHODS: dict[str, Method] = {
-    "fp": Method("full precision", _full_precision, _supervised, trains=False, norm_stats="running"),
-    "ptq_naive": Method("FP + PTQ naive", _full_precision, _supervised, trains=False, norm_stats="recalibrated"),
-    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, _supervised, _least_squares, False, "recalibrated"),
-    "qat": Method("QAT", _one_pair, _dedicated),
-    "mebqat": Method("MEBQAT", _sampled, _supervised),
+    "fp": Method("full precision", _full_precision, Supervised, trains=False, norm_stats="running"),
+    "ptq_naive": Method("FP + PTQ naive", _full_precision, Supervised, trains=False, norm_stats="recalibrated"),
+    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, Supervised, _least_squares, False, "recalibrated"),
+    # A run that never trains FP has no use for its own FP as a teacher: it drifts away and teaches nonsense. It learns
+    # from the network that it started from, if that was trained, else from the labels.
+    "qat": Method("QAT", _one_pair, Supervised, teacher="labels", warm_teacher="start"),
+    "mebqat": Method("MEBQAT", _sampled, Supervised),
 }
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
 from mebqat_lite.convert import MapOrBits, at, norm_layers, setting_of
 from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
-from mebqat_lite.tensors import Images, image_batches, place
+from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 
 def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[BitsLike]) -> nn.Module:
@@ -24,20 +24,25 @@ def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[Bit
     """
     setting_of(model)
     settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))
-    device, dtype = place(model)
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for setting in settings:
-                with at(model, setting, "measure"):
-                    for batch in image_batches(images):
-                        model(batch.to(device, dtype))
-                    for norm in norm_layers(model).values():
-                        norm.finish_measuring()
-    finally:
-        model.train(mode)
+    measured = [found for setting in settings for found in _measure(model, images, setting)]
+    for norm, name, stats in measured:  # all or none
+        norm.register_buffer(name, stats)
     return model
+
+
+def _measure(model: nn.Module, images: Images, bits: MapOrBits) -> list[tuple[SwitchableNorm, str, Tensor]]:
+    """The statistics, (2, channels), that each batch norm sees at ``bits``, with their names."""
+    norms, (device, dtype) = norm_layers(model).values(), place(model)
+    try:
+        with torch.no_grad(), evaluating(model), at(model, bits, "measure"):
+            for batch in image_batches(images):
+                model(batch.to(device, dtype))
+            name = f"stats_{setting_of(model).key}"
+        found = [(norm, name, norm.take_measured()) for norm in norms]
+    finally:
+        for norm in norms:
+            norm.take_measured()
+    return [(norm, name, stats) for norm, name, stats in found if stats is not None]
 
 
 def _pairs(bits: Any) -> list[Bits]:
@@ -52,12 +57,13 @@ def is_recalibrated(model: nn.Module, key: str) -> bool:
     return all(f"stats_{key}" in norm._buffers for norm in norm_layers(model).values())
 
 
-def give_norm_sets(model: nn.Module, pairs: Iterable[BitsLike]) -> nn.Module:
+def give_norm_sets(model: nn.Module, pairs: str | Iterable[BitsLike]) -> nn.Module:
     """Give each listed pair its own gain, shift and running statistics, started from the float layer's.
 
     This is the switchable batch norm of AdaBits and Any-Precision; FP keeps the float layer's set.
     """
-    listed = [pair for pair in parse_all(list(pairs)) if pair != FP]
+    setting_of(model)
+    listed = [pair for pair in parse_all(pairs) if pair != FP]
     for norm in norm_layers(model).values():
         for pair in listed:
             norm.sets[str(pair)] = _plain_copy(norm)
@@ -70,4 +76,5 @@ def _plain_copy(norm: SwitchableNorm) -> nn.Module:
     options = {name: getattr(norm, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
     copied = plain(norm.num_features, **options)
     copied.load_state_dict({name: norm.state_dict()[name] for name in copied.state_dict()})
-    return copied.to(next(iter(norm.state_dict().values())).device).train(norm.training)
+    like = next((t for t in norm.state_dict().values() if t.is_floating_point()), None)
+    return (copied if like is None else copied.to(like.device, like.dtype)).train(norm.training)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mebqat_lite.results import Table
+from mebqat_lite.bits import FULL
+from mebqat_lite.results import Table, is_known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,11 +65,11 @@ def _draw(
     axes: Axes, row: Mapping[str, dict[str, float]], pairs: Sequence[str], shift: float, label: str, look: dict
 ) -> None:
     """One method: means and half-widths at the pairs that it has."""
-    places = [i for i, pair in enumerate(pairs) if pair in row]
-    means = [row[pairs[i]]["mean"] for i in places]
-    halves = [row[pairs[i]]["ci95"] for i in places]
-    spread = None if np.isnan(halves).any() else halves
-    axes.errorbar([i + shift for i in places], means, spread, label=label, capsize=3, markersize=6, **look)
+    places = [i for i, pair in enumerate(pairs) if pair in row and is_known(row[pair]["mean"])]
+    cells = [row[pairs[i]] for i in places]
+    halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
+    means, xs = [cell["mean"] for cell in cells], [i + shift for i in places]
+    axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -151,12 +152,11 @@ def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figur
 def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
     """Accuracy in percent over all pairs of a grid: weight bits upwards, activation bits to the right."""
     table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
-    names = {32: "FP"}
     with style(), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
         image = axes.imshow(table, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(table.columns)), [names.get(a, a) for a in table.columns])
-        axes.set_yticks(range(len(table.index)), [names.get(w, w) for w in table.index])
+        axes.set_xticks(range(len(table.columns)), table.columns.map(_width))
+        axes.set_yticks(range(len(table.index)), table.index.map(_width))
         middle = (np.nanmax(table) + np.nanmin(table)) / 2
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if np.isfinite(value):
@@ -165,3 +165,7 @@ def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
         axes.set(xlabel="activation bits", ylabel="weight bits", title=title)
         figure.colorbar(image, label="accuracy (%)")
     return figure
+
+
+def _width(bits: int) -> str:
+    return "FP" if bits == FULL else str(bits)

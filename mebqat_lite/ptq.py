@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mebqat_lite.bits import FULL, WIDTHS
-from mebqat_lite.quantizers import TINY, Params, Quantizer, Site, integer_range, register
+from mebqat_lite.quantizers import TINY, Params, Quantizer, Site, check_listed, integer_range, register
 
 SAMPLES = 20_000  # activations that the search looks at
 
@@ -16,19 +16,27 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return x.div(step).round_().clamp_(low, high).mul_(step)
 
 
-def mse_step(x: Tensor, low: int, high: int, tries: int = 100) -> Tensor:
+def mse_step(x: Tensor, low: int, high: int, tries: int = 50) -> Tensor:
     """The step of least squared error for each row of ``x``, (rows, values); returns (rows, 1).
 
-    It is searched among ``tries`` fractions of the step that would clip nothing.
+    It is searched among fractions of the step that clips nothing: ``tries`` coarse ones, then as many between the
+    neighbours of the best.
     """
-    peak = torch.maximum(x.amax(1, keepdim=True) / max(high, 1), x.amin(1, keepdim=True) / min(low, -1))
-    best_step, best_error = peak.clamp_min(TINY), torch.full_like(peak, torch.inf)
-    for fraction in torch.linspace(1, 1 / tries, tries):
-        step = (peak * fraction).clamp_min(TINY)
-        error = (fake_quantize(x, step, low, high) - x).square().mean(1, keepdim=True)
-        better = error < best_error
-        best_step, best_error = torch.where(better, step, best_step), torch.where(better, error, best_error)
-    return best_step
+    most = torch.maximum(x.amax(1, keepdim=True) / max(high, 1), x.amin(1, keepdim=True) / min(low, -1))
+    coarse = torch.linspace(1 / tries, 1, tries).to(x)
+    best = _best_fraction(x, most, coarse.expand(len(x), tries), low, high)  # (rows, 1)
+    fine = best + torch.linspace(-1, 1, tries).to(x) / tries  # (rows, tries)
+    best = _best_fraction(x, most, fine.clamp_min(0.1 / tries), low, high)
+    return (most * best).clamp_min(TINY)
+
+
+def _best_fraction(x: Tensor, most: Tensor, fractions: Tensor, low: int, high: int) -> Tensor:
+    """Among ``fractions``, (rows, tries), those whose multiples of ``most``, (rows, 1), lose least: (rows, 1)."""
+    errors = [
+        (fake_quantize(x, (most * fraction[:, None]).clamp_min(TINY), low, high) - x).square().mean(1)
+        for fraction in fractions.unbind(1)
+    ]
+    return fractions.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True))
 
 
 class LeastSquares(Quantizer):
@@ -40,6 +48,10 @@ class LeastSquares(Quantizer):
     one_bit = True
     signed_inputs = True
     learns = False
+
+    def check(self, bits: int) -> None:
+        """Bits without a step of their own are refused."""
+        check_listed(self, bits)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Steps ``w<bits>``, (out, 1, ...), and ``a<bits>``, scalar, for every bitwidth."""
@@ -53,7 +65,7 @@ class LeastSquares(Quantizer):
             by_mean = bits == 1 or x is None
             w_step = rows.abs().mean(1) if by_mean else mse_step(rows, *integer_range(bits, True))
             steps[f"w{bits}"] = w_step.reshape(shape)
-            steps[f"a{bits}"] = mse_step(sample, *integer_range(bits, site.signed)).reshape(()).to(w)
+            steps[f"a{bits}"] = mse_step(sample, *_input_range(bits, site)).reshape(()).to(w)
         return steps
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
@@ -63,14 +75,20 @@ class LeastSquares(Quantizer):
         return fake_quantize(w, params[f"w{bits}"], *integer_range(bits, signed=True))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """s clip(round(x / s), 0, 2^b - 1), signed if the layer's input is."""
-        return fake_quantize(x, params[f"a{bits}"], *integer_range(bits, site.signed))
+        """s clip(round(x / s), 0, 2^b - 1), signed if the layer's input is and there are two bits."""
+        return fake_quantize(x, params[f"a{bits}"], *_input_range(bits, site))
+
+
+def _input_range(bits: int, site: Site) -> tuple[int, int]:
+    """The codes of a layer's input; one bit is {0, 1} even where the input is signed."""
+    return integer_range(bits, site.signed and bits > 1)
 
 
 def _subsample(x: Tensor) -> Tensor:
-    """At most SAMPLES values of ``x``, evenly spaced, as (1, values)."""
+    """At most SAMPLES values of ``x``, chosen at random with a fixed seed, as (1, values)."""
     flat = x.detach().float().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLES)][None]
+    chosen = torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    return flat[chosen.to(flat.device)][None]
 
 
 register("least_squares", LeastSquares())

@@ -51,7 +51,8 @@ class _TanhWeight(Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
         t = w.tanh()
-        peak = t.abs().amax().clamp_min_(torch.finfo(w.dtype).tiny)  # all-zero weights stay finite
+        peak = t.abs().amax()
+        peak += peak == 0  # all-zero weights stay finite
         ctx.save_for_backward(t, peak, scale)
         v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; the clamp guards the last float digit
         return codes(v, bits, form).mul_(scale * 2).sub_(scale)
@@ -185,6 +186,11 @@ class Quantizer:
     edge_bits = FULL  # bits of the first and the last layer's weights
     learns = True  # whether training moves its parameters
 
+    def check(self, bits: int) -> None:
+        """Raise a ValueError for bits that the quantizer does not define."""
+        if bits == 1 and not self.one_bit:
+            raise ValueError(f"{self} defines no 1-bit values; its lowest is 2 bits")
+
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Initial values of what the layer learns, by name; ``x`` is a sample of its input (None: not measured)."""
         return {}
@@ -200,6 +206,12 @@ class Quantizer:
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
         return f"{type(self).__name__}({options})"
+
+
+def check_listed(quantizer: Quantizer, bits: int) -> None:
+    """Raise a ValueError for bits that are none of the candidates'."""
+    if bits not in WIDTHS:
+        raise ValueError(f"{quantizer} has no step for {bits} bits; it has steps for 2 to 8 and 16")
 
 
 class DoReFa(Quantizer):
@@ -237,7 +249,8 @@ class SAT(Quantizer):
         """2 codes - 1; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
         out = tanh_weight(w, bits, form=self.form)
         if site.role == "last" and w.dim() == 2:  # (out_features, in_features)
-            out = out * (1 / (math.sqrt(w.shape[0]) * out.detach().std()))
+            spread = out.detach().std()
+            out = out / (math.sqrt(w.shape[0]) * (spread + (spread == 0)))
         return out
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
@@ -268,11 +281,14 @@ class LSQ(Quantizer):
             steps[f"a{bits}"] = w.new_tensor(2 * site.mean_abs / math.sqrt(p_a))
         return {name: step.clamp_min(TINY) for name, step in steps.items()}
 
+    def check(self, bits: int) -> None:
+        """Bits without a step of their own are refused."""
+        super().check(bits)
+        if not self.shared:
+            check_listed(self, bits)
+
     def _step(self, kind: str, bits: int, params: Params) -> Tensor:
-        name = f"{kind}{2 if self.shared else bits}"
-        if name not in params:
-            raise ValueError(f"lsq has no step for {bits} bits; it has 2 to 8 and 16")
-        return params[name]
+        return params[f"{kind}{2 if self.shared else bits}"]
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """s clip(round(w / s), -2^(b-1), 2^(b-1) - 1), gradient scale 1 / sqrt(N p) with N weights."""

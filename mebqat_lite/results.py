@@ -37,7 +37,8 @@ def _plain(value: Any) -> Any:
 
 def cells(frame: pd.DataFrame) -> dict[str, Cell]:
     """A row of the table from what `evaluate.grid` returns."""
-    return {str(bits): dict(row) for bits, row in frame[["mean", "ci95", "n"]].to_dict("index").items()}
+    names = ("mean", "ci95", "n")
+    return {str(bits): {name: float(row[name]) for name in names} for bits, row in frame.iterrows()}
 
 
 def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | None = None) -> str:
@@ -53,7 +54,12 @@ def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | Non
 
 
 def _cell(cell: Cell | None) -> str:
-    if cell is None or math.isnan(cell["mean"]):
+    if cell is None or not is_known(cell["mean"]):
         return "-"
     half = cell["ci95"]
-    return f"{cell['mean']:.1f}" + ("" if half is None or math.isnan(half) else f" ±{half:.1f}")
+    return f"{cell['mean']:.1f}" + (f" ±{half:.1f}" if is_known(half) else "")
+
+
+def is_known(value: float | None) -> bool:
+    """Whether a number is there: neither NaN nor, read back from JSON, null."""
+    return value is not None and not math.isnan(value)

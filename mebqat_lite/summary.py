@@ -71,8 +71,8 @@ def _sign(site: Site) -> str:
 
 
 def _bytes(layer: nn.Module, bits: int) -> int:
-    bias = getattr(layer, "bias", None)
-    return -(-layer.get_parameter("weight").numel() * bits // 8) + (0 if bias is None else 4 * bias.numel())
+    weight, bias = getattr(layer, "weight"), getattr(layer, "bias", None)  # noqa: B009 (its type)
+    return -(-weight.numel() * bits // 8) + (0 if bias is None else 4 * bias.numel())
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Small helpers for images held in tensors: batches of them from whatever a caller has."""
+"""Small helpers: batches of images from whatever a caller has, and a model in evaluation mode."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,19 +13,42 @@ Images = Tensor | Iterable[Any]
 
 
 def image_batches(source: Images, batch_size: int = 512) -> Iterator[Tensor]:
-    """Yield batches of images, (batch, channels, height, width).
+    """Yield batches of float images, (batch, channels, height, width).
 
-    ``source`` is a tensor of images, an ``(images, labels)`` pair, or a loader of either.
+    ``source`` is a tensor of images, an ``(images, labels)`` pair, or a loader of either. A tensor is cut into
+    batches of nearly equal size, at most ``batch_size``: a lone last image would have no variance.
     """
     if isinstance(source, Tensor):
-        yield from source.split(batch_size)
+        for part in source.tensor_split(max(1, -(-len(source) // batch_size))):
+            yield as_float(part)
     elif isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor):
-        yield from source[0].split(batch_size)
+        yield from image_batches(source[0], batch_size)
     elif isinstance(source, Iterable):
         for batch in source:
-            yield batch if isinstance(batch, Tensor) else batch[0]
+            yield as_float(batch if isinstance(batch, Tensor) else batch[0])
     else:
         raise TypeError(f"expected a tensor of images or a loader of batches, not {type(source).__name__}")
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as a network reads them: bytes, 0 to 255, become float32 in [0, 1]; floats stay as they are.
+
+    images: any shape. There is no mean or scale per channel: the networks begin with a float convolution and a batch
+    norm, which learn them.
+    """
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode inside the block; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -16,7 +16,15 @@ from tqdm.auto import tqdm
 
 from mebqat_lite import checkpoint, methods
 from mebqat_lite.bits import Bits
-from mebqat_lite.convert import NotQuantizedError, plan_of, quantize, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.convert import (
+    NotQuantizedError,
+    plan_of,
+    quantize,
+    quantized_layers,
+    requantize,
+    set_norm_stats,
+    setting_of,
+)
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import CALIBRATION, Recipe
@@ -66,7 +74,7 @@ def fit(
         device: where to train; by default CUDA if there is one, else the CPU.
 
     Raises:
-        TrainingError: the loss is not finite. The model keeps its last good weights.
+        TrainingError: the loss is not finite. That step changes neither weights nor norm statistics.
     """
     chosen = methods.get(method)
     recipe = (recipe or Recipe()).with_options(**options)
@@ -75,19 +83,33 @@ def fit(
         setting_of(model)
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=data.train.images[:CALIBRATION])
+    chosen.sampler(model, recipe)  # refuses what it cannot draw, before anything is trained
+    warm = None
+    if recipe.warm_steps and chosen.trains:
+        warm = _warm_up(model, data, recipe, path, save_every=save_every, progress=progress, device=device)
     loop = Loop(model, data.train, method, recipe, path)
     steps = range(loop.run.costs.steps, recipe.steps)
-    for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
-        loop.step()
-        if path is not None and loop.run.costs.steps % save_every == 0:
-            loop.save()
-    if path is not None and len(steps):
-        loop.save()
-    loop.close()
+    try:
+        for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
+            loop.step()
+            if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
+                loop.save()
+    finally:
+        loop.close()
     model.eval()
     chosen.finish(model, data)
     set_norm_stats(model, chosen.norm_stats)
+    if warm is not None:
+        loop.run.costs, loop.run.seconds = warm.costs + loop.run.costs, warm.seconds + loop.run.seconds
     return loop.run
+
+
+def _warm_up(model: nn.Module, data: Data, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
+    """Train ``recipe.warm_steps`` at full precision, then set the learned steps anew, from the trained weights."""
+    fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
+    run = fit(model, data, "fp", fp, path=None if path is None else f"{path}.fp", **how)
+    requantize(model, plan_of(model).quantizer, data.train.images[:CALIBRATION])
+    return run
 
 
 class Loop:
@@ -100,23 +122,31 @@ class Loop:
         self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
         device = next(model.parameters()).device
         self.train = Split(train.images.to(device), train.labels.to(device))
-        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe)
+        teacher = recipe.teacher or (chosen.warm_teacher if recipe.warm_steps else chosen.teacher)
+        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(teacher)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
         self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
         torch.manual_seed(recipe.seed)  # dropout
+        self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
+        self.buffers = list(model.buffers())
         self.learner.begin(model)
+        self.fingerprint = "" if path is None else checkpoint.checksum(train)
         if path is not None and Path(path).exists():
             self.load()
         self.counters = [_count_forwards(net, self.run.costs) for net in (model, self.learner.frozen) if net]
 
     def step(self) -> None:
         """One step: the losses of all tasks at their pairs, the mean gradient, one update."""
-        started, costs, total = time.perf_counter(), self.run.costs, 0.0
-        for pairs in self.sampler.draw():
-            total += self.backpropagate(self.batch(costs.steps), pairs)
+        started, costs = time.perf_counter(), self.run.costs
+        before = [buffer.clone() for buffer in self.buffers]
+        try:
+            total = sum(self.backpropagate(self.batch(costs.steps), pairs) for pairs in self.sampler.draw())
+        except TrainingError:
+            torch._foreach_copy_(self.buffers, before)
+            raise
         self.gradients.average()
         nn.utils.clip_grad_value_(self.parameters.values(), self.recipe.clip)
         for group in self.optimizer.param_groups:
@@ -165,6 +195,7 @@ class Loop:
         if torch.cuda.is_available():
             tensors |= {"random/cuda": torch.cuda.get_rng_state()}
         meta = {"kind": "training", "sampler": self.sampler.state_dict(), "run": asdict(self.run)}
+        meta |= {"quantizer": plan_of(self.model).quantizer, "data": self.fingerprint}
         checkpoint.write(self.path, tensors, meta)
 
     def load(self) -> None:
@@ -172,7 +203,11 @@ class Loop:
         assert self.path is not None
         name = Path(self.path).name
         tensors, meta = checkpoint.read(self.path, "training")
-        recipe = Recipe(**{**meta["run"]["recipe"], **_tuples(meta["run"]["recipe"])})
+        recipe, quantizer = Recipe(**meta["run"]["recipe"]), plan_of(self.model).quantizer
+        if meta["quantizer"] != quantizer:
+            raise checkpoint.CheckpointError(f"{name} is of a {meta['quantizer']} network, this one is {quantizer}")
+        if meta["data"] != self.fingerprint:
+            raise checkpoint.CheckpointError(f"{name} was trained on other images: give another path, or delete it")
         if (meta["run"]["method"], recipe) != (self.run.method, self.recipe):
             raise checkpoint.CheckpointError(
                 f"{name} belongs to another run ({meta['run']['method']}, {_difference(recipe, self.recipe)}): "
@@ -262,37 +297,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only; a recipe holds tuples."""
-    return {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-
-
 def _difference(there: Recipe, here: Recipe) -> str:
     """In which options two recipes differ."""
     pairs = ((f.name, getattr(there, f.name), getattr(here, f.name)) for f in dataclasses.fields(Recipe))
     return ", ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new) or "same recipe"
-
-
-def fit_warm(
-    model: nn.Module,
-    data: Data,
-    method: str,
-    recipe: Recipe | None = None,
-    warm_steps: int = 300,
-    *,
-    path: str | Path | None = None,
-    **options: Any,
-) -> Run:
-    """`fit` from a full-precision start: ``warm_steps`` of ``fp`` first, then learned steps are set anew.
-
-    The costs of both parts are counted. ``path`` names the checkpoint of the second; ``<path>.fp`` is the first's.
-    """
-    recipe = recipe or Recipe()
-    if not warm_steps:
-        return fit(model, data, method, recipe, path=path, **options)
-    start_path = None if path is None else Path(f"{path}.fp")
-    start = fit(model, data, "fp", recipe, path=start_path, **{**options, "steps": warm_steps, "bits": ()})
-    quantize(model, recipe.quantizer, sample=data.train.images[:CALIBRATION])
-    run = fit(model, data, method, recipe, path=path, **options)
-    run.costs, run.seconds = start.costs + run.costs, start.seconds + run.seconds
-    return run

@@ -2,7 +2,7 @@
 
 ``python notebooks/store.py [NAME.ipynb ...]``
 
-The seconds that a lesson took are written into its metadata, where a test holds the card to them.
+The seconds that a lesson took are written into its metadata; a test holds the card to them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from tqdm.auto import tqdm
 
 FOLDER = Path(__file__).parent
-STATIC = "Interactive: run the notebook to move it. The figure beneath shows the same without a kernel."
+STATIC = "Interactive: run the notebook to move it. The figure beneath needs no kernel."
 
 
 def store(path: Path) -> float:

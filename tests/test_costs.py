@@ -1,16 +1,16 @@
 """Costs: passes counted by the loop against formulas, bytes against the files that hold them."""
 
+import itertools
 import json
 import struct
 
 import pytest
 import torch
 
-from mebqat_lite import candidates, datasets, fit, models, quantize, recalibrate, save_model
+from mebqat_lite import candidates, datasets, fit, models, quantize, recalibrate, save_model, train
 from mebqat_lite.convert import quantized_layers
 from mebqat_lite.costs import Costs, saving, stored_bytes
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.train import fit_warm
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def net(data, quantizer="dorefa"):
     ("method", "options", "steps", "forwards", "backprops"),
     [
         ("fp", {}, 5, 1, 1),
-        ("qat", {"bits": "W2A2"}, 5, 2, 1),
+        ("qat", {"bits": "W2A2"}, 5, 1, 1),
+        ("qat", {"bits": "W2A2", "teacher": "start"}, 5, 2, 1),
         ("qat", {"bits": "W2A2", "teacher": "fp"}, 5, 2, 1),
         ("qat", {"bits": "W2A2", "teacher": "labels"}, 5, 1, 1),
         ("mebqat", {}, 300, 4, 4),
@@ -52,11 +53,20 @@ def test_sat_counts_whole_passes_where_no_stem_is_shared(data):
 
 
 def test_a_warm_start_counts_both_parts(data):
-    def costs(**options):
-        return fit_warm(net(data), data, "mebqat", steps=2, batch_size=8, progress=False, **options).costs
+    def costs(method, **options):
+        return fit(net(data), data, method, steps=2, batch_size=8, progress=False, **options).costs
 
-    assert costs(warm_steps=3) == Costs(5, 3 + 8, 3 + 8)
-    assert costs(warm_steps=0) == Costs(2, 8, 8)
+    assert costs("mebqat", warm_steps=3) == Costs(5, 3 + 8, 3 + 8)
+    assert costs("mebqat", warm_steps=0) == Costs(2, 8, 8)
+    assert costs("qat", bits="W2A2", warm_steps=3) == Costs(5, 3 + 4, 3 + 2)  # its start teaches
+    assert costs("fp", warm_steps=3) == Costs(2, 2, 2)  # nothing to warm up
+
+
+def test_seconds_count_both_parts(data, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(ticks))  # a step looks at the clock twice
+    run = fit(net(data), data, "mebqat", steps=2, warm_steps=3, batch_size=8, progress=False)
+    assert run.seconds == run.costs.steps == 5
 
 
 def test_costs_add_field_by_field():

@@ -12,6 +12,7 @@ from mebqat_lite import accuracy, candidates, datasets, give_norm_sets, grid, mo
 from mebqat_lite.convert import at, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.evaluate import interval, t_quantile
+from mebqat_lite.layers import MissingStatisticsError
 
 SOME = "FP,W2A2,W4A8,W8A3"
 MAP = {"*": "W8A8", "body.1.0": "W2A2"}
@@ -75,7 +76,7 @@ def test_grid_is_accuracy_pair_by_pair(images, norm_stats):
     wanted = [accuracy(model, split, bits, norm_stats, 40) for bits in candidates()]
     assert frame["mean"].tolist() == wanted
     assert wanted[::7] == [by_hand(model, split, bits, norm_stats, 40) for bits in candidates()[::7]]
-    assert len(set(wanted)) > 10 and frame["ci95"].isna().all() and set(frame["n"]) == {1}
+    assert len(set(wanted)) > 5 and frame["ci95"].isna().all() and set(frame["n"]) == {1}
 
 
 @pytest.mark.parametrize(("quantizer", "count"), [("dorefa", 75), ("lsq", 73), ("sat", 73), ("least_squares", 75)])
@@ -159,25 +160,46 @@ def test_off_list_pairs_are_nan(images, norm_stats):
 
 
 def test_the_order_of_pairs_does_not_matter(images):
-    """Neither for pairs measured on other images, nor for pairs without statistics."""
+    """Not for pairs measured on other images either; a pair without statistics is an error with its cure."""
     model = net(images)
     split = split_for(model, images)
     recalibrate(model, images[:30], "W2A2")
     recalibrate(model, 3 * images[60:], "W4A4")
-    for pairs in (["W2A2", "W4A4"], ["W4A4", "W2A2"], ["W2A2", "W4A4", "W8A8"], ["W8A8", "W4A4"]):
+    with pytest.raises(MissingStatisticsError, match=r'call recalibrate\(model, images, "W8A8"\) first'):
+        grid(model, split, ["W2A2", "W8A8"], norm_stats="recalibrated")
+    for pairs in (["W2A2", "W4A4"], ["W4A4", "W2A2"]):
         means = grid(model, split, pairs, norm_stats="recalibrated")["mean"]
-        for bits in set(pairs) - {"W8A8"}:
+        for bits in pairs:
             assert means[bits] == by_hand(model, split, bits, "recalibrated"), pairs
 
 
+@pytest.mark.parametrize("norm_stats", ["running", "batch", "recalibrated"])
+def test_images_stored_as_bytes_are_measured_like_floats(images, norm_stats):
+    """A split may hold bytes from 0 to 255 (CIFAR-10 does); a network reads them as floats in [0, 1]."""
+    model, stored = net(images), (images * 255).round().to(torch.uint8)
+    as_floats = split_for(model, stored.float() / 255)
+    frames = []
+    for split in (as_floats, Split(stored, as_floats.labels)):
+        calibration = split.images[:40] if norm_stats == "recalibrated" else None
+        frames.append(grid(model, split, SOME, norm_stats=norm_stats, calibration=calibration))
+        assert accuracy(model, split, "W2A2", norm_stats) == frames[0].loc["W2A2", "mean"]
+    assert frames[0]["mean"].tolist() == frames[1]["mean"].tolist()
+    plans = [quantize(net(images), "lsq", sample=sample).plan for sample in (stored, as_floats.images)]
+    assert plans[0] == plans[1]
+
+
+class Negate(nn.Module):
+    def forward(self, x):
+        return x.neg_()
+
+
 class InPlace(models.StemAndBody):
-    """Its body begins by changing its input in place."""
+    """Its body begins by changing its input in place, as an activation with ``inplace=True`` would."""
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-        body = [nn.SiLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)]
-        self.body = nn.Sequential(*body)
+        self.body = nn.Sequential(Negate(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
 
 
 def test_a_body_that_works_in_place_is_measured_right(images):

@@ -102,27 +102,26 @@ def hand_logits(p, x, bits):
     return F.linear(h.mean((2, 3)), p["body.4.weight"], p["body.4.bias"])
 
 
-def hand_losses(p, start, task, pairs, teacher):
+def hand_losses(p, start, task, pairs, teacher, alone):
     with torch.no_grad():
-        soft = {
-            "labels": None,
-            "fp": hand_logits(p, task.images, FP).softmax(1),
-            "start": hand_logits(start, task.images, FP).softmax(1),
-        }[teacher]
+        softs = {"labels": [None] * len(pairs), "next": [None]}
+        softs["fp"] = [hand_logits(p, task.images, FP).softmax(1)] * len(pairs)
+        softs["start"] = [hand_logits(start, task.images, FP).softmax(1)] * len(pairs)
+        softs["next"] += [hand_logits(p, task.images, bits).softmax(1) for bits in pairs[:-1]]
     losses = []
-    for bits in pairs:
+    for bits, soft in zip(pairs, softs[teacher], strict=True):
         log = hand_logits(p, task.images, bits).log_softmax(1)
-        loss = -log[torch.arange(len(log)), task.labels].mean()
-        if bits != FP and soft is not None:
-            loss = loss - (soft * log).sum(1).mean()
-        losses.append(loss)
+        hard = -log[torch.arange(len(log)), task.labels].mean()
+        taught = bits != FP and soft is not None
+        losses.append((0 if alone and taught else hard) - ((soft * log).sum(1).mean() if taught else 0))
     return losses
 
 
 @pytest.mark.parametrize("pairs", SETS)
-@pytest.mark.parametrize("teacher", ["fp", "labels", "start"])
+@pytest.mark.parametrize("teacher", ["fp", "labels", "start", "next", "fp alone", "next alone"])
 def test_losses_and_gradients_are_those_of_a_plain_network(task, teacher, pairs):
-    model, learner = net(), Supervised(teacher)
+    teacher, alone = teacher.split()[0], teacher.endswith("alone")
+    model, learner = net(), Supervised(teacher, alone)
     learner.begin(model)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
@@ -134,7 +133,7 @@ def test_losses_and_gradients_are_those_of_a_plain_network(task, teacher, pairs)
         ours.append((bits, loss.item()))
 
     p = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
-    losses = hand_losses(p, start, task, [bits for bits, _ in ours], teacher)
+    losses = hand_losses(p, start, task, [bits for bits, _ in ours], teacher, alone)
     assert [loss for _, loss in ours] == pytest.approx([loss.item() for loss in losses], rel=1e-10)
     torch.stack(losses).sum().backward()
     for name, parameter in model.named_parameters():
@@ -173,7 +172,7 @@ def test_highest_bits_come_first(task):
 
 def test_full_precision_learns_from_labels_only(task):
     values = set()
-    for teacher in ("fp", "start", "labels"):
+    for teacher in ("fp", "start", "labels", "next"):
         learner = Supervised(teacher)
         learner.begin(net(seed=9))
         for bits, loss in learner.losses(net(), task, parse_all("FP,FP,W2A2")):
@@ -201,6 +200,7 @@ def test_start_teacher_is_a_frozen_copy(task):
         ("fp", "FP,W2A2,W3A3", 3, 0),
         ("fp", "FP", 1, 0),
         ("labels", "W2A2,W3A3", 2, 0),
+        ("next", "FP,W2A2,W3A3", 3, 0),
         ("start", "W2A2", 1, 1),
         ("start", "FP,W2A2,W3A3", 3, 1),
         ("start", "FP", 1, 0),
@@ -224,7 +224,7 @@ def test_teacher_is_run_once_a_task_and_only_if_needed(task, teacher, pairs, pas
 
 
 @pytest.mark.parametrize("pairs", ["FP,W4A4,W1A1", "W4A4,W1A1", "W2A2"])
-@pytest.mark.parametrize("teacher", ["fp", "start", "labels"])
+@pytest.mark.parametrize("teacher", ["fp", "start", "labels", "next"])
 def test_running_statistics_are_those_of_the_highest_pair(task, teacher, pairs):
     model, once, learner = net(), net(), Supervised(teacher)
     learner.begin(model)
@@ -295,5 +295,5 @@ def test_a_stem_that_differs_by_pair_gets_every_pair_s_gradient(task, kind):
 
 
 def test_unknown_teacher_lists_the_known():
-    with pytest.raises(ValueError, match=r"no teacher 'boss'; choose one of labels, fp, start"):
+    with pytest.raises(ValueError, match=r"no teacher 'boss'; choose one of labels, fp"):
         Supervised("boss")

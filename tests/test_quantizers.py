@@ -228,7 +228,7 @@ def test_sixteen_bits_are_within_half_a_step_of_the_identity_for_q_b_and_lsq_but
 @prop
 @given(vectors)
 def test_floor_codes_nest_and_at_two_bits_lie_a_quarter_low(w):
-    """A code is the top bits of the 8-bit code. At two bits {-1, -0.5, 0, 0.5}; for symmetric weights a mean of -0.25."""
+    """Codes are the top bits of the 8-bit code; at two bits {-1, -0.5, 0, 0.5}, mean -0.25 for symmetric weights."""
     code = {b: ((qz.tanh_weight(w, b, form="floor") + 1) * 2 ** (b - 1)).long() for b in range(1, 9)}
     assert all(torch.equal(code[b], code[8] >> (8 - b)) for b in code)
     w = torch.cat([NORMAL[0], -NORMAL[0]])

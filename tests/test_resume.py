@@ -27,14 +27,14 @@ STEPS = 12
 RUNS = {  # name: quantizer, method, options
     "mebqat dorefa": ("dorefa", "mebqat", {}),
     "mebqat lsq": ("lsq", "mebqat", {"schedule": "milestones"}),
-    "qat start": ("dorefa", "qat", {"bits": "W2A2"}),
+    "qat start": ("dorefa", "qat", {"bits": "W2A2", "teacher": "start"}),
     "dropout": ("dorefa", "mebqat", {"m": 3}),
 }
 
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 DATA = Data("made", Split(IMAGES, torch.arange(64) % 10), None, None, ())
-FAST = Recipe(steps=4, batch_size=16, lr=0.003, schedule="constant")
+FAST = Recipe(steps=4, batch_size=16, lr=0.003, schedule="constant", teacher="fp")
 
 
 def net(quantizer="dorefa", seed=0, dropout=False):
@@ -158,7 +158,7 @@ def work(folder):
         ({"lr": 0.5}, "mebqat, lr 0.01 there, 0.5 here"),
         ({"seed": 7, "m": 3}, "m 4 there, 3 here"),
         ({"steps": 99}, "steps 12 there, 99 here"),
-        ({"teacher": "labels"}, "teacher '' there, 'labels' here"),
+        ({"teacher": "labels"}, "teacher .* there, 'labels' here"),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, change, words):
@@ -254,14 +254,6 @@ def test_a_bad_batch_leaves_finite_statistics():
     assert [n for n, t in model.state_dict().items() if not torch.isfinite(t.float()).all()] == []
     mine, other = (m.eval()(IMAGES) for m in (model, stopped))
     assert torch.equal(mine, other)
-
-
-def test_a_diverged_run_keeps_its_last_good_weights():
-    model = net()
-    with pytest.raises(TrainingError):
-        fit(model, DATA, "mebqat", FAST, lr=1e30, progress=False)
-    loss = F.cross_entropy(model.train()(IMAGES), DATA.train.labels).item()
-    assert math.isfinite(loss)
 
 
 @pytest.mark.parametrize("left", ["by the user", "by a failed run"])

@@ -88,7 +88,7 @@ class Live(ipywidgets.VBox):
 def labelled(words: str, slider: ipywidgets.Widget) -> ipywidgets.Widget:
     """A slider with its label, wide enough for both; two fit side by side in a notebook."""
     slider.description, slider.style.description_width = words, "initial"
-    slider.layout.width = "390px"
+    slider.layout.width = "350px"
     return slider
 
 

@@ -100,7 +100,7 @@ def latencies():
     measured: dict[str, list[float]] = {}
     yield measured
     if measured:
-        report = {name: summarize(values) for name, values in sorted(measured.items())}
+        report = {name: summarize(values) for name, values in sorted(measured.items()) if values}
         (ROOT / "results").mkdir(exist_ok=True)
         (ROOT / "results" / "browser.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+try:
+    from playwright.sync_api import TimeoutError
+except ModuleNotFoundError:  # the fixture `browser` says so
+    TimeoutError = None
+
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = [name for name in ("00_start_here.ipynb", "01_quantization.ipynb") if (ROOT / "notebooks" / name).exists()]
@@ -103,5 +108,9 @@ def press(page, widget, control, key: str) -> float:
     control.focus()
     widget.evaluate(WATCH)
     page.keyboard.press(key)
-    page.wait_for_function("() => window.changed !== null", timeout=10 * SECONDS)
+    try:
+        page.wait_for_function("() => window.changed !== null", timeout=10 * SECONDS)
+    except TimeoutError:
+        shown = [*page.locator(".mq-error").all_inner_texts(), control.evaluate("c => c.outerHTML")]
+        pytest.fail(f"{key} made no new picture: {shown}")
     return page.evaluate("() => window.changed - window.pressed")

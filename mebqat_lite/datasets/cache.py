@@ -1,0 +1,51 @@
+"""Images are read from their files once, and kept as one safetensors file of bytes.
+
+The files lie in the folder ``cache`` of `paths.downloads`; they may be deleted at any time. Their tensors are
+``<part>.images``, (count, channels, height, width), uint8, and ``<part>.labels``, (count,), int64.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mebqat_lite import checkpoint, paths
+from mebqat_lite.datasets.base import Split
+
+KIND = "images"
+
+
+class Parts(NamedTuple):
+    """Splits by name (``train``, perhaps ``val`` and ``test``) and the names of the classes, by label."""
+
+    splits: dict[str, Split]
+    classes: tuple[str, ...]
+
+
+def cached(name: str, key: str, decode: Callable[[], Parts]) -> Parts:
+    """The images kept under ``name`` and ``key``, or else those that ``decode`` reads, which are then kept."""
+    path = paths.downloads() / "cache" / f"{name}-{key}.safetensors"
+    try:
+        return _load(path)
+    except (FileNotFoundError, checkpoint.CheckpointError):  # not there, or damaged
+        parts = decode()
+    try:
+        _save(path, parts)
+    except OSError as error:
+        warnings.warn(f"{path.name} is not kept, {path.parent} cannot be written: {error.strerror}", stacklevel=2)
+    return parts
+
+
+def _save(path: Path, parts: Parts) -> None:
+    tensors = {f"{part}.{name}": t for part, split in parts.splits.items() for name, t in split._asdict().items()}
+    checkpoint.write(path, tensors, {"kind": KIND, "classes": parts.classes})
+
+
+def _load(path: Path) -> Parts:
+    """The file is mapped into memory, not read: pages are read when they are used."""
+    tensors, meta = checkpoint.read(path, KIND)
+    names = [name.removesuffix(".labels") for name in tensors if name.endswith(".labels")]
+    splits = {name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in names}
+    return Parts(splits, tuple(meta["classes"]))

@@ -1,0 +1,85 @@
+"""Stratified splits: every class has the same share of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mebqat_lite.datasets.base import Data, DataError, Split
+
+TEST, VALIDATION, VALIDATION_BESIDE_TEST = 0.15, 0.15, 0.10  # shares of the images that there are to divide
+
+
+def divide(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose ``count`` examples, stratified, by ``seed``.
+
+    labels: (images,). Returns the indices of the others, (images - count,), and of the chosen, (count,), both
+    shuffled.
+
+    Raises:
+        ValueError: a class would have no example among the chosen, or has a single one.
+    """
+    from sklearn.model_selection import train_test_split
+
+    index = np.arange(len(labels))
+    rest, chosen = train_test_split(index, test_size=count, random_state=seed, stratify=labels.numpy())
+    if len(labels[chosen].unique()) < len(labels.unique()):
+        raise ValueError("a class without an example")
+    return torch.from_numpy(rest), torch.from_numpy(chosen)
+
+
+def complete(
+    name: str, parts: Mapping[str, Split], classes: Sequence[str], seed: int, validation: int | None = None
+) -> Data:
+    """A dataset from ``parts``, of which ``train`` must be there; what is missing is split from it by ``seed``.
+
+    A test part takes 15 % of the images; a validation part ``validation`` images, by default 15 % as well, or 10 %
+    if there is a test part of its own, which stays untouched.
+
+    Raises:
+        DataError: a class has too few images for one in each part; 12 are always enough.
+    """
+    train, given = parts["train"], dict(parts)
+    left = torch.arange(len(train.labels))  # what train keeps
+    share = VALIDATION_BESIDE_TEST if "test" in parts else VALIDATION
+    counts = {"test": round(TEST * len(left)), "val": validation or round(share * len(left))}
+    for part, count in counts.items():
+        if part not in given:
+            try:
+                rest, chosen = divide(train.labels[left], count, seed)
+            except ValueError:
+                raise DataError(_too_few(name, part, count, train.labels, classes)) from None
+            given[part], left = train.select(left[chosen]), left[rest]
+    if len(left) < len(train.labels):
+        given["train"] = train.select(left)
+    return Data(name, given["train"], given["val"], given["test"], tuple(classes))
+
+
+def _too_few(name: str, part: str, count: int, labels: Tensor, classes: Sequence[str]) -> str:
+    sizes = labels.bincount(minlength=len(classes))
+    smallest = int(sizes.argmin())
+    return (
+        f"{name} has too few images to set {count} of {len(labels)} apart as {part} for {len(classes)} classes "
+        f"(fewest: {int(sizes[smallest])} of {classes[smallest]!r}): have 12 or more in each class, or give folders "
+        "train, val and test"
+    )
+
+
+def subset(data: Data, count: int, seed: int = 0) -> Data:
+    """``data`` with ``count`` of its training images, a stratified choice by ``seed``; val and test stay whole."""
+    labels = data.train.labels
+    total, classes = len(labels), len(labels.unique())
+    if count == total:
+        return data
+    try:
+        _, chosen = divide(labels, count, seed)
+    except ValueError:
+        raise DataError(
+            f"no stratified subset of {count} of the {total} training images of {data.name}: choose from {classes} to "
+            f"{total - classes}, and enough for one of each class (the smallest has {int(labels.bincount().min())})"
+        ) from None
+    return replace(data, name=f"{data.name},count={count}", train=data.train.select(chosen))

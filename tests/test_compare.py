@@ -1,0 +1,244 @@
+"""Comparisons: the same numbers from one process or two, paired differences, costs; and warm starts."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from mebqat_lite import CheckpointError, datasets, fit, load_model, models, quantize
+from mebqat_lite.checkpoint import read
+from mebqat_lite.compare import Job, Plan, compare, list_jobs, paired, run_job, train_start
+from mebqat_lite.convert import quantized_layers
+from mebqat_lite.costs import Costs, stored_bytes
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.evaluate import accuracy
+from mebqat_lite.methods import Recipe
+
+NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
+PAIRS, LISTED = ("W2A2", "W4A4", "FP"), ("W2A2", "W4A4")
+PLAN = Plan(options=(("widths", (4, 4, 4, 4)),), recipe=Recipe(steps=8, warm_steps=9, batch_size=32, lr=0.03))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(folder, workers, names=NAMES):
+    options = {"pairs": PAIRS, "listed": LISTED, "seeds": 2, "progress": False}
+    return compare(PLAN, names, folder=folder, workers=workers, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def outcome(folder):
+    return run(folder, workers=1)
+
+
+def test_workers_change_nothing(outcome, tmp_path):
+    two = run(tmp_path, workers=2)
+    assert two.pop("seconds") > 0
+    alone = {name: value for name, value in outcome.items() if name != "seconds"}
+    assert json.dumps(two) == json.dumps(alone)
+
+
+def measured(folder, name, part):
+    return read(folder / f"{name}.safetensors", "model")[1]["extra"]["accuracy"][part]
+
+
+@pytest.mark.parametrize(("part", "key"), [("test", "accuracy"), ("val", "validation")])
+def test_tables_are_means_over_the_saved_models(outcome, folder, part, key):
+    assert list(outcome[key]) == list(NAMES)
+    for method in NAMES:
+        for bits in LISTED if method == "qat" else PAIRS:
+            name = f"qat_{bits.lower()}" if method == "qat" else method
+            runs = [measured(folder, f"{name}-seed{seed}", part)[bits] for seed in range(2)]
+            half = scipy.stats.t.ppf(0.975, 1) * np.std(runs, ddof=1) / 2**0.5
+            wanted = {"mean": np.mean(runs), "ci95": half, "n": 2}
+            assert outcome[key][method][bits] == pytest.approx(wanted, rel=1e-12), (method, bits)
+    assert list(outcome[key]["qat"]) == list(LISTED)
+
+
+def test_saved_models_have_the_accuracy_they_state(outcome, folder):
+    for name in ("mebqat-seed1", "qat_w2a2-seed1", "ptq_mse-seed0", "ptq_naive-seed0"):
+        model, extra = load_model(folder / f"{name}.safetensors")
+        data = datasets.digits(int(name[-1]))
+        for part in ("val", "test"):
+            for bits, value in extra["accuracy"][part].items():
+                assert accuracy(model, getattr(data, part), bits, "recalibrated") == value, (name, bits)
+        assert json.dumps(extra["plan"]) == json.dumps(asdict(PLAN))
+
+
+def test_paired_differences_go_seed_by_seed(outcome, folder):
+    for part in ("val", "test"):
+        assert list(outcome["paired"][part]) == list(LISTED)
+        for bits, gap in outcome["paired"][part].items():
+            ours = [measured(folder, f"mebqat-seed{seed}", part)[bits] for seed in range(2)]
+            other = [measured(folder, f"qat_{bits.lower()}-seed{seed}", part)[bits] for seed in range(2)]
+            differences = np.subtract(ours, other)
+            half = scipy.stats.t.ppf(0.975, 1) * differences.std(ddof=1) / 2**0.5
+            assert gap == pytest.approx({"mean": differences.mean(), "ci95": half, "n": 2}, abs=1e-10)
+
+
+def test_pairing_needs_both():
+    values = {"mebqat": {"W2A2": {0: 5.0, 1: 9.0}, "FP": {0: 1.0, 1: 1.0}}, "qat": {"W2A2": {1: 6.0, 0: 5.0}}}
+    gaps = paired(values)
+    assert list(gaps) == ["W2A2"] and gaps["W2A2"]["mean"] == 1.5
+    assert paired({"mebqat": values["mebqat"]}) == {}
+
+
+def test_costs_count_the_common_start(outcome, folder):
+    size = stored_bytes(models.digit_net(widths=(4, 4, 4, 4)))
+    mse = stored_bytes(load_model(folder / "ptq_mse-seed0.safetensors")[0], statistics=False)
+    assert mse > size
+    start = {"steps": 9, "forwards": 9, "backprops": 9}
+    assert outcome["costs"] == {
+        "ptq_naive": {"models": 1, "bytes": size, **start},
+        "ptq_mse": {"models": 1, "bytes": mse, **start},
+        "qat": {"models": 2, "bytes": 2 * size, "steps": 9 + 16, "forwards": 9 + 32, "backprops": 9 + 16},
+        "mebqat": {"models": 1, "bytes": size, "steps": 9 + 8, "forwards": 9 + 32, "backprops": 9 + 32},
+    }
+
+
+def test_schema(outcome):
+    assert {"accuracy", "norm_stats", "costs", "seconds"} <= set(outcome)
+    assert outcome["norm_stats"] == "recalibrated" and outcome["seconds"] > 0
+    assert json.loads(json.dumps(outcome["plan"]))["recipe"]["steps"] == 8
+
+
+def test_a_job_is_a_pure_function(outcome, folder, tmp_path):
+    train_start(PLAN, 1, tmp_path)
+    run_job(PLAN, Job("fp", 1), PAIRS, tmp_path)  # writes over the common start, which must not matter
+    again = run_job(PLAN, Job("mebqat", 1), PAIRS, tmp_path)
+    for part in ("val", "test"):
+        assert again.accuracy[part] == measured(folder, "mebqat-seed1", part)
+    assert again.costs == Costs(8, 32, 32)
+
+
+def test_a_job_is_a_fit_with_the_seed_s_batches(outcome, folder):
+    model, _ = load_model(folder / "fp-seed1.safetensors")
+    data = datasets.digits(1)
+    quantize(model, "dorefa", sample=data.train.images[:512])
+    fit(model, data, "qat", PLAN.recipe, bits="W4A4", teacher="start", seed=1, warm_steps=0, progress=False)
+    saved = read(folder / "qat_w4a4-seed1.safetensors", "model")[0]
+    assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+
+
+def test_methods_start_from_the_same_network(outcome, folder):
+    start, _ = load_model(folder / "fp-seed0.safetensors")
+    naive, _ = load_model(folder / "ptq_naive-seed0.safetensors")
+    ours, _ = load_model(folder / "mebqat-seed0.safetensors")
+    for name, p in start.named_parameters():
+        assert torch.equal(p, naive.get_parameter(name)) and not torch.equal(p, ours.get_parameter(name))
+
+
+def test_a_comparison_leaves_this_process_its_threads(tmp_path):
+    torch.set_num_threads(2)
+    try:
+        plan = Plan(options=PLAN.options, recipe=Recipe(steps=1, warm_steps=1))
+        compare(plan, ["ptq_naive"], pairs=["FP"], seeds=1, folder=tmp_path, workers=1, progress=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_jobs():
+    jobs = list_jobs(["ptq_mse", "qat", "mebqat"], ["W1A1", "W4A8"], range(2))
+    names = [job.name for job in jobs]
+    wanted = [f"{n}-seed{s}" for s in range(2) for n in ("mebqat", "ptq_mse", "qat_w1a1", "qat_w4a8")]
+    assert sorted(names) == sorted(wanted)
+    assert names.index("mebqat-seed0") < names.index("qat_w1a1-seed0")  # the long ones first
+    with pytest.raises(ValueError, match="no method 'qta'; known: fp"):
+        list_jobs(["mebqat", "qta"], [], [0])
+
+
+# --- warm starts ---------------------------------------------------------------------------------------------------
+
+TRAIN = Split(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 10)
+DATA = Data("made", TRAIN, None, None, ())
+
+
+def net(quantizer="dorefa", **options):
+    torch.manual_seed(0)
+    return quantize(models.digit_net(widths=(4, 4, 4, 4)), quantizer, sample=TRAIN.images, **options)
+
+
+def warm(model, method="mebqat", **options):
+    fixed = {"steps": 2, "warm_steps": 3, "batch_size": 16, "progress": False}
+    return fit(model, DATA, method, **{**fixed, **options})
+
+
+def test_a_warm_start_is_full_precision_training_and_then_new_steps():
+    model, other = net("lsq"), net("lsq")
+    warm(model, recipe=Recipe(quantizer="lsq"))
+    fit(other, DATA, "fp", steps=3, batch_size=16, progress=False)
+    quantize(other, "lsq", sample=TRAIN.images)  # steps of the trained weights
+    fit(other, DATA, "mebqat", steps=2, batch_size=16, progress=False)
+    mine = model.state_dict()
+    assert all(torch.equal(mine[name], t) for name, t in other.state_dict().items())
+
+
+def test_a_warm_start_keeps_the_model_s_quantizer():
+    model = net("lsq")
+    warm(model)
+    assert model.plan.quantizer == "lsq"
+
+
+def test_a_warm_start_takes_the_quantizer_from_its_options():
+    model = models.digit_net(widths=(4, 4, 4, 4))
+    warm(model, quantizer="lsq")
+    assert model.plan.quantizer == "lsq"
+
+
+@pytest.mark.parametrize("train", [warm, lambda model: fit(model, DATA, "ptq_mse", steps=1, progress=False)])
+def test_layers_kept_by_name_stay_kept(train):
+    model = net(keep=["body.1.0"])
+    train(model)
+    body = {name for name, layer in quantized_layers(model).items() if layer.site.role == "body"}
+    assert body == {"stem.0", "body.0.0", "body.2.0", "body.4"}
+
+
+@pytest.mark.parametrize(("method", "bits"), [("mebcat", ()), ("qat", ()), ("qat", "W2A2,W4A4")])
+def test_a_warm_start_refuses_before_it_trains(method, bits):
+    model = net()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"no method|exactly one pair"):
+        warm(model, method, bits=bits)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_a_warm_run_of_one_pair_learns_from_its_start():
+    """A run that never trains full precision has its trained start as a teacher; without a start, only labels."""
+    runs = {}
+    for steps in (0, 3):
+        for teacher in ("", "labels", "fp", "start"):
+            model = net()
+            warm(model, "qat", bits="W2A2", warm_steps=steps, teacher=teacher)
+            runs[steps, teacher] = model.body[1][0].weight.detach().clone()
+    assert torch.equal(runs[3, ""], runs[3, "start"]) and torch.equal(runs[0, ""], runs[0, "labels"])
+    for steps, other in ((3, "labels"), (3, "fp"), (0, "start"), (0, "fp")):
+        assert not torch.equal(runs[steps, ""], runs[steps, other])
+
+
+def test_a_cold_run_does_not_continue_a_warm_one(tmp_path):
+    warm(net(), path=tmp_path / "run")
+    with pytest.raises(CheckpointError):
+        warm(net(), path=tmp_path / "run", warm_steps=0)
+
+
+def test_a_warm_run_continues_both_parts(tmp_path):
+    whole, model = net("dorefa"), net("dorefa")
+    wanted = warm(whole)
+    fit(model, DATA, "fp", steps=3, batch_size=16, progress=False, path=tmp_path / "run.fp")
+    got = warm(net(), path=tmp_path / "run")
+    assert got.costs == wanted.costs and got.losses == wanted.losses

@@ -1,0 +1,223 @@
+"""The networks are those that DESIGN describes, and say how to build themselves again."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import mebqat_lite as mq
+from mebqat_lite import models
+
+SMALL = {  # name -> options, one image, shape of the output for two
+    "digit_net": ({}, (1, 8, 8), (2, 10)),
+    "conv4": ({"channels": 8, "classes": 5}, (1, 28, 28), (2, 5)),
+    "cnn8": ({}, (3, 40, 40), (2, 10)),
+    "preact_resnet20": ({"width": 0.5}, (3, 32, 32), (2, 10)),
+    "mobilenet_v2": ({}, (3, 32, 32), (2, 10)),
+}
+
+
+def convs(model):
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def maps(model, image):
+    """Shape after each convolution, in order of execution."""
+    shapes = []
+    hooks = [m.register_forward_hook(lambda _m, _x, out: shapes.append(tuple(out.shape[1:]))) for m in convs(model)]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *image))
+    for hook in hooks:
+        hook.remove()
+    return shapes
+
+
+def images(image, count=2):
+    return torch.randn(count, *image, generator=torch.Generator().manual_seed(0))
+
+
+def shake(model):
+    """Statistics, gains and shifts as after training, so that their places matter."""
+    torch.manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.3), norm.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(norm.weight, -1.5, 1.5), nn.init.normal_(norm.bias)
+    return model.eval()
+
+
+def plain(model, x, pools, dropout_before=None):
+    """DESIGN's blocks written out: convolution, batch norm, ReLU, and only then the pool."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for index, (conv, norm) in enumerate(zip(convs(model), norms, strict=True)):
+        x = F.conv2d(x, conv.weight, conv.bias, padding=conv.padding)
+        x = F.relu(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias))
+        x = F.max_pool2d(x, 2) if index in pools else x
+    return x
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_output_shape_stem_and_body(name):
+    options, image, shape = SMALL[name]
+    model, x = models.build(name, **options), images(image)
+    assert model(x).shape == shape and model.eval()(x).isfinite().all()
+    if name != "mobilenet_v2":
+        assert torch.equal(model(x), model.body(model.stem(x)))
+        first = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+        assert any(m is first for m in model.stem.modules())
+        assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.stem.modules()) == 1
+    last = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
+    assert isinstance(last, nn.Linear) and last.out_features == shape[1]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_spec_rebuilds_an_equal_architecture_also_from_json(name):
+    options = {**SMALL[name][0], **({"widths": (4, 5, 6, 7), "classes": 3} if name == "digit_net" else {})}
+    model = models.build(name, **options)
+    spec = json.loads(json.dumps(model.spec))
+    assert spec["name"] == name and set(spec["options"]) == set(options)
+    again = models.build(spec["name"], **spec["options"])
+    assert str(again) == str(model)
+    again.load_state_dict(model.state_dict(), strict=True)
+    x = images(SMALL[name][1])
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_models_are_built_by_name_and_unknown_ones_are_answered_with_the_known():
+    assert set(models.MODELS) >= set(SMALL)
+    assert type(models.build("digit_net")) is type(mq.models.digit_net())
+    with pytest.raises(ValueError, match=f"^no model 'resnet18'; known: {', '.join(models.MODELS)}$"):
+        models.build("resnet18")
+    with pytest.raises(TypeError, match="width"):
+        models.build("cnn8", width=3)
+
+
+def test_a_model_of_ones_own_is_registered_by_a_decorator(monkeypatch):
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+
+    @models.architecture
+    def tiny(classes=2):
+        return nn.Linear(3, classes)
+
+    assert models.build("tiny", classes=7).out_features == 7
+    assert tiny(classes=7).spec == {"name": "tiny", "options": {"classes": 7}} and tiny().spec["options"] == {}
+
+
+def test_digit_net_is_16_32_32_32_with_one_pool_and_a_global_mean():
+    model = shake(mq.models.digit_net())
+    assert [conv.out_channels for conv in convs(model)] == [16, 32, 32, 32]
+    assert all(conv.kernel_size == (3, 3) for conv in convs(model))
+    weights = 9 * (1 * 16 + 16 * 32 + 32 * 32 + 32 * 32)
+    assert count(model) == weights + 2 * (16 + 32 + 32 + 32) + 32 * 10 + 10 == 23_738
+    for size in (8, 9):
+        x = images((1, size, size))
+        linear = model.body[-1]
+        expected = F.linear(plain(model, x, pools={1}).mean((2, 3)), linear.weight, linear.bias)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert maps(model, (1, 8, 8)) == [(16, 8, 8), (32, 8, 8), (32, 4, 4), (32, 4, 4)]
+    assert convs(mq.models.digit_net(in_channels=3, classes=4))[0].in_channels == 3
+    with pytest.raises(ValueError, match=r"digit_net has four convolutions; got widths \(8, 16\)"):
+        mq.models.digit_net(widths=(8, 16))
+
+
+@pytest.mark.parametrize(("size", "side"), [(28, 1), (32, 2), (84, 5), (47, 2)])
+def test_conv4_is_four_blocks_that_halve_the_map_and_its_embedding_has_its_channels_times_the_map(size, side):
+    embedding = mq.models.conv4(channels=6, in_channels=3, image_size=size).eval()
+    classifier = mq.models.conv4(channels=6, in_channels=3, image_size=size, classes=20).eval()
+    assert embedding(images((3, size, size))).shape == (2, 6 * side * side)
+    assert classifier(images((3, size, size))).shape == (2, 20)
+    blocks = 9 * (3 * 6 + 3 * 6 * 6) + 2 * 4 * 6
+    assert count(embedding) == blocks and count(classifier) == blocks + 6 * side * side * 20 + 20
+    assert not any(isinstance(m, nn.Linear) for m in embedding.modules())
+
+
+def test_conv4_of_the_papers_gives_64_features_of_omniglot_images():
+    model = shake(mq.models.conv4())
+    x = images((1, 28, 28))
+    assert model(x).shape == (2, 64) and count(model) == 9 * (64 + 3 * 64 * 64) + 2 * 4 * 64
+    torch.testing.assert_close(model(x), plain(model, x, pools={0, 1, 2, 3}).flatten(1), rtol=1e-4, atol=1e-4)
+
+
+def test_cnn8_is_dorefas_svhn_network():
+    """5 x 5 first without padding and pool; pool after the third; 4th and 6th unpadded; dropout before the last."""
+    model = shake(mq.models.cnn8())
+    widths, sizes = [3, 48, 64, 64, 128, 128, 128, 512], [5, 3, 3, 3, 3, 3, 5]
+    assert [(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convs(model)] == list(
+        zip(widths[:-1], widths[1:], sizes, strict=True)
+    )
+    assert [shape[1:] for shape in maps(model, (3, 40, 40))] == [(n, n) for n in (36, 18, 18, 7, 7, 5, 1)]
+    weights = sum(a * b * k * k for a, b, k in zip(widths[:-1], widths[1:], sizes, strict=True))
+    assert count(model) == weights + 2 * sum(widths[1:]) + 512 * 10 + 10
+    x, linear = images((3, 40, 40)), model.body[-1]
+    features = plain(model, x, pools={0, 2}).flatten(1)
+    torch.testing.assert_close(model(x), F.linear(features, linear.weight, linear.bias), rtol=1e-4, atol=1e-4)
+
+
+def test_cnn8_drops_inputs_of_its_last_convolution_and_nothing_else():
+    model, seen = mq.models.cnn8(dropout=0.5).train(), {}
+    for index, conv in enumerate(convs(model)):
+        conv.register_forward_pre_hook(lambda _m, args, index=index: seen.setdefault(index, []).append(args[0]))
+    torch.manual_seed(0)
+    for _ in range(2):
+        model(images((3, 40, 40), 8))
+    assert [torch.equal(*seen[index]) for index in range(7)] == [True] * 6 + [False]
+    both = (seen[6][0] != 0) & (seen[6][1] != 0)
+    assert torch.equal(seen[6][0][both], seen[6][1][both])
+    alive = mq.models.cnn8(dropout=0.0).train()
+    assert torch.equal(alive(images((3, 40, 40))), alive(images((3, 40, 40))))
+
+
+def test_preact_resnet20_is_five_times_wide():
+    model = mq.models.preact_resnet20()
+    block = [(80, 80), (80, 160), (160, 320)]
+    expected = [(3, 80, 3, 1)]
+    for stage, (c_in, c_out) in enumerate(block):
+        stride = 2 if stage else 1
+        expected += [(c_in, c_out, 3, stride), (c_out, c_out, 3, 1)]
+        expected += [(c_in, c_out, 1, stride)] if stage else []  # where the shape changes
+        expected += [(c_out, c_out, 3, 1)] * 4
+    found = [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in convs(model)]
+    assert found == expected
+    assert len([shape for shape in found if shape[2] == 3]) + 1 == 20  # with the linear layer
+    assert sum(p.numel() for p in model.parameters() if p.dim() == 4) == sum(a * b * k * k for a, b, k, _ in expected)
+    shapes = maps(mq.models.preact_resnet20(width=0.25), (3, 32, 32))
+    assert [shapes[i][1] for i in (0, -1)] == [32, 8] and {shape[1] for shape in shapes} == {32, 16, 8}
+
+
+def test_a_preact_block_adds_its_convolutions_to_the_shortcut_of_its_activation():
+    """Pre-activation: bn, relu, conv, bn, relu, conv; the shortcut is the input, or 1 x 1 of its activation."""
+    model = shake(mq.models.preact_resnet20(width=0.5)).double()
+    x = images((8, 8, 8)).double()
+    for block, c_in in ((model.body[0], 8), (model.body[3], 8)):
+        h = F.relu(block.bn1(x))
+        inner = block.conv2(F.relu(block.bn2(block.conv1(h))))
+        expected = inner + (x if block.skip is None else block.skip(h))
+        torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
+        assert (block.skip is None) == (block is model.body[0]) and block.conv1.in_channels == c_in
+
+
+def test_mobilenet_v2_keeps_a_4_by_4_map_of_32_by_32_images_and_torchvisions_parameters():
+    model, theirs = mq.models.mobilenet_v2(), torchvision.models.mobilenet_v2(num_classes=10)
+    assert [p.shape for p in model.parameters()] == [p.shape for p in theirs.parameters()]
+    shapes = maps(model, (3, 32, 32))
+    assert len(shapes) == 52 and shapes[0][1:] == (32, 32) and shapes[-1] == (1280, 4, 4)
+    strides = [c.stride[0] for c in convs(model)]
+    assert strides.count(2) == 3 and [c.stride[0] for c in convs(theirs)].count(2) == 5
+    assert [s for s, t in zip(strides, (c.stride[0] for c in convs(theirs)), strict=True) if s != t] == [1, 1]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_channels_last_lays_out_the_weights_and_keeps_the_values(name):
+    options, image, _ = SMALL[name]
+    model, x = models.build(name, **options).eval(), images(image)
+    expected = model(x)
+    assert models.channels_last(model) is model
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convs(model))
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)

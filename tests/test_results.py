@@ -1,0 +1,149 @@
+"""Results: one schema of JSON, the table and the figures drawn from it, fresh or read back."""
+
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mebqat_lite import checkpoint, plots
+from mebqat_lite.results import cells, table, write_json
+
+NAN = math.nan
+ACCURACY = {
+    "qat": {"W2A2": {"mean": 98.04, "ci95": 0.26, "n": 3}},
+    "mebqat": {
+        "W1A1": {"mean": 9.96, "ci95": 12.345, "n": 3},
+        "W2A2": {"mean": 100.0, "ci95": NAN, "n": 1},
+        "FP": {"mean": NAN, "ci95": NAN, "n": 3},
+    },
+}
+TITLES = {"qat": "QAT"}
+PAIRS = ["W1A1", "W2A2", "FP"]
+
+
+def read_back(value, path):
+    return json.loads(write_json(path, value).read_text(), parse_constant=pytest.fail)
+
+
+def test_json_has_null_where_there_is_no_number(tmp_path):
+    value = {"a": (1, 2.5, NAN), "b": {"c": [math.inf, -math.inf, "x", None, True]}, 3: np.float64(0.1), "n": {}}
+    assert read_back(value, tmp_path / "new" / "r.json") == {
+        "a": [1, 2.5, None],
+        "b": {"c": [None, None, "x", None, True]},
+        "3": 0.1,
+        "n": {},
+    }
+    assert (tmp_path / "new" / "r.json").read_text().endswith("}\n")
+
+
+def test_numbers_survive_to_the_last_bit(tmp_path):
+    values = [1 / 3, 98.14814814814815, 1e-300, 0.1 + 0.2]
+    assert read_back({"v": values}, tmp_path / "r.json")["v"] == values
+
+
+def test_a_failed_write_leaves_the_old_results(tmp_path, monkeypatch):
+    path = write_json(tmp_path / "r.json", {"a": 1})
+
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr(checkpoint.os, "replace", full)
+    with pytest.raises(OSError, match="full"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_frame_becomes_cells():
+    rows = [{"bits": "W2A2", "w": 2, "a": 2, "mean": 90.5, "ci95": NAN, "n": 1}]
+    got = cells(pd.DataFrame(rows).set_index("bits"))
+    assert list(got) == ["W2A2"] and list(got["W2A2"]) == ["mean", "ci95", "n"]
+    assert (got["W2A2"]["mean"], got["W2A2"]["n"]) == (90.5, 1) and math.isnan(got["W2A2"]["ci95"])
+
+
+TABLE = """\
+               W1A1       W2A2  FP
+QAT               -  98.0 ±0.3   -
+mebqat  10.0 ±12.3       100.0   -"""
+
+
+def test_table():
+    lines = [line.split() for line in table(ACCURACY, PAIRS, TITLES).splitlines()]
+    assert lines == [line.split() for line in TABLE.splitlines()]
+
+
+def test_table_is_aligned():
+    rows = table(ACCURACY, PAIRS, TITLES).splitlines()
+    ends = [row.index(word) + len(word) for row, word in zip(rows, ["W2A2", "±0.3", "100.0"], strict=True)]
+    assert len(set(ends)) == 1 and len({len(row) for row in rows}) == 1
+    assert rows[1].startswith("QAT ") and rows[2].startswith("mebqat ")  # without a title the name
+
+
+def test_table_without_titles_and_with_other_pairs():
+    assert table({"qat": ACCURACY["qat"]}, ["W8A8"]).split() == ["W8A8", "qat", "-"]
+
+
+def test_table_of_results_read_back_is_the_same(tmp_path):
+    again = read_back(ACCURACY, tmp_path / "r.json")
+    assert table(again, PAIRS, TITLES) == table(ACCURACY, PAIRS, TITLES)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def closing():
+    yield
+    plt.close("all")
+
+
+def curves(accuracy):
+    """Per label: the points that a figure shows, and the heights of its intervals."""
+    axes = plots.accuracy_curves(accuracy, PAIRS, TITLES, "a title").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == PAIRS and axes.get_title() == "a title"
+    shown = {}
+    for container in axes.containers:
+        line, _, bars = container.lines
+        halves = [np.ptp(segment[:, 1]) / 2 for bar in bars for segment in bar.get_segments()]
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        shown[container.get_label()] = (np.round(x), y, np.round(halves, 6))
+    return shown
+
+
+def test_curves_show_each_mean_at_its_pair_with_its_interval():
+    row = {b: {"mean": m, "ci95": m / 10, "n": 2} for b, m in zip(PAIRS, (20, 30, 40), strict=True)}
+    whole = {"qat": ACCURACY["qat"], "x": row}
+    shown = curves(whole)
+    assert shown["QAT"][0].tolist() == [1] and shown["QAT"][1].tolist() == [98.04]
+    assert shown["QAT"][2].tolist() == [0.26]
+    assert shown["x"][0].tolist() == [0, 1, 2] and shown["x"][1].tolist() == [20, 30, 40]
+    assert shown["x"][2].tolist() == [2, 3, 4]
+
+
+def test_an_interval_that_is_known_is_shown_beside_one_that_is_not():
+    shown = curves({"mebqat": {b: ACCURACY["mebqat"][b] for b in ("W1A1", "W2A2")}})
+    assert shown["mebqat"][1].tolist() == [9.96, 100]
+    assert np.nanmax(shown["mebqat"][2]) == pytest.approx(12.345)
+
+
+def test_curves_of_results_read_back_are_the_same(tmp_path):
+    fresh, again = curves(ACCURACY), curves(read_back(ACCURACY, tmp_path / "r.json"))
+    for label, (x, y, _) in fresh.items():
+        known = np.isfinite(y)
+        assert again[label][0][: len(x)][known].tolist() == x[known].tolist()
+        assert again[label][1][known].tolist() == y[known].tolist()
+
+
+def test_methods_are_told_apart_without_colour():
+    lines = [(str(look["marker"]), str(look["linestyle"])) for look in plots.LOOKS.values()]
+    assert len(set(lines)) == len(lines)
+    assert len({look["color"] for look in plots.LOOKS.values()}) == len(lines)
+
+
+def test_a_style_ends_with_its_block():
+    before = dict(plt.rcParams)
+    with plots.style():
+        assert plt.rcParams["font.size"] == 11
+    assert dict(plt.rcParams) == before
