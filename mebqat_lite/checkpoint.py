@@ -46,7 +46,7 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     """SHA-256 of the bytes of tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -157,4 +157,6 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
         with torch.no_grad():
             model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{name} does not fit this model: {error}") from error
+        first, *more = str(error).splitlines()[1:]
+        others = f" (and {len(more)} more)" if more else ""
+        raise CheckpointError(f"{name} does not fit this model: {first.strip()}{others}") from error

@@ -143,12 +143,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     calibration = data.train.images if arguments.norm == "recalibrated" else None
     part = getattr(data, arguments.part)
     frame = grid(model, part, arguments.bits, norm_stats=arguments.norm, calibration=calibration)
-    print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
-    print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
     if arguments.json:
         accuracy = {arguments.checkpoint.stem: cells(frame)}
         record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": {"bytes": stored_bytes(model, False)}}
         write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
+    print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
+    print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
     return 0
 
 

@@ -119,8 +119,9 @@ def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Pla
         if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and "weight" in module._parameters:
             layers[layer] = module
         elif isinstance(module, tuple(LAYERS)):
-            own = "its weights are computed" if type(module) in LAYERS else "a layer class of its own"
-            plan.skipped[layer] = f"{type(module).__name__}: {own}"
+            computed = type(module) in LAYERS
+            own = "its weights are computed" if computed else f"{type(module).__name__} is a layer class of its own"
+            plan.skipped[layer] = own
     return layers, plan
 
 

@@ -104,8 +104,9 @@ def _hits(
 
 
 def _is_list(calibration: object) -> bool:
-    """Whether it is a calibration set per model; an ``(images, labels)`` pair is one set."""
-    return isinstance(calibration, (list, tuple)) and not (calibration and isinstance(calibration[-1], Tensor))
+    """Whether it is a list of calibration sets, one per model; an ``(images, labels)`` tuple is one set."""
+    is_pair = isinstance(calibration, tuple) and len(calibration) == 2 and isinstance(calibration[0], Tensor)
+    return isinstance(calibration, (list, tuple)) and not is_pair
 
 
 def _after_stem(model: nn.Module, images: Tensor, norm_stats: str | None) -> tuple[Tensor, nn.Module]:

@@ -235,7 +235,8 @@ class SwitchableNorm(nn.Module):
         """Recalibrated statistics in the file become buffers; those that it lacks are kept."""
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
-                self.register_buffer(key.removeprefix(prefix), value.clone())
+                like = self.weight if self.weight is not None else value
+                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, like.dtype))
         for name, value in self._buffers.items():
             if name.startswith("stats_") and value is not None:
                 state.setdefault(prefix + name, value)

@@ -74,7 +74,8 @@ def _plain_copy(norm: SwitchableNorm) -> nn.Module:
     """A batch norm of the float class with the values of ``norm``."""
     plain = FLOAT_CLASS[type(norm)]
     options = {name: getattr(norm, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
-    copied = plain(norm.num_features, **options)
-    copied.load_state_dict({name: norm.state_dict()[name] for name in copied.state_dict()})
-    like = next((t for t in norm.state_dict().values() if t.is_floating_point()), None)
-    return (copied if like is None else copied.to(like.device, like.dtype)).train(norm.training)
+    state = norm.state_dict()
+    like = next((t for t in state.values() if t.is_floating_point()), torch.empty(0))
+    copied = plain(norm.num_features, **options).to(like.device, like.dtype)
+    copied.load_state_dict({name: state[name] for name in copied.state_dict()})
+    return copied.train(norm.training)

@@ -104,7 +104,8 @@ def test_a_shipped_checkpoint_has_the_test_accuracy_it_states(path, elsewhere):
     command = ["evaluate", "--checkpoint", str(path), "--bits", ",".join(stated), "--json", "r.json"]
     assert main([*command, "--norm", extra["plan"]["norm_stats"]]) == 0
     cells = json.loads((elsewhere / "r.json").read_text())["accuracy"][path.stem]
-    assert {bits: cell["mean"] for bits, cell in cells.items()} == stated
+    two_images = 100 * 2 / 540  # another processor may round another way, and so flip an answer
+    assert {bits: cell["mean"] for bits, cell in cells.items()} == pytest.approx(stated, abs=two_images)
 
 
 # --- compare ---------------------------------------------------------------------------------------------------

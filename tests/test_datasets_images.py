@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import mebqat_lite.datasets.downloads as downloads
-from mebqat_lite import cli, datasets, models, quantize
+from mebqat_lite import cli, datasets, fit, grid, models, quantize
 from mebqat_lite.datasets import Augment, DataError, cifar10, digits, folder, load, subset, svhn
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
-from mebqat_lite.tensors import as_float
+from mebqat_lite.tensors import as_float, image_batches
 from mebqat_lite.train import Loop
 
 HEIGHT, WIDTH = 5, 6
@@ -434,6 +434,38 @@ def test_the_training_loop_draws_float_batches():
     assert batch.images.dtype == torch.float32 and 0.9 < batch.images.max() <= 1
     assert loop.train.images.dtype == torch.uint8
     loop.step()
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
+BYTES = Split(torch.from_numpy(NOISE), torch.arange(60) % 10)
+FLOATS = Split(BYTES.images.float() / 255, BYTES.labels)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda s: s.images, tuple, lambda s: zip(s.images.split(20), s.labels.split(20), strict=True)]
+)
+def test_calibration_reads_bytes_as_floats(form):
+    for images, wanted in zip(image_batches(form(BYTES), 20), image_batches(form(FLOATS), 20), strict=True):
+        assert torch.equal(images, wanted) and images.dtype == torch.float32
+
+
+def test_bytes_and_floats_train_and_measure_alike():
+    frames, losses = [], []
+    for split in (BYTES, FLOATS):
+        torch.manual_seed(0)
+        model = models.digit_net(widths=(4, 4, 4, 4))
+        data = Data("made", split, split, split, tuple("0123456789"))
+        options = {
+            "steps": 4,
+            "warm_steps": 0,
+            "batch_size": 16,
+            "quantizer": "lsq",
+            "progress": False,
+            "device": "cpu",
+        }
+        losses.append(fit(model, data, "mebqat", **options).losses)
+        frames.append(grid(model, split, "W2A2,FP", norm_stats="recalibrated", calibration=split.images))
+    assert losses[0] == losses[1] and frames[0].equals(frames[1])
 
 
 def test_the_digits_are_floats_as_ever():

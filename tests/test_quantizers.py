@@ -213,8 +213,8 @@ def test_lsq_starts_at_2_mean_over_sqrt_p_and_scales_gradients_by_sqrt_N_p(name,
         ratio = (v / params[key]).detach()
         slope = torch.where((ratio > span[0]) & (ratio < span[1]), ratio.round() - ratio, ratio.clamp(*span))
         close(grads[list(params).index(key)], (upstream(v) * slope).sum() / math.sqrt(count * p))
-    with pytest.raises(ValueError, match="lsq has no step for 9 bits; it has 2 to 8 and 16"):
-        QUANTIZERS["lsq"].weight(w, 9, params, site)
+    with pytest.raises(ValueError, match="has no step for 9 bits; it has steps for 2 to 8 and 16"):
+        QUANTIZERS["lsq"].check(9)
 
 
 def test_sixteen_bits_are_within_half_a_step_of_the_identity_for_q_b_and_lsq_but_not_for_dorefa():

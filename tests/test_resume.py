@@ -252,8 +252,8 @@ def test_the_pair_that_failed_is_named(monkeypatch):
 def test_a_bad_batch_leaves_finite_statistics():
     model, stopped, _ = failed()
     assert [n for n, t in model.state_dict().items() if not torch.isfinite(t.float()).all()] == []
-    mine, other = (m.eval()(IMAGES) for m in (model, stopped))
-    assert torch.equal(mine, other)
+    mine, other = dict(model.named_buffers()), dict(stopped.named_buffers())
+    assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
 @pytest.mark.parametrize("left", ["by the user", "by a failed run"])
