@@ -121,7 +121,7 @@ def _train(arguments: argparse.Namespace) -> int:
         recipe = recipe.with_options(bits=arguments.bits)
     out = arguments.out or results() / f"{arguments.method}.safetensors"
     torch.manual_seed(arguments.seed)
-    model = models.build(arguments.model)
+    model = models.build_for(arguments.model, data)
     state = out.with_suffix(".training")
     run = fit(model, data, arguments.method, recipe, seed=arguments.seed, path=state)
     checkpoint.save_model(model, out, data=arguments.data, seed=arguments.seed, method=arguments.method)
@@ -134,13 +134,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite import datasets
     from mebqat_lite.checkpoint import load_model
     from mebqat_lite.costs import stored_bytes
-    from mebqat_lite.evaluate import grid
+    from mebqat_lite.evaluate import CALIBRATION_NORMS, grid
     from mebqat_lite.results import cells, write_json
 
     started = time.perf_counter()
     model, _ = load_model(arguments.checkpoint)
     data = datasets.load(arguments.data, arguments.seed)
-    calibration = data.train.images if arguments.norm == "recalibrated" else None
+    calibration = data.train.images[:CALIBRATION_NORMS] if arguments.norm == "recalibrated" else None
     part = getattr(data, arguments.part)
     frame = grid(model, part, arguments.bits, norm_stats=arguments.norm, calibration=calibration)
     if arguments.json:

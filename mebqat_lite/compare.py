@@ -23,7 +23,7 @@ from mebqat_lite.bits import parse_all
 from mebqat_lite.convert import quantize, requantize
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets import Data
-from mebqat_lite.evaluate import grid, interval
+from mebqat_lite.evaluate import CALIBRATION_NORMS, grid, interval
 from mebqat_lite.methods import CALIBRATION, Recipe
 from mebqat_lite.train import Run, fit
 
@@ -94,7 +94,7 @@ def train_start(plan: Plan, seed: int, folder: Path) -> Run:
     """Train the FP network that every method of a seed starts from, and save it."""
     data = datasets.load(plan.data, seed)
     torch.manual_seed(seed)
-    model = models.build(plan.model, **dict(plan.options))
+    model = models.build_for(plan.model, data, **dict(plan.options))
     quantize(model, plan.recipe.quantizer, sample=data.train.images[:CALIBRATION])
     steps = plan.recipe.warm_steps or plan.recipe.steps
     run = fit(model, data, "fp", plan.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
@@ -110,7 +110,7 @@ def run_job(plan: Plan, job: Job, pairs: Sequence[str], folder: Path) -> Outcome
     chosen, costs = methods.get(job.method), Costs()
     if chosen.trains:
         requantize(model, plan.recipe.quantizer, data.train.images[:CALIBRATION])  # steps of trained weights
-        teacher = plan.recipe.teacher or chosen.warm_teacher
+        teacher = methods.teacher_of(chosen, plan.recipe, warm=True)
         recipe = plan.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
         costs = fit(model, data, job.method, recipe, progress=False).costs
     else:
@@ -122,9 +122,9 @@ def run_job(plan: Plan, job: Job, pairs: Sequence[str], folder: Path) -> Outcome
 
 def _save(plan: Plan, model: nn.Module, data: Data, pairs: Sequence[str], path: Path) -> dict[str, dict[str, float]]:
     """Measure a model on all parts and save it with what was found."""
-    accuracy = {}
+    accuracy, sample = {}, data.train.images[:CALIBRATION_NORMS]
     for part in PARTS:
-        frame = grid(model, getattr(data, part), pairs, norm_stats=plan.norm_stats, calibration=data.train.images)
+        frame = grid(model, getattr(data, part), pairs, norm_stats=plan.norm_stats, calibration=sample)
         accuracy[part] = {str(pair): float(value) for pair, value in frame["mean"].items()}
     checkpoint.save_model(model, path, accuracy=accuracy, plan=asdict(plan))
     return accuracy

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BATCH = 1024
+CALIBRATION_NORMS = 2048  # training images that suffice to measure norm statistics
 
 
 def accuracy(

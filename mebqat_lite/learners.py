@@ -63,14 +63,14 @@ class Supervised:
         """Yield ``(bits, loss)`` for images (batch, channels, height, width) and labels (batch,)."""
         images, labels = task
         pairs = sorted(pairs, reverse=True)
-        setting = setting_of(model)
+        setting, apart = setting_of(model), has_norm_sets(model)
         stem, body, features = _shared_stem(model, images, len(pairs))
         soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)
         try:
             for index, bits in enumerate(pairs):
                 if soft is None and bits != FP:
                     soft = self._teach(model, body, images, features)
-                setting.track_running = index == 0  # running statistics are those of the highest pair
+                setting.track_running = index == 0 or apart  # shared statistics are those of the highest pair
                 with at(model, bits):
                     logits = body(features)  # (batch, classes)
                 yield bits, self._loss(logits, labels, None if bits == FP else soft)
@@ -119,6 +119,11 @@ def has_stem(model: nn.Module) -> bool:
 
 def is_shareable(stem: object) -> bool:
     """Whether a stem is the same at every bitwidth: no quantized layer, no norm set per pair."""
-    modules = list(stem.modules()) if isinstance(stem, nn.Module) else []
-    quantized = any(isinstance(m, QuantizedLayer) for m in modules)
-    return not quantized and not any(isinstance(m, SwitchableNorm) and len(m.sets) for m in modules)
+    if not isinstance(stem, nn.Module):
+        return True
+    return not has_norm_sets(stem) and not any(isinstance(m, QuantizedLayer) for m in stem.modules())
+
+
+def has_norm_sets(model: nn.Module) -> bool:
+    """Whether batch norms have a set for each pair."""
+    return any(isinstance(m, SwitchableNorm) and len(m.sets) for m in model.modules())

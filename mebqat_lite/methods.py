@@ -4,6 +4,7 @@
 |-------------------------|--------------------------------|
 | always full precision   | ``fp``, then ``ptq_naive``, ``ptq_mse`` |
 | always one (w, a)       | ``qat``                        |
+| a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` |
 | M sampled, every step   | ``mebqat``                     |
 """
 
@@ -19,8 +20,10 @@ from mebqat_lite.bits import FP, Bits, BitsLike, Listed, Sampled, candidates, pa
 from mebqat_lite.convert import quantized_layers, requantize
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.learners import Learner, Supervised
+from mebqat_lite.norms import give_norm_sets
 
 CALIBRATION = 512  # training images that calibrate steps
+LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,11 @@ class Recipe:
     milestones: tuple[float, ...] = (0.375, 0.625, 0.875)  # fractions of the steps
     gamma: float = 0.1
     clip: float = 10.0  # of each gradient element
+    pad: int = 0  # augmentation: random crops after padding with so many black pixels
+    flip: bool = False  # augmentation: random horizontal flips
     seed: int = 0
     bits: Sequence[BitsLike] = ()  # the pairs of a method that lists them: one for qat
+    sandwich: bool = False  # a method that samples also visits W2A2 each step where there is no 1 bit
     m: int = 4  # pairs a step of a method that samples them
     teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
     quantizer: str = "dorefa"  # for a model that is not quantized yet
@@ -68,16 +74,12 @@ class Method:
     title: str
     sampler: Callable[[nn.Module, Recipe], Sampler]
     learner: Callable[[str], Learner]  # from the teacher's name
+    prepare: Callable[[nn.Module, Sampler], object] = lambda model, sampler: None
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
     trains: bool = True  # beyond full precision
     norm_stats: str = "batch"  # the policy it is meant to be evaluated under
     teacher: str = "fp"
-    warm_teacher: str = "fp"  # the same, for a run that starts from a trained FP network
-
-
-def lowest_pairs(model: nn.Module) -> list[Bits]:
-    """W1A1 where the quantizers define one bit, else nothing: the paper guarantees FP and W1A1."""
-    return [Bits(1, 1)] if has_one_bit(model) else []
+    warm_teacher: str = ""  # for a run that starts from a trained FP network, if another one
 
 
 def has_one_bit(model: nn.Module) -> bool:
@@ -86,8 +88,20 @@ def has_one_bit(model: nn.Module) -> bool:
 
 
 def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
-    guaranteed = [FP, *lowest_pairs(model)][: recipe.m]
-    return Sampled(candidates(has_one_bit(model)), recipe.m, guaranteed, seed=recipe.seed)
+    """FP and W1A1 are guaranteed (ECCV 2022, section 3.2), W2A2 in the place of W1A1 only with ``sandwich``."""
+    one_bit = has_one_bit(model)
+    lowest = [Bits(1, 1)] if one_bit else [Bits(2, 2)] * recipe.sandwich
+    return Sampled(candidates(one_bit), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed)
+
+
+def _listed(model: nn.Module, recipe: Recipe) -> Listed:
+    """The recipe's pairs; by default W1A1 (where there is 1 bit), W2A2, W4A4, W8A8 and FP."""
+    return Listed(recipe.bits or LISTED[0 if has_one_bit(model) else 1 :])
+
+
+def _norm_sets(model: nn.Module, sampler: Sampler) -> None:
+    assert isinstance(sampler, Listed)
+    give_norm_sets(model, sampler.pairs)
 
 
 def _one_pair(model: nn.Module, recipe: Recipe) -> Sampler:
@@ -104,15 +118,36 @@ def _least_squares(model: nn.Module, data: Data) -> None:
     requantize(model, "least_squares", data.train.images[:CALIBRATION])
 
 
+def _teacher_alone(teacher: str) -> Learner:
+    """Any-Precision's lower pairs learn from the next higher one, or from FP, and not from the labels."""
+    return Supervised(teacher, alone=True)
+
+
+def _switchable(title: str, learner: Callable[[str], Learner], teacher: str) -> Method:
+    """Every listed pair in every step, each with norm statistics, gain and shift of its own."""
+    return Method(title, _listed, learner, _norm_sets, norm_stats="running", teacher=teacher)
+
+
 METHODS: dict[str, Method] = {
     "fp": Method("full precision", _full_precision, Supervised, trains=False, norm_stats="running"),
     "ptq_naive": Method("FP + PTQ naive", _full_precision, Supervised, trains=False, norm_stats="recalibrated"),
-    "ptq_mse": Method("FP + PTQ-MSE", _full_precision, Supervised, _least_squares, False, "recalibrated"),
+    "ptq_mse": Method(
+        "FP + PTQ-MSE", _full_precision, Supervised, finish=_least_squares, trains=False, norm_stats="recalibrated"
+    ),
     # A run that never trains FP has no use for its own FP as a teacher: it drifts away and teaches nonsense. It learns
     # from the network that it started from, if that was trained, else from the labels.
     "qat": Method("QAT", _one_pair, Supervised, teacher="labels", warm_teacher="start"),
     "mebqat": Method("MEBQAT", _sampled, Supervised),
+    "adabits": _switchable("AdaBits", Supervised, "labels"),
+    "any_precision_hard": _switchable("Any-Precision, hard", Supervised, "labels"),
+    "any_precision_soft": _switchable("Any-Precision, soft", _teacher_alone, "fp"),
+    "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
 }
+
+
+def teacher_of(method: Method, recipe: Recipe, warm: bool) -> str:
+    """Who teaches: whom the recipe names, else the method's own, which may differ after a warm start."""
+    return recipe.teacher or (method.warm_teacher if warm else "") or method.teacher
 
 
 def get(name: str) -> Method:

@@ -60,13 +60,15 @@ def is_recalibrated(model: nn.Module, key: str) -> bool:
 def give_norm_sets(model: nn.Module, pairs: str | Iterable[BitsLike]) -> nn.Module:
     """Give each listed pair its own gain, shift and running statistics, started from the float layer's.
 
-    This is the switchable batch norm of AdaBits and Any-Precision; FP keeps the float layer's set.
+    This is the switchable batch norm of AdaBits and Any-Precision; FP keeps the float layer's set, and a pair that
+    has a set keeps it.
     """
     setting_of(model)
     listed = [pair for pair in parse_all(pairs) if pair != FP]
     for norm in norm_layers(model).values():
         for pair in listed:
-            norm.sets[str(pair)] = _plain_copy(norm)
+            if str(pair) not in norm.sets:
+                norm.sets[str(pair)] = _plain_copy(norm)
     return model
 
 

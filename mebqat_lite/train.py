@@ -26,11 +26,12 @@ from mebqat_lite.convert import (
     setting_of,
 )
 from mebqat_lite.costs import Costs
+from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import CALIBRATION, Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.quantizers import TINY
-from mebqat_lite.tensors import best_device
+from mebqat_lite.tensors import as_float, best_device
 
 
 class TrainingError(RuntimeError):
@@ -122,8 +123,9 @@ class Loop:
         self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
         device = next(model.parameters()).device
         self.train = Split(train.images.to(device), train.labels.to(device))
-        teacher = recipe.teacher or (chosen.warm_teacher if recipe.warm_steps else chosen.teacher)
+        teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
         self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(teacher)
+        chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
@@ -181,7 +183,15 @@ class Loop:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
             self.order = (epoch, torch.randperm(count, generator=generator))
         index = self.order[1][position * size : (position + 1) * size]  # (batch,)
-        return self.train.take(index.to(self.train.labels.device))
+        return self.augment(self.train.select(index.to(self.train.labels.device)), step)
+
+    def augment(self, batch: Split, step: int) -> Split:
+        """The batch as the network reads it, cropped and flipped if the recipe says so: a function of the step too."""
+        if not (self.recipe.pad or self.recipe.flip):
+            return Split(as_float(batch.images), batch.labels)
+        generator = torch.Generator().manual_seed(2**31 + self.recipe.seed * 1_000_003 + step)
+        changed = Augment(self.recipe.pad, self.recipe.flip)(batch.images, generator)
+        return Split(as_float(changed), batch.labels)
 
     def save(self) -> None:
         """Write everything that the rest of the run depends on."""

@@ -1,0 +1,123 @@
+"""Methods that list their pairs, augmentation in the loop, and networks built for a dataset."""
+
+import math
+
+import pytest
+import torch
+
+from mebqat_lite import METHODS, Recipe, fit, grid, models, quantize
+from mebqat_lite.bits import FP, Bits
+from mebqat_lite.convert import at, norm_layers
+from mebqat_lite.datasets import Data, Split
+from mebqat_lite.train import Loop
+
+TRAIN = Split(torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 10)
+DATA = Data("made", TRAIN, TRAIN, TRAIN, tuple("0123456789"))
+LISTED = ["adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive"]
+
+
+def net(quantizer="dorefa"):
+    torch.manual_seed(0)
+    return quantize(models.digit_net(widths=(4, 4, 4, 4)), quantizer, sample=TRAIN.images)
+
+
+@pytest.mark.parametrize(("quantizer", "lowest"), [("dorefa", "W1A1"), ("lsq", "W2A2"), ("sat", "W2A2")])
+def test_listed_methods_visit_their_pairs_each_step(quantizer, lowest):
+    sampler = METHODS["adabits"].sampler(net(quantizer), Recipe())
+    assert sampler.draw() == [sampler.pairs] and str(sampler.pairs[0]) == lowest and sampler.pairs[-1] == FP
+    own = METHODS["adabits"].sampler(net(quantizer), Recipe(bits="W3A3,FP"))
+    assert own.draw() == [[Bits(3, 3), FP]]
+
+
+@pytest.mark.parametrize("method", LISTED)
+def test_each_listed_pair_has_norms_of_its_own_and_others_have_none(method):
+    model = net()
+    run = fit(model, DATA, method, steps=3, batch_size=16, bits="W2A2,W4A4,FP", progress=False)
+    assert run.costs.backprops == run.costs.forwards == 9
+    for norm in norm_layers(model).values():
+        means = [norm.running_mean, norm.sets["W2A2"].running_mean, norm.sets["W4A4"].running_mean]
+        assert list(norm.sets) == ["W2A2", "W4A4"]
+        first = norm is model.stem[1]  # a full-precision stem sees the same at every pair
+        assert first or not any(torch.equal(a, b) for i, a in enumerate(means) for b in means[:i])
+    means = grid(model, TRAIN, "W2A2,W3A3,W4A4,FP")["mean"]
+    assert math.isnan(means["W3A3"]) and means.drop("W3A3").notna().all()
+
+
+@pytest.mark.parametrize("method", LISTED)
+def test_listed_methods_resume_to_the_same(method, tmp_path):
+    options = {"bits": "W2A2,W4A4,FP", "batch_size": 16, "progress": False, "steps": 6}
+    whole, parts = net(), net()
+    fit(whole, DATA, method, **options)
+    recipe = Recipe(bits=options["bits"], batch_size=16, steps=6)
+    loop = Loop(parts, TRAIN, method, recipe, tmp_path / "run")
+    for _ in range(4):
+        loop.step()
+    loop.save()
+    loop.close()
+    again = net()
+    fit(again, DATA, method, path=tmp_path / "run", **options)
+    mine, other = again.state_dict(), whole.state_dict()
+    assert list(mine) == list(other) and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def losses(method, **options):
+    """The first step's losses by pair, and the logits at each pair, with the whole network at hand."""
+    model = net().double()
+    loop = Loop(model, Split(TRAIN.images.double(), TRAIN.labels), method, Recipe(batch_size=48, **options))
+    task = loop.batch(0)
+    found = {str(bits): loss.item() for bits, loss in loop.learner.losses(model, task, loop.sampler.draw()[0])}
+    logits = {}
+    for bits in found:
+        with at(model, bits), torch.no_grad():
+            logits[bits] = model(task.images)
+    loop.close()
+    return found, logits, task.labels
+
+
+def cross_entropy(logits, target):
+    return float(-(target * logits.log_softmax(1)).sum(1).mean())
+
+
+@pytest.mark.parametrize("method", LISTED)
+def test_who_teaches_whom(method):
+    found, logits, labels = losses(method, bits="W2A2,W4A4,W8A8,FP")
+    hard = torch.nn.functional.one_hot(labels, 10).double()
+    above = {"W2A2": "W4A4", "W4A4": "W8A8", "W8A8": "FP"}
+    for bits, loss in found.items():
+        target = hard
+        if bits != "FP" and method == "any_precision_soft":
+            target = logits["FP"].softmax(1)
+        if bits != "FP" and method == "any_precision_recursive":
+            target = logits[above[bits]].softmax(1)
+        assert loss == pytest.approx(cross_entropy(logits[bits], target), rel=1e-10)
+
+
+def test_sandwich_guarantees_the_lowest_pair_where_there_is_no_one_bit():
+    for quantizer, sandwich, second in (("lsq", True, "W2A2"), ("sat", True, "W2A2"), ("dorefa", False, "W1A1")):
+        drawn = METHODS["mebqat"].sampler(net(quantizer), Recipe(sandwich=sandwich)).draw()[0]
+        assert [str(bits) for bits in drawn[:2]] == ["FP", second] and len(drawn) == 4
+    plain = METHODS["mebqat"].sampler(net("lsq"), Recipe())
+    assert plain.guaranteed == [FP]
+
+
+def test_augmented_batches_are_crops_and_flips_of_the_same_images_and_functions_of_the_step():
+    loop = Loop(net(), TRAIN, "fp", Recipe(batch_size=16, pad=2, flip=True))
+    plain = Loop(net(), TRAIN, "fp", Recipe(batch_size=16))
+    first, again, other = loop.batch(0), loop.batch(0), loop.batch(3)
+    assert torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
+    assert torch.equal(first.labels, plain.batch(0).labels) and not torch.equal(first.images, plain.batch(0).images)
+    padded = torch.nn.functional.pad(plain.batch(0).images, (2, 2, 2, 2))
+    for image, source in zip(first.images, padded, strict=True):
+        crops = [source[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
+        assert any(torch.equal(image, crop) or torch.equal(image, crop.flip(2)) for crop in crops)
+    loop.close(), plain.close()
+
+
+def test_a_network_is_built_for_the_classes_and_channels_of_its_data():
+    images = Split(torch.rand(4, 3, 16, 16), torch.arange(4))
+    data = Data("colour", images, images, images, ("a", "b", "c", "d"))
+    assert models.build_for("digit_net", data)(images.images).shape == (4, 4)
+    assert models.build_for("conv4", data, channels=8)(images.images).shape == (4, 4)
+    assert models.build_for("preact_resnet20", data, width=1, classes=7)(images.images).shape == (4, 7)
+    with pytest.raises(ValueError, match="no model 'vgg'"):
+        models.build_for("vgg", data)
