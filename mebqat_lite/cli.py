@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mebqat_lite.recipes import Setup
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(command)
     command.add_argument("--methods", default="ptq_naive,ptq_mse,qat,mebqat")
     command.add_argument("--bits", default="W1A1,W2A2,W4A4", help="the pairs that qat is trained for")
+    command.add_argument("--budget", default="steps", help="equal between methods: steps, backprops or total")
     command.add_argument("--pairs", default="W1A1,W2A2,W3A3,W4A4,W8A8,FP", help="the pairs to measure")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
@@ -79,23 +85,46 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(command: argparse.ArgumentParser) -> None:
     """Options of everything that trains; those that are not given keep the recipe's value."""
-    command.add_argument("--data", default="digits")
-    command.add_argument("--model", default="digit_net")
-    command.add_argument("--quantizer", default="dorefa")
+    command.add_argument("--recipe", default="digits", help="a named set-up; what follows overrides it")
+    command.add_argument("--data", help="digits, cifar10, svhn, or folder:PATH")
+    command.add_argument("--model")
+    command.add_argument("--quantizer")
     command.add_argument("--steps", type=int, help="of the method")
-    command.add_argument("--warm-steps", type=int, default=300, help="full-precision steps before; 0: none")
+    command.add_argument("--warm-steps", type=int, help="full-precision steps before; 0: none")
     command.add_argument("--batch-size", type=int)
     command.add_argument("--lr", type=float)
     command.add_argument("--m", type=int, help="pairs a step of a method that samples them")
-    command.add_argument("--teacher", help="of quantized pairs: fp, start or labels")
+    command.add_argument("--teacher", help="of quantized pairs: labels, fp, next or start")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other value of the recipe"
+    )
 
 
-def _recipe(arguments: argparse.Namespace) -> Any:
-    from mebqat_lite.methods import Recipe
+def _setup(arguments: argparse.Namespace) -> Setup:
+    """The named set-up with what the command line overrides."""
+    from mebqat_lite import recipes
 
+    setup = recipes.get(arguments.recipe)
+    if arguments.model and arguments.model != setup.model:
+        setup = replace(setup, model=arguments.model, options={})
+    if arguments.data:
+        setup = replace(setup, data=arguments.data)
     names = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantizer")
-    given = {name: getattr(arguments, name) for name in names}
-    return Recipe().with_options(**{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if "steps" in given:
+        given["epochs"] = 0
+    return setup.with_options(**given, **dict(_assignment(text) for text in arguments.set))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """``lr=0.1`` as a name and a Python value; what is no literal is text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes NAME=VALUE, not {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -112,19 +141,20 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     import torch
 
-    from mebqat_lite import checkpoint, datasets, models
+    from mebqat_lite import checkpoint, datasets
     from mebqat_lite.paths import results
     from mebqat_lite.train import fit
 
-    data, recipe = datasets.load(arguments.data, arguments.seed), _recipe(arguments)
+    setup = _setup(arguments)
+    data, recipe = datasets.load(setup.data, arguments.seed), setup.recipe
     if arguments.bits:
         recipe = recipe.with_options(bits=arguments.bits)
     out = arguments.out or results() / f"{arguments.method}.safetensors"
     torch.manual_seed(arguments.seed)
-    model = models.build_for(arguments.model, data)
+    model = setup.build(data)
     state = out.with_suffix(".training")
     run = fit(model, data, arguments.method, recipe, seed=arguments.seed, path=state)
-    checkpoint.save_model(model, out, data=arguments.data, seed=arguments.seed, method=arguments.method)
+    checkpoint.save_model(model, out, data=setup.data, seed=arguments.seed, method=arguments.method)
     print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
     print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
     return 0
@@ -154,20 +184,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.bits import parse_all
-    from mebqat_lite.compare import Plan, compare
+    from mebqat_lite.compare import compare
     from mebqat_lite.methods import METHODS
     from mebqat_lite.paths import results
     from mebqat_lite.results import table, write_json
 
     folder = arguments.out or results() / "compare"
-    plan = Plan(arguments.data, arguments.model, (), _recipe(arguments))
+    setup = _setup(arguments)
     names, pairs = arguments.methods.split(","), [str(b) for b in parse_all(arguments.pairs)]
     listed = [str(b) for b in parse_all(arguments.bits)]
     seeds = _at_least_one(arguments.seeds)
-    outcome = compare(plan, names, pairs=pairs, listed=listed, seeds=seeds, folder=folder, workers=arguments.jobs)
+    options: dict[str, Any] = {"pairs": pairs, "listed": listed, "seeds": seeds, "folder": folder}
+    outcome = compare(setup, names, budget=arguments.budget, workers=arguments.jobs, **options)
     write_json(folder / "compare.json", outcome)
     print(table(outcome["accuracy"], pairs, {name: METHODS[name].title for name in names}))
-    print(f"test accuracy (%), {seeds} seeds; norm statistics {plan.norm_stats}; {folder / 'compare.json'}")
+    print(f"test accuracy (%), {seeds} seeds; norm statistics {setup.norm_stats}; {folder / 'compare.json'}")
     return 0
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +18,19 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from mebqat_lite import checkpoint, datasets, methods, models
+from mebqat_lite import checkpoint, datasets, methods
 from mebqat_lite.bits import parse_all
 from mebqat_lite.convert import quantize, requantize
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets import Data
 from mebqat_lite.evaluate import CALIBRATION_NORMS, grid, interval
 from mebqat_lite.methods import CALIBRATION, Recipe
+from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Run, fit
 
 PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
 PARTS = ("val", "test")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a comparison holds equal: data, network, quantizer, budget, norm policy."""
-
-    data: str = "digits"
-    model: str = "digit_net"
-    options: tuple[tuple[str, Any], ...] = ()  # of the model
-    recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
-    norm_stats: str = "recalibrated"
+BUDGETS = ("steps", "backprops", "total")
 
 
 @dataclass(frozen=True)
@@ -90,68 +81,87 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def train_start(plan: Plan, seed: int, folder: Path) -> Run:
+def train_start(setup: Setup, seed: int, folder: Path) -> Run:
     """Train the FP network that every method of a seed starts from, and save it."""
-    data = datasets.load(plan.data, seed)
+    data = datasets.load(setup.data, seed)
     torch.manual_seed(seed)
-    model = models.build_for(plan.model, data, **dict(plan.options))
-    quantize(model, plan.recipe.quantizer, sample=data.train.images[:CALIBRATION])
-    steps = plan.recipe.warm_steps or plan.recipe.steps
-    run = fit(model, data, "fp", plan.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
-    _save(plan, model, data, ["FP"], folder / f"fp-seed{seed}.safetensors")
+    model = setup.build(data)
+    quantize(model, setup.recipe.quantizer, sample=data.train.images[:CALIBRATION])
+    steps = setup.recipe.warm_steps or setup.recipe.steps
+    run = fit(model, data, "fp", setup.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
+    _save(setup, model, data, ["FP"], folder / f"fp-seed{seed}.safetensors")
     return run
 
 
+def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int) -> Recipe:
+    """The recipe with the steps that a method of ``pairs`` back-propagations a step has under a budget.
+
+    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs.
+    ``total``: all the models that a method delivers share them.
+    """
+    if budget == "steps":
+        return recipe
+    share = recipe.steps * recipe.m / pairs / (models_delivered if budget == "total" else 1)
+    return recipe.with_options(steps=max(1, round(share)))
+
+
 @one_thread()
-def run_job(plan: Plan, job: Job, pairs: Sequence[str], folder: Path) -> Outcome:
+def run_job(
+    setup: Setup, job: Job, pairs: Sequence[str], folder: Path, budget: str = "steps", models_delivered: int = 1
+) -> Outcome:
     """Train one method from its seed's FP network, save it and measure it."""
-    data = datasets.load(plan.data, job.seed)
+    data = datasets.load(setup.data, job.seed)
     model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
     chosen, costs = methods.get(job.method), Costs()
     if chosen.trains:
-        requantize(model, plan.recipe.quantizer, data.train.images[:CALIBRATION])  # steps of trained weights
-        teacher = methods.teacher_of(chosen, plan.recipe, warm=True)
-        recipe = plan.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
+        requantize(model, setup.recipe.quantizer, data.train.images[:CALIBRATION])  # steps of trained weights
+        teacher = methods.teacher_of(chosen, setup.recipe, warm=True)
+        recipe = setup.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
+        recipe = within(budget, recipe, len(chosen.sampler(model, recipe).draw()[0]), models_delivered)
         costs = fit(model, data, job.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
     size = stored_bytes(model, statistics=False)
     measured = [job.bits] if job.bits else pairs
-    return Outcome(job, _save(plan, model, data, measured, folder / f"{job.name}.safetensors"), costs, size)
+    return Outcome(job, _save(setup, model, data, measured, folder / f"{job.name}.safetensors"), costs, size)
 
 
-def _save(plan: Plan, model: nn.Module, data: Data, pairs: Sequence[str], path: Path) -> dict[str, dict[str, float]]:
+def _save(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str], path: Path) -> dict[str, dict[str, float]]:
     """Measure a model on all parts and save it with what was found."""
     accuracy, sample = {}, data.train.images[:CALIBRATION_NORMS]
     for part in PARTS:
-        frame = grid(model, getattr(data, part), pairs, norm_stats=plan.norm_stats, calibration=sample)
+        frame = grid(model, getattr(data, part), pairs, norm_stats=setup.norm_stats, calibration=sample)
         accuracy[part] = {str(pair): float(value) for pair, value in frame["mean"].items()}
-    checkpoint.save_model(model, path, accuracy=accuracy, plan=asdict(plan))
+    checkpoint.save_model(model, path, accuracy=accuracy, setup=asdict(setup))
     return accuracy
 
 
 def compare(
-    plan: Plan,
+    setup: Setup,
     names: Sequence[str],
     *,
     pairs: Sequence[str] = PAIRS,
     listed: Sequence[str] = ("W1A1", "W2A2", "W4A4"),
     seeds: int = 3,
     folder: str | Path,
+    budget: str = "steps",
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run a comparison and return it in the schema of `results`.
 
     Args:
-        plan: what is held equal.
+        setup: what is held equal.
         names: the methods.
         pairs: the pairs at which all are measured (``qat`` at its own).
         listed: the pairs for which ``qat`` is trained, one run each.
         seeds: how many; a seed chooses the split, the start and the order of batches.
         folder: where models are saved, ``<method>-seed<n>.safetensors``.
+        budget: what is equal between methods, one of `BUDGETS`; see `within`.
         workers: processes of one thread; by default one a core.
     """
+    if budget not in BUDGETS:
+        raise ValueError(f"no budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     from joblib import Parallel, delayed
 
     started = time.perf_counter()
@@ -161,19 +171,21 @@ def compare(
     pool = Parallel(n_jobs=workers or os.cpu_count() or 1, return_as="generator")
     bar = tqdm(total=seeds + len(jobs), desc="training", disable=not progress)
     starts = []
-    for run in pool(delayed(train_start)(plan, seed, folder) for seed in range(seeds)):
+    for run in pool(delayed(train_start)(setup, seed, folder) for seed in range(seeds)):
         starts.append(run)
         bar.update()
     outcomes = []
-    for outcome in pool(delayed(run_job)(plan, job, pairs, folder) for job in jobs):
+    for outcome in pool(
+        delayed(run_job)(setup, job, pairs, folder, budget, len(listed) if job.method == "qat" else 1) for job in jobs
+    ):
         outcomes.append(outcome)
         bar.update()
     bar.close()
-    return collect(plan, names, starts, outcomes, time.perf_counter() - started)
+    return {"budget": budget} | collect(setup, names, starts, outcomes, time.perf_counter() - started)
 
 
 def collect(
-    plan: Plan, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], seconds: float
+    setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], seconds: float
 ) -> dict[str, Any]:
     """Outcomes of all seeds as one result: test and validation accuracy, paired differences, costs."""
     values = {part: _values(names, outcomes, part) for part in PARTS}
@@ -185,9 +197,9 @@ def collect(
         "accuracy": tables["test"],
         "validation": tables["val"],
         "paired": {part: paired(values[part]) for part in PARTS},
-        "norm_stats": plan.norm_stats,
+        "norm_stats": setup.norm_stats,
         "costs": _costs(names, starts[0].costs, outcomes),
-        "plan": asdict(plan),
+        "setup": asdict(setup),
         "seconds": round(seconds, 1),
     }
 

@@ -10,11 +10,12 @@ from typing import Any
 from mebqat_lite import datasets, models, plots
 from mebqat_lite.bits import Listed, candidates
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.compare import PAIRS, Plan, compare
+from mebqat_lite.compare import PAIRS, compare
 from mebqat_lite.costs import saving, stored_bytes
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import recalibrate
 from mebqat_lite.paths import results
+from mebqat_lite.recipes import Setup
 from mebqat_lite.results import is_known, table, write_json
 from mebqat_lite.train import Loop
 
@@ -27,7 +28,7 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
     """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
     folder = results() if folder is None else folder
     saved = folder / "demo"
-    outcome = compare(Plan(), NAMES, seeds=seeds, listed=LISTED, folder=saved, workers=workers, progress=progress)
+    outcome = compare(Setup(), NAMES, seeds=seeds, listed=LISTED, folder=saved, workers=workers, progress=progress)
     outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
     figure = plots.accuracy_curves(

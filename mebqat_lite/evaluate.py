@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,9 @@ def grid(
     runs = []
     for net, split, sample in tqdm(list(zip(nets, parts, images, strict=True)), disable=not progress):
         if sample is not None:
-            recalibrate(net, sample, pairs)
+            for pair in pairs:
+                with contextlib.suppress(MissingNormSetError):  # off the list, and NaN below
+                    recalibrate(net, sample, pair)
         hits = _hits(net, split, pairs, norm_stats, batch_size)
         runs.append([100 * count / len(split.labels) for count in hits])
     return _frame(pairs, runs, norm_stats)

@@ -31,6 +31,7 @@ class Recipe:
     """Everything that a run may vary, with the defaults for the digits."""
 
     steps: int = 300
+    epochs: int = 0  # if not 0, this many passes over the training images instead of ``steps``
     warm_steps: int = 0  # full-precision steps before these
     batch_size: int = 128
     lr: float = 1e-2
@@ -51,11 +52,19 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, as JSON has it, is the same
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
+        if self.epochs < 0 or self.warm_steps < 0:
+            raise ValueError(f"epochs and warm_steps must not be negative: {self.epochs}, {self.warm_steps}")
         for name in ("steps", "batch_size", "m"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.schedule not in ("cosine", "milestones", "constant"):
             raise ValueError(f"no schedule {self.schedule!r}; choose cosine, milestones or constant")
+
+    def for_images(self, count: int) -> Recipe:
+        """With epochs turned into steps for ``count`` training images; a last, smaller batch is left out."""
+        if not self.epochs:
+            return self
+        return replace(self, epochs=0, steps=self.epochs * max(1, count // min(self.batch_size, count)))
 
     def with_options(self, **options: Any) -> Recipe:
         """A copy with other values; an unknown name is a TypeError that lists the known ones."""

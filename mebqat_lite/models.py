@@ -6,15 +6,12 @@ A model that declares ``stem`` and ``body`` lets all pairs of a step share the f
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from mebqat_lite.datasets.base import Data
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
@@ -44,16 +41,6 @@ def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = F
     """Convolution, batch norm, (pool), ReLU. Pooling first is the same maximum over a quarter of the work."""
     layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), nn.ReLU(inplace=True))
-
-
-def build_for(name: str, data: Data, **options: Any) -> nn.Module:
-    """Build an architecture for a dataset: as many classes and input channels as it has, unless given."""
-    if name in MODELS:
-        _, channels, height, _ = data.train.images.shape
-        found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
-        known = inspect.signature(MODELS[name]).parameters
-        options = {**{key: value for key, value in found.items() if key in known}, **options}
-    return build(name, **options)
 
 
 class StemAndBody(nn.Module):

@@ -184,6 +184,7 @@ class Quantizer:
     one_bit = False  # is one bit defined?
     signed_inputs = False  # can it quantize activations below zero? If not, they stay full precision
     edge_bits = FULL  # bits of the first and the last layer's weights
+    step_lr = 1.0  # learning rate of what it learns, over that of the weights
     learns = True  # whether training moves its parameters
 
     def check(self, bits: int) -> None:
@@ -266,6 +267,7 @@ class LSQ(Quantizer):
     """
 
     signed_inputs = True
+    step_lr = 0.01  # steps are that much smaller than weights, and Adam moves all numbers alike
 
     def __init__(self, shared: bool = False) -> None:
         self.shared = shared

@@ -78,7 +78,7 @@ def fit(
         TrainingError: the loss is not finite. That step changes neither weights nor norm statistics.
     """
     chosen = methods.get(method)
-    recipe = (recipe or Recipe()).with_options(**options)
+    recipe = (recipe or Recipe()).with_options(**options).for_images(len(data.train.labels))
     model.to(best_device() if device is None else device)
     try:
         setting_of(model)
@@ -128,7 +128,7 @@ class Loop:
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.gradients = GradientMean(self.parameters.values())
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
         self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
         torch.manual_seed(recipe.seed)  # dropout
@@ -152,7 +152,7 @@ class Loop:
         self.gradients.average()
         nn.utils.clip_grad_value_(self.parameters.values(), self.recipe.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, costs.steps)
+            group["lr"] = group["scale"] * learning_rate(self.recipe, costs.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # a parameter that no task uses gets no update, no decay
         keep_steps_positive(self.model)
@@ -283,6 +283,16 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
     passed = sum(done >= milestone for milestone in recipe.milestones)
     return recipe.lr * recipe.gamma ** (passed if recipe.schedule == "milestones" else 0)
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The weights, and the learned steps with a learning rate of their own."""
+    steps = {p: layer.quantizer.step_lr for layer in quantized_layers(model).values() for p in layer.quant.values()}
+    weights = [p for p in model.parameters() if p.requires_grad and p not in steps]
+    groups: list[dict[str, Any]] = [{"params": weights, "scale": 1.0}]
+    for scale in sorted(set(steps.values())):
+        groups.append({"params": [p for p, s in steps.items() if s == scale and p.requires_grad], "scale": scale})
+    return [group for group in groups if group["params"]]
 
 
 def keep_steps_positive(model: nn.Module) -> None:

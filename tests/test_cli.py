@@ -102,7 +102,7 @@ def test_a_shipped_checkpoint_has_the_test_accuracy_it_states(path, elsewhere):
     _, extra = load_model(path)
     stated = extra["accuracy"]["test"]
     command = ["evaluate", "--checkpoint", str(path), "--bits", ",".join(stated), "--json", "r.json"]
-    assert main([*command, "--norm", extra["plan"]["norm_stats"]]) == 0
+    assert main([*command, "--norm", extra["setup"]["norm_stats"]]) == 0
     cells = json.loads((elsewhere / "r.json").read_text())["accuracy"][path.stem]
     two_images = 100 * 2 / 540  # another processor may round another way, and so flip an answer
     assert {bits: cell["mean"] for bits, cell in cells.items()} == pytest.approx(stated, abs=two_images)
@@ -117,7 +117,7 @@ def test_compare_prints_its_table_and_writes_it(capsys, elsewhere):
     printed = capsys.readouterr().out
     written = json.loads((elsewhere / "c" / "compare.json").read_text())
     assert list(written["accuracy"]) == ["ptq_mse", "qat", "mebqat"]
-    assert written["costs"]["mebqat"]["backprops"] == 2 + 8 and written["plan"]["recipe"]["batch_size"] == 16
+    assert written["costs"]["mebqat"]["backprops"] == 2 + 8 and written["setup"]["recipe"]["batch_size"] == 16
     rows = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
     assert rows["QAT"][-1] == "-"  # not trained there
     assert rows["MEBQAT"][-1] == f"{written['accuracy']['mebqat']['FP']['mean']:.1f}"

@@ -10,16 +10,17 @@ import torch
 
 from mebqat_lite import CheckpointError, datasets, fit, load_model, models, quantize
 from mebqat_lite.checkpoint import read
-from mebqat_lite.compare import Job, Plan, compare, list_jobs, paired, run_job, train_start
+from mebqat_lite.compare import Job, compare, list_jobs, paired, run_job, train_start, within
 from mebqat_lite.convert import quantized_layers
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.evaluate import accuracy
 from mebqat_lite.methods import Recipe
+from mebqat_lite.recipes import SETUPS, Setup
 
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
 PAIRS, LISTED = ("W2A2", "W4A4", "FP"), ("W2A2", "W4A4")
-PLAN = Plan(options=(("widths", (4, 4, 4, 4)),), recipe=Recipe(steps=8, warm_steps=9, batch_size=32, lr=0.03))
+SETUP = Setup(options={"widths": (4, 4, 4, 4)}, recipe=Recipe(steps=8, warm_steps=9, batch_size=32, lr=0.03))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,7 +33,7 @@ def threads():
 
 def run(folder, workers, names=NAMES):
     options = {"pairs": PAIRS, "listed": LISTED, "seeds": 2, "progress": False}
-    return compare(PLAN, names, folder=folder, workers=workers, **options)
+    return compare(SETUP, names, folder=folder, workers=workers, **options)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_saved_models_have_the_accuracy_they_state(outcome, folder):
         for part in ("val", "test"):
             for bits, value in extra["accuracy"][part].items():
                 assert accuracy(model, getattr(data, part), bits, "recalibrated") == value, (name, bits)
-        assert json.dumps(extra["plan"]) == json.dumps(asdict(PLAN))
+        assert json.dumps(extra["setup"]) == json.dumps(asdict(SETUP))
 
 
 def test_paired_differences_go_seed_by_seed(outcome, folder):
@@ -113,13 +114,13 @@ def test_costs_count_the_common_start(outcome, folder):
 def test_schema(outcome):
     assert {"accuracy", "norm_stats", "costs", "seconds"} <= set(outcome)
     assert outcome["norm_stats"] == "recalibrated" and outcome["seconds"] > 0
-    assert json.loads(json.dumps(outcome["plan"]))["recipe"]["steps"] == 8
+    assert json.loads(json.dumps(outcome["setup"]))["recipe"]["steps"] == 8
 
 
 def test_a_job_is_a_pure_function(outcome, folder, tmp_path):
-    train_start(PLAN, 1, tmp_path)
-    run_job(PLAN, Job("fp", 1), PAIRS, tmp_path)  # writes over the common start, which must not matter
-    again = run_job(PLAN, Job("mebqat", 1), PAIRS, tmp_path)
+    train_start(SETUP, 1, tmp_path)
+    run_job(SETUP, Job("fp", 1), PAIRS, tmp_path)  # writes over the common start, which must not matter
+    again = run_job(SETUP, Job("mebqat", 1), PAIRS, tmp_path)
     for part in ("val", "test"):
         assert again.accuracy[part] == measured(folder, "mebqat-seed1", part)
     assert again.costs == Costs(8, 32, 32)
@@ -129,7 +130,7 @@ def test_a_job_is_a_fit_with_the_seed_s_batches(outcome, folder):
     model, _ = load_model(folder / "fp-seed1.safetensors")
     data = datasets.digits(1)
     quantize(model, "dorefa", sample=data.train.images[:512])
-    fit(model, data, "qat", PLAN.recipe, bits="W4A4", teacher="start", seed=1, warm_steps=0, progress=False)
+    fit(model, data, "qat", SETUP.recipe, bits="W4A4", teacher="start", seed=1, warm_steps=0, progress=False)
     saved = read(folder / "qat_w4a4-seed1.safetensors", "model")[0]
     assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
 
@@ -145,8 +146,8 @@ def test_methods_start_from_the_same_network(outcome, folder):
 def test_a_comparison_leaves_this_process_its_threads(tmp_path):
     torch.set_num_threads(2)
     try:
-        plan = Plan(options=PLAN.options, recipe=Recipe(steps=1, warm_steps=1))
-        compare(plan, ["ptq_naive"], pairs=["FP"], seeds=1, folder=tmp_path, workers=1, progress=False)
+        setup = Setup(options=SETUP.options, recipe=Recipe(steps=1, warm_steps=1))
+        compare(setup, ["ptq_naive"], pairs=["FP"], seeds=1, folder=tmp_path, workers=1, progress=False)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -242,3 +243,44 @@ def test_a_warm_run_continues_both_parts(tmp_path):
     fit(model, DATA, "fp", steps=3, batch_size=16, progress=False, path=tmp_path / "run.fp")
     got = warm(net(), path=tmp_path / "run")
     assert got.costs == wanted.costs and got.losses == wanted.losses
+
+
+# --- budgets and named set-ups -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "pairs", "models", "steps"),
+    [
+        ("steps", 1, 3, 300),
+        ("backprops", 1, 3, 1200),
+        ("backprops", 5, 1, 240),
+        ("total", 1, 3, 400),
+        ("total", 4, 1, 300),
+    ],
+)
+def test_a_budget_gives_each_method_its_steps(budget, pairs, models, steps):
+    assert within(budget, Recipe(steps=300, m=4), pairs, models).steps == steps
+
+
+@pytest.mark.parametrize("budget", ["steps", "backprops", "total"])
+def test_counted_back_propagations_keep_the_budget(budget, tmp_path):
+    setup = Setup(options={"widths": (4, 4, 4, 4)}, recipe=Recipe(steps=4, warm_steps=1, batch_size=16))
+    options = {"listed": ["W2A2", "W4A4"], "pairs": ["W2A2"], "seeds": 1, "workers": 1, "progress": False}
+    outcome = compare(setup, ["qat", "mebqat"], folder=tmp_path, budget=budget, **options)
+    spent = {name: cost["backprops"] - 1 for name, cost in outcome["costs"].items()}  # without the common start
+    assert spent == {"mebqat": 16, "qat": {"steps": 2 * 4, "backprops": 2 * 16, "total": 16}[budget]}
+    assert outcome["budget"] == budget
+
+
+def test_an_unknown_budget_is_answered_with_the_known(tmp_path):
+    with pytest.raises(ValueError, match="no budget 'time'; choose one of steps, backprops, total"):
+        compare(SETUP, ["qat"], folder=tmp_path, budget="time")
+
+
+def test_the_paper_s_set_ups_build_and_count_their_steps():
+    """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256."""
+    steps = {name: setup.recipe.for_images(45_000).steps for name, setup in SETUPS.items()}
+    epochs = {"cifar10-preact_resnet20": 400, "cifar10-mobilenet_v2": 600, "svhn-cnn8": 100}
+    assert steps == {"digits": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
+    for setup in SETUPS.values():
+        models.build(setup.model, **setup.options)

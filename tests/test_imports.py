@@ -14,7 +14,19 @@ PACKAGE = Path(mebqat_lite.__file__).parent
 HEAVY = ["pandas", "matplotlib", "sklearn", "ipywidgets", "scipy", "joblib", "IPython"]
 # From the bottom to the top: a room imports earlier ones only. A room that is not here is above all of these.
 ORDER = ["paths", "bits", "quantizers", "tensors", "layers", "convert", "norms", "ptq", "models", "costs", "summary"]
-ORDER += ["checkpoint", "datasets", "learners", "methods", "train", "evaluate", "results", "plots", "compare", "demo"]
+ORDER += [
+    "checkpoint",
+    "datasets",
+    "learners",
+    "methods",
+    "train",
+    "evaluate",
+    "recipes",
+    "results",
+    "plots",
+    "compare",
+    "demo",
+]
 ORDER += ["doctor", "selftest", "__init__", "exercises", "widgets", "cli"]
 
 

@@ -9,6 +9,7 @@ from mebqat_lite import METHODS, Recipe, fit, grid, models, quantize
 from mebqat_lite.bits import FP, Bits
 from mebqat_lite.convert import at, norm_layers
 from mebqat_lite.datasets import Data, Split
+from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Loop
 
 TRAIN = Split(torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 10)
@@ -116,8 +117,9 @@ def test_augmented_batches_are_crops_and_flips_of_the_same_images_and_functions_
 def test_a_network_is_built_for_the_classes_and_channels_of_its_data():
     images = Split(torch.rand(4, 3, 16, 16), torch.arange(4))
     data = Data("colour", images, images, images, ("a", "b", "c", "d"))
-    assert models.build_for("digit_net", data)(images.images).shape == (4, 4)
-    assert models.build_for("conv4", data, channels=8)(images.images).shape == (4, 4)
-    assert models.build_for("preact_resnet20", data, width=1, classes=7)(images.images).shape == (4, 7)
+    assert Setup(model="digit_net").build(data)(images.images).shape == (4, 4)
+    assert Setup(model="conv4", options={"channels": 8}).build(data)(images.images).shape == (4, 4)
+    wide = Setup(model="preact_resnet20", options={"width": 1, "classes": 7})
+    assert wide.build(data)(images.images).shape == (4, 7)
     with pytest.raises(ValueError, match="no model 'vgg'"):
-        models.build_for("vgg", data)
+        Setup(model="vgg").build(data)
