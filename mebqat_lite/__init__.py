@@ -13,7 +13,7 @@ from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers,
 from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates
 from mebqat_lite.checkpoint import CheckpointError, load_model, save_model
 from mebqat_lite.convert import NotQuantizedError, at, quantize, restore_float, set_bits, set_norm_stats
-from mebqat_lite.evaluate import accuracy, grid
+from mebqat_lite.evaluate import accuracy, grid, sensitivity
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import give_norm_sets, recalibrate
 from mebqat_lite.summary import summary
@@ -51,6 +51,7 @@ __all__ = [
     "restore_float",
     "results",
     "save_model",
+    "sensitivity",
     "set_bits",
     "set_norm_stats",
     "summary",

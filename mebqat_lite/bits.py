@@ -59,6 +59,13 @@ class Bits:
 
 BitsLike = Bits | str | Sequence[int]
 FP = Bits(FULL, FULL)
+Pair = Bits | dict[str, Bits]  # for the whole network, or a pair per layer
+
+
+def height(pair: Pair) -> tuple[float, float]:
+    """What a step is ordered by, highest first: the mean bits of weights and of activations."""
+    layers = [pair] if isinstance(pair, Bits) else list(pair.values())
+    return sum(b.w for b in layers) / len(layers), sum(b.a for b in layers) / len(layers)
 
 
 def candidates(one_bit: bool = True) -> list[Bits]:
@@ -83,7 +90,7 @@ class Listed:
     def __init__(self, pairs: str | Iterable[BitsLike], tasks: int = 1) -> None:
         self.pairs, self.tasks = parse_all(pairs), tasks
 
-    def draw(self) -> list[list[Bits]]:
+    def draw(self) -> list[list[Pair]]:
         """The pairs of one step: ``tasks`` lists of ``len(pairs)`` pairs."""
         return [list(self.pairs) for _ in range(self.tasks)]
 
@@ -98,7 +105,8 @@ class Listed:
 class Sampled:
     """``m`` pairs a task: first the guaranteed ones, the rest uniform over ``pool`` (MEBQAT, algorithm 1).
 
-    The draws are independent and seeded. Their state is a small dictionary that JSON can hold.
+    The draws are independent and seeded. Their state is a small dictionary that JSON can hold. With ``layers``, the
+    names of the quantized layers, each free draw is a pair of its own for every layer.
     """
 
     def __init__(
@@ -108,19 +116,24 @@ class Sampled:
         guaranteed: Sequence[Bits] = (),
         tasks: int = 1,
         seed: int = 0,
+        layers: Sequence[str] = (),
     ) -> None:
         if len(guaranteed) > m:
             raise ValueError(f"{len(guaranteed)} guaranteed pairs do not fit in m = {m} pairs a task")
         if not pool:
             raise ValueError("the pool of a sampler must hold at least one pair")
         self.pool, self.m, self.guaranteed, self.tasks = list(pool), m, list(guaranteed), tasks
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.layers = np.random.default_rng(seed), list(layers)
 
-    def draw(self) -> list[list[Bits]]:
+    def draw(self) -> list[list[Pair]]:
         """The pairs of one step: ``tasks`` lists of ``m`` pairs."""
-        free = self.m - len(self.guaranteed)
-        picks = self.rng.integers(len(self.pool), size=(self.tasks, free))  # (tasks, free)
-        return [self.guaranteed + [self.pool[i] for i in row] for row in picks]
+        shape = (self.tasks, self.m - len(self.guaranteed), len(self.layers) or 1)
+        picks = self.rng.integers(len(self.pool), size=shape)  # (tasks, free, layers)
+        return [[*self.guaranteed, *(self._pair(row) for row in task)] for task in picks]
+
+    def _pair(self, row: Sequence[int]) -> Pair:
+        pairs = [self.pool[i] for i in row]
+        return dict(zip(self.layers, pairs, strict=True)) if self.layers else pairs[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator stands, as JSON."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates, parse_all
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, setting_of
+from mebqat_lite.convert import MapOrBits, at, frozen_weights, quantized_layers, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.learners import has_stem
@@ -74,6 +74,33 @@ def grid(
         hits = _hits(net, split, pairs, norm_stats, batch_size)
         runs.append([100 * count / len(split.labels) for count in hits])
     return _frame(pairs, runs, norm_stats)
+
+
+def sensitivity(
+    model: nn.Module,
+    split: Split,
+    bits: BitsLike = "W2A2",
+    *,
+    rest: BitsLike = "FP",
+    norm_stats: str | None = None,
+    calibration: Images | None = None,
+) -> pd.DataFrame:
+    """Accuracy in percent when one layer alone goes down to ``bits`` while the others stay at ``rest``.
+
+    A row per quantized layer, with columns ``accuracy`` and ``loss``, the points lost against all layers at ``rest``.
+    """
+    import pandas as pd
+
+    body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
+    settings: dict[str, MapOrBits] = {"": rest} | {name: {"*": rest, name: bits} for name in body}
+    found = {}
+    for name, setting in settings.items():
+        if calibration is not None:
+            recalibrate(model, calibration, setting)
+        found[name] = accuracy(model, split, setting, norm_stats)
+    whole = found.pop("")
+    rows = [{"layer": name, "accuracy": value, "loss": whole - value} for name, value in found.items()]
+    return pd.DataFrame(rows).set_index("layer")
 
 
 def _frame(pairs: list[Bits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:

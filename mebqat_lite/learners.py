@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FP, Bits
+from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.convert import at, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import QuantizedLayer, SwitchableNorm
@@ -31,7 +31,7 @@ class Learner(Protocol):
         """Called once before the first step of a run."""
         ...
 
-    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
+    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
         """Yield the loss of each pair, highest bits first."""
         ...
 
@@ -59,10 +59,10 @@ class Supervised:
         if self.teacher == "start":
             self.frozen = copy.deepcopy(model).eval()
 
-    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Bits]) -> Iterator[tuple[Bits, Tensor]]:
+    def losses(self, model: nn.Module, task: Split, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
         """Yield ``(bits, loss)`` for images (batch, channels, height, width) and labels (batch,)."""
         images, labels = task
-        pairs = sorted(pairs, reverse=True)
+        pairs = sorted(pairs, key=height, reverse=True)
         setting, apart = setting_of(model), has_norm_sets(model)
         stem, body, features = _shared_stem(model, images, len(pairs))
         soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)

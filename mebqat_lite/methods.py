@@ -44,6 +44,7 @@ class Recipe:
     flip: bool = False  # augmentation: random horizontal flips
     seed: int = 0
     bits: Sequence[BitsLike] = ()  # the pairs of a method that lists them: one for qat
+    per_layer: bool = False  # a method that samples draws a pair for each layer
     sandwich: bool = False  # a method that samples also visits W2A2 each step where there is no 1 bit
     m: int = 4  # pairs a step of a method that samples them
     teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
@@ -100,7 +101,9 @@ def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
     """FP and W1A1 are guaranteed (ECCV 2022, section 3.2), W2A2 in the place of W1A1 only with ``sandwich``."""
     one_bit = has_one_bit(model)
     lowest = [Bits(1, 1)] if one_bit else [Bits(2, 2)] * recipe.sandwich
-    return Sampled(candidates(one_bit), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed)
+    body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
+    layers = body if recipe.per_layer else []
+    return Sampled(candidates(one_bit), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:

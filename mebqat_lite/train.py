@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite import checkpoint, methods
-from mebqat_lite.bits import Bits
+from mebqat_lite.bits import Pair
 from mebqat_lite.convert import (
     NotQuantizedError,
     plan_of,
@@ -160,7 +160,7 @@ class Loop:
         self.run.losses.append(total)
         self.run.seconds += time.perf_counter() - started
 
-    def backpropagate(self, task: Split, pairs: Sequence[Bits]) -> float:
+    def backpropagate(self, task: Split, pairs: Sequence[Pair]) -> float:
         """Back-propagate the loss of each pair; returns their mean."""
         losses = []
         for bits, loss in self.learner.losses(self.model, task, pairs):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from mebqat_lite import METHODS, Recipe, fit, grid, models, quantize
-from mebqat_lite.bits import FP, Bits
+from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, sensitivity
+from mebqat_lite.bits import FP, Bits, height
 from mebqat_lite.convert import at, norm_layers
 from mebqat_lite.datasets import Data, Split
 from mebqat_lite.recipes import Setup
@@ -123,3 +123,40 @@ def test_a_network_is_built_for_the_classes_and_channels_of_its_data():
     assert wide.build(data)(images.images).shape == (4, 7)
     with pytest.raises(ValueError, match="no model 'vgg'"):
         Setup(model="vgg").build(data)
+
+
+def test_a_pair_per_layer_is_drawn_trained_and_resumed(tmp_path):
+    options = {"steps": 6, "batch_size": 16, "per_layer": True, "progress": False}
+    sampler = METHODS["mebqat"].sampler(net(), Recipe(per_layer=True))
+    pairs = [pair for _ in range(40) for pair in sampler.draw()[0]]
+    free = [pair for pair in pairs if isinstance(pair, dict)]
+    assert len(free) == 80 and all(list(pair) == ["body.0.0", "body.1.0", "body.2.0"] for pair in free)
+    assert len({str(pair["body.1.0"]) for pair in free}) > 30 and any(len(set(pair.values())) > 1 for pair in free)
+    whole, again = net(), net()
+    run = fit(whole, DATA, "mebqat", **options)
+    assert run.costs.backprops == 24
+    loop = Loop(net(), TRAIN, "mebqat", Recipe(steps=6, batch_size=16, per_layer=True), tmp_path / "run")
+    for _ in range(3):
+        loop.step()
+    loop.save(), loop.close()
+    fit(again, DATA, "mebqat", path=tmp_path / "run", **options)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_steps_are_ordered_by_mean_bits():
+    mixed = {"a": Bits(2, 2), "b": Bits(8, 8)}
+    assert sorted([Bits(4, 4), mixed, FP, Bits(6, 2)], key=height) == [Bits(4, 4), mixed, Bits(6, 2), FP]
+
+
+def test_sensitivity_lowers_one_layer_at_a_time():
+    model = net()
+    fit(model, DATA, "fp", steps=10, batch_size=16, progress=False)
+    frame = sensitivity(model, TRAIN, "W1A1", rest="W8A8", norm_stats="recalibrated", calibration=TRAIN.images)
+    assert list(frame.index) == ["body.0.0", "body.1.0", "body.2.0"]
+    recalibrate(model, TRAIN.images, "W8A8")
+    whole = accuracy(model, TRAIN, "W8A8", "recalibrated")
+    for layer, row in frame.iterrows():
+        alone = {"*": "W8A8", layer: "W1A1"}
+        assert row["accuracy"] == accuracy(model, TRAIN, alone, "recalibrated")
+        assert row["loss"] == pytest.approx(whole - row["accuracy"])
+    assert frame["accuracy"].nunique() > 1
