@@ -24,7 +24,7 @@ from mebqat_lite.convert import quantize, requantize
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets import Data
 from mebqat_lite.evaluate import CALIBRATION_NORMS, grid, interval
-from mebqat_lite.methods import CALIBRATION, Recipe
+from mebqat_lite.methods import Recipe
 from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Run, fit
 
@@ -86,7 +86,7 @@ def train_start(setup: Setup, seed: int, folder: Path) -> Run:
     data = datasets.load(setup.data, seed)
     torch.manual_seed(seed)
     model = setup.build(data)
-    quantize(model, setup.recipe.quantizer, sample=data.train.images[:CALIBRATION])
+    quantize(model, setup.recipe.quantizer, sample=methods.calibration(data))
     steps = setup.recipe.warm_steps or setup.recipe.steps
     run = fit(model, data, "fp", setup.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
     _save(setup, model, data, ["FP"], folder / f"fp-seed{seed}.safetensors")
@@ -114,7 +114,7 @@ def run_job(
     model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
     chosen, costs = methods.get(job.method), Costs()
     if chosen.trains:
-        requantize(model, setup.recipe.quantizer, data.train.images[:CALIBRATION])  # steps of trained weights
+        requantize(model, setup.recipe.quantizer, methods.calibration(data))  # steps of trained weights
         teacher = methods.teacher_of(chosen, setup.recipe, warm=True)
         recipe = setup.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
         recipe = within(budget, recipe, len(chosen.sampler(model, recipe).draw()[0]), models_delivered)

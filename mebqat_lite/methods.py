@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, BitsLike, Listed, Sampled, candidates, parse_all
 from mebqat_lite.convert import quantized_layers, requantize
@@ -22,7 +22,6 @@ from mebqat_lite.datasets.base import Data
 from mebqat_lite.learners import Learner, Supervised
 from mebqat_lite.norms import give_norm_sets
 
-CALIBRATION = 512  # training images that calibrate steps
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 
 
@@ -92,6 +91,12 @@ class Method:
     warm_teacher: str = ""  # for a run that starts from a trained FP network, if another one
 
 
+def calibration(data: Data) -> Tensor:
+    """The training images that calibrate steps, run as one batch: at most 512, fewer where they are large."""
+    pixels = data.train.images[0].numel()
+    return data.train.images[: max(16, min(512, 2**19 // pixels))]
+
+
 def has_one_bit(model: nn.Module) -> bool:
     """Whether every quantizer of the model defines one bit."""
     return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
@@ -127,7 +132,7 @@ def _full_precision(model: nn.Module, recipe: Recipe) -> Sampler:
 
 
 def _least_squares(model: nn.Module, data: Data) -> None:
-    requantize(model, "least_squares", data.train.images[:CALIBRATION])
+    requantize(model, "least_squares", calibration(data))
 
 
 def _teacher_alone(teacher: str) -> Learner:

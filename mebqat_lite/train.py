@@ -28,7 +28,7 @@ from mebqat_lite.convert import (
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.methods import CALIBRATION, Recipe
+from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.quantizers import TINY
 from mebqat_lite.tensors import as_float, best_device
@@ -83,7 +83,7 @@ def fit(
     try:
         setting_of(model)
     except NotQuantizedError:
-        quantize(model, recipe.quantizer, sample=data.train.images[:CALIBRATION])
+        quantize(model, recipe.quantizer, sample=methods.calibration(data))
     chosen.sampler(model, recipe)  # refuses what it cannot draw, before anything is trained
     warm = None
     if recipe.warm_steps and chosen.trains:
@@ -109,7 +109,7 @@ def _warm_up(model: nn.Module, data: Data, recipe: Recipe, path: str | Path | No
     """Train ``recipe.warm_steps`` at full precision, then set the learned steps anew, from the trained weights."""
     fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
     run = fit(model, data, "fp", fp, path=None if path is None else f"{path}.fp", **how)
-    requantize(model, plan_of(model).quantizer, data.train.images[:CALIBRATION])
+    requantize(model, plan_of(model).quantizer, methods.calibration(data))
     return run
 
 

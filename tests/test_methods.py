@@ -9,6 +9,7 @@ from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, 
 from mebqat_lite.bits import FP, Bits, height
 from mebqat_lite.convert import at, norm_layers
 from mebqat_lite.datasets import Data, Split
+from mebqat_lite.methods import calibration
 from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Loop
 
@@ -160,3 +161,10 @@ def test_sensitivity_lowers_one_layer_at_a_time():
         assert row["accuracy"] == accuracy(model, TRAIN, alone, "recalibrated")
         assert row["loss"] == pytest.approx(whole - row["accuracy"])
     assert frame["accuracy"].nunique() > 1
+
+
+@pytest.mark.parametrize(("shape", "count"), [((600, 1, 8, 8), 512), ((600, 3, 32, 32), 170), ((600, 3, 256, 256), 16)])
+def test_fewer_calibration_images_where_they_are_large(shape, count):
+    images = torch.empty(1, *shape[1:], dtype=torch.uint8).expand(shape)
+    data = Data("made", Split(images, torch.zeros(600)), TRAIN, TRAIN, ("a",))
+    assert len(calibration(data)) == count
