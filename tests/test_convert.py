@@ -245,6 +245,7 @@ def test_frozen_weights_give_the_same_outputs_and_quantize_once_for_each_bitwidt
             mq.set_bits(model, bits)
             assert torch.equal(model(x), out) and torch.equal(model(x), out)
     assert len(calls) == 3 * len(BODY)  # at 4, 2 and again 4 bits: the last ones are kept
+    assert torch.equal(model(x), expected[-1])
     with torch.no_grad():
         model.left.weight.mul_(-1)
     assert not torch.equal(model(x), expected[-1]) and (new := model(x)).requires_grad

@@ -148,6 +148,8 @@ def test_each_setting_keeps_its_own_statistics_also_a_map_of_layers():
     x = images(4, seed=2)
     expected = at(model, layers, "recalibrated", x)
     assert torch.equal(at(model, dict(reversed(layers.items())), "recalibrated", x), expected), "order is no matter"
+    del model.body[1][1]._buffers["stats_W8A8"]
+    assert is_recalibrated(model, "W2A2") and not is_recalibrated(model, "W8A8"), "one norm lacks it"
 
 
 @pytest.mark.parametrize("bits", ["W2A4", "FP", {"*": "W8A8", "body.0.0": "W2A2"}], ids=str)
