@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mebqat_lite.evaluate import grid
 from mebqat_lite.paths import results
 from mebqat_lite.results import write_json
 
+FOLDER = Path(__file__).parent
 Benchmark = Callable[[], dict[str, Any]]
 
 
@@ -59,21 +61,50 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def main(names: list[str]) -> int:
-    """Run the named benchmarks (all by default)."""
+    """Run the named benchmarks (all by default); ``--store`` also puts the results into README.md beside this file."""
+    keep = "--store" in names
+    names = [name for name in names if name != "--store"]
     if unknown := set(names) - set(BENCHMARKS):
         print(f"no benchmark {sorted(unknown)}; there are {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores, {platform.machine()}")
+    print(machine())
     measured = {}
     for name in names or BENCHMARKS:
-        measured[name] = record = BENCHMARKS[name]()
-        low, high = record["spread"]
-        ours, plain = (1000 * value for value in record["seconds"])
-        print(
-            f"{name:28} {record['ratio']:.3f}  [{low:.3f}, {high:.3f}]  {ours:8.1f} ms over {plain:8.1f} ms", flush=True
-        )
+        measured[name] = BENCHMARKS[name]()
+        print(line(name, measured[name]), flush=True)
     print("Written:", write_json(results() / "bench.json", measured).name)
+    if keep:
+        store({"machine": machine(), "measured": measured})
     return 0
+
+
+def machine() -> str:
+    """What the numbers belong to."""
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    return f"torch {torch.__version__}, {threads} threads, {cores} cores, {platform.machine()}"
+
+
+def line(name: str, record: dict[str, Any]) -> str:
+    """A benchmark as a line of text: median, middle half, milliseconds of both."""
+    low, high = record["spread"]
+    ours, plain = (1000 * value for value in record["seconds"])
+    return f"{name:20} {record['ratio']:.2f}  [{low:.2f}, {high:.2f}]  {ours:7.1f} ms over {plain:7.1f} ms"
+
+
+def block(stored: dict[str, Any]) -> str:
+    """The results as the README shows them."""
+    lines = [stored["machine"], *(line(name, record) for name, record in stored["measured"].items())]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def store(found: dict[str, Any]) -> None:
+    """Write ``results.json`` and the block of the README from it."""
+    write_json(FOLDER / "results.json", found)
+    readme = (FOLDER / "README.md").read_text()
+    before, rest = readme.split("<!-- measured -->\n")
+    after = rest.split("<!-- /measured -->")[1]
+    text = f"{before}<!-- measured -->\n{block(found)}\n<!-- /measured -->{after}"
+    (FOLDER / "README.md").write_text(text)
 
 
 if __name__ == "__main__":
