@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import steps
+from benchmarks import steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
-from benchmarks.timing import ratio
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -18,11 +17,13 @@ def test_the_page_shows_the_stored_results():
     assert f"<!-- measured -->\n{block(stored)}\n<!-- /measured -->" in (FOLDER / "README.md").read_text()
 
 
-def test_a_ratio_is_that_of_the_work_done():
-    spent = []
-    found = ratio(lambda: spent.append(sum(range(300_000))), lambda: sum(range(100_000)), runs=15)
-    assert found["runs"] == 15 and len(spent) == 15 + 3
-    assert 2 < found["ratio"] < 4 and found["spread"][0] <= found["ratio"] <= found["spread"][1]
+def test_a_ratio_is_the_median_of_pairs_after_a_warm_up(monkeypatch):
+    times = {"ours": iter([2, 4, 9, 3, 6]), "plain": iter([1, 1, 3, 1, 1])}  # ratios 2 4 3 3 6
+    calls = []
+    monkeypatch.setattr(timing, "seconds", lambda work: float(next(times[work()])))
+    found = timing.ratio(lambda: calls.append(1) or "ours", lambda: "plain", runs=5, warmup=2)
+    assert (found["ratio"], found["runs"], found["seconds"], len(calls)) == (3, 5, [4, 1], 2 + 5)
+    assert 2 <= found["spread"][0] <= 3 <= found["spread"][1] <= 6
 
 
 @pytest.mark.parametrize("name", steps.CASES)
