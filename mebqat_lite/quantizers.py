@@ -179,7 +179,9 @@ class Site:
 
 
 class Quantizer:
-    """Base of all quantizers. Override `weight` and `activation`; `parameters` where something is learned."""
+    """Base of all quantizers. Override `weight` and `activation` (or only one, if the other is never asked for),
+    and `parameters` where something is learned.
+    """
 
     one_bit = False  # is one bit defined?
     signed_inputs = False  # can it quantize activations below zero? If not, they stay full precision
