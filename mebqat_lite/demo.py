@@ -90,7 +90,8 @@ def findings(outcome: dict[str, Any]) -> str:
     kept = counted["model_bytes"] + counted["statistics_bytes"]
     return "\n".join(
         [
-            f"Digits, test accuracy in percent: mean ± 95 % interval over {seeds} seeds, each with its own split.",
+            "Digits, test accuracy in percent: "
+            + (f"mean ± 95 % interval over {seeds} seeds, each with its own split." if seeds > 1 else "one seed."),
             f"All start from the same FP network; norm statistics: {outcome['norm_stats']} on training images.",
             "",
             table(outcome["accuracy"], PAIRS, TITLES),
