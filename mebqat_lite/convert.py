@@ -17,6 +17,7 @@ from mebqat_lite.layers import (
     LAYERS,
     NORM_STATS,
     NORMS,
+    InputReLU,
     QuantizedInput,
     QuantizedLayer,
     Setting,
@@ -35,6 +36,7 @@ class Plan:
     quantizer: str
     sites: list[Site] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it stays a float layer
+    readers: dict[str, list[str]] = field(default_factory=dict)  # `layers.InputReLU` -> the layers that read it
 
 
 class NotQuantizedError(TypeError):
@@ -76,6 +78,7 @@ def quantize(
         if site.role == "body" or chosen.edge_bits != FULL:
             _swap_layer(modules[site.name], site, chosen, setting, inputs.get(site.name))
     _share_inputs(modules, plan.sites)
+    _connect_readers(modules, plan.readers)
     for module in modules.values():
         if type(module) in NORMS:
             module.__class__ = NORMS[type(module)]
@@ -95,7 +98,7 @@ def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Images) -> 
 def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
     """Run the sample and write down what each layer sees; also returns each layer's first input."""
     layers, plan = _find_layers(model, name)
-    seen, order = _run_sample(model, layers, sample)
+    seen, order, rectified = _run_sample(model, layers, sample)
     edges = {order[0]: "first", order[-1]: "last"} if order else {}
     if unknown := set(keep or ()) - set(layers):
         raise ValueError(f"keep names {sorted(unknown)}, but the layers are {list(layers)}")
@@ -108,6 +111,10 @@ def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None
         if role == "body" and len(inputs) == 1:  # one tensor into several layers: the first one quantizes it
             site.leader = first_reader.setdefault((id(inputs[0]), inputs[0]._version), layer)
         plan.sites.append(site)
+    for relu, out in rectified.items():
+        readers = [layer for layer, inputs in seen.items() if any(x is out for x in inputs)]
+        if all(len(seen[layer]) == 1 for layer in readers):
+            plan.readers[relu] = readers
     plan.skipped |= {layer: "the sample did not reach it" for layer in layers if layer not in seen}
     return plan, {layer: inputs[0] for layer, inputs in seen.items()}
 
@@ -127,10 +134,13 @@ def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Pla
 
 def _run_sample(
     model: nn.Module, layers: dict[str, nn.Module], sample: Images
-) -> tuple[dict[str, list[Tensor]], list[str]]:
-    """The inputs that each layer saw, and the layers as executed; buffers and random state are put back."""
+) -> tuple[dict[str, list[Tensor]], list[str], dict[str, Tensor]]:
+    """The inputs that each layer saw, the layers as executed, and the output of each `layers.InputReLU` that ran
+    once; buffers and random state are put back.
+    """
     seen: dict[str, list[Tensor]] = {}
     order: list[str] = []
+    rectified: dict[str, list[Tensor]] = {}
 
     def see(layer: str, x: Tensor) -> None:
         seen.setdefault(layer, []).append(x)
@@ -139,6 +149,11 @@ def _run_sample(
     hooks = [
         module.register_forward_pre_hook(lambda _module, args, layer=layer: see(layer, args[0]))
         for layer, module in layers.items()
+    ]
+    hooks += [
+        module.register_forward_hook(lambda _module, _args, out, name=name: rectified.setdefault(name, []).append(out))
+        for name, module in model.named_modules()
+        if isinstance(module, InputReLU)
     ]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device, dtype = place(model)
@@ -152,7 +167,7 @@ def _run_sample(
             hook.remove()
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return seen, order
+    return seen, order, {name: outs[0] for name, outs in rectified.items() if len(outs) == 1}
 
 
 def _swap_layer(layer: nn.Module, site: Site, quantizer: Quantizer, setting: Setting, x: Tensor | None) -> None:
@@ -177,9 +192,18 @@ def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
             layer.__dict__["leading"] = leader  # beside the submodules: it is not a child
 
 
+def _connect_readers(modules: dict[str, nn.Module], found: dict[str, list[str]]) -> None:
+    """Tell each `layers.InputReLU` who reads it, if all of them are quantized."""
+    for relu, names in found.items():
+        readers = [modules[name] for name in names]
+        if all(isinstance(reader, QuantizedLayer) for reader in readers):
+            modules[relu].__dict__["readers"] = readers  # beside the submodules: they are not children
+
+
 def restore_float(model: nn.Module) -> nn.Module:
     """Undo `quantize`, in place: the float classes again, learned steps and stored statistics dropped."""
     for module in model.modules():
+        module.__dict__.pop("readers", None)
         if type(module) in FLOAT_CLASS:
             module.__class__ = FLOAT_CLASS[type(module)]
             for name in ("site", "quantizer", "setting", "shared_input", "leading", "kept"):

@@ -126,6 +126,11 @@ class QuantizedLayer(nn.Module):
         """The layer whose activation quantizer serves this layer's input."""
         return self.__dict__["leading"] or self
 
+    @property
+    def clips_at_zero(self) -> bool:
+        """Whether the layer takes negative inputs for zero at the bits in force."""
+        return self.bits.a < FULL and self.quantizer.clips_at_zero and not self.site.signed
+
     def quantized_weight(self, bits: int) -> Tensor:
         """Fake-quantized weights at ``bits``; kept between calls while ``setting.keep_weights``."""
         if bits == FULL:
@@ -167,6 +172,19 @@ class QuantLinear(QuantizedLayer, nn.Linear):
     def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
         """x w^T + bias."""
         return F.linear(x, w, self.bias)
+
+
+class InputReLU(nn.ReLU):
+    """A ReLU whose output goes into convolutions and linear layers and nowhere else.
+
+    Where each of these ``readers``, which `convert.quantize` finds, clips its input at zero anyhow, there is nothing
+    left to do, forward and backward: two passes over the activations less.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(x, 0), of any shape; or ``x``, if its readers do that."""
+        readers: list[QuantizedLayer] = self.__dict__.get("readers", [])
+        return x if readers and all(reader.clips_at_zero for reader in readers) else super().forward(x)
 
 
 class SwitchableNorm(nn.Module):

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mebqat_lite.layers import InputReLU
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
@@ -40,7 +41,7 @@ def build(name: str, **options: Any) -> nn.Module:
 def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
     """Convolution, batch norm, (pool), ReLU. Pooling first is the same maximum over a quarter of the work."""
     layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), nn.ReLU(inplace=True))
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), InputReLU(inplace=True))
 
 
 class StemAndBody(nn.Module):
@@ -130,6 +131,7 @@ class PreActBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.bn1, self.bn2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
+        self.relu1, self.relu2 = InputReLU(inplace=True), InputReLU(inplace=True)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
         self.skip: nn.Module | None = None
@@ -138,9 +140,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, c_in, height, width) -> (batch, c_out, height / stride, width / stride)."""
-        h = F.relu(self.bn1(x))
+        h = self.relu1(self.bn1(x))
         shortcut = x if self.skip is None else self.skip(h)
-        h = F.relu(self.bn2(self.conv1(h)))
+        h = self.relu2(self.bn2(self.conv1(h)))
         return self.conv2(h) + shortcut
 
 

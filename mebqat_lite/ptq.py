@@ -47,6 +47,7 @@ class LeastSquares(Quantizer):
 
     one_bit = True
     signed_inputs = True
+    clips_at_zero = True
     learns = False
 
     def check(self, bits: int) -> None:

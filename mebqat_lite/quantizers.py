@@ -63,8 +63,8 @@ class _TanhWeight(Function):
         t, peak, scale = ctx.saved_tensors
         grad_t = grad * (scale / peak)  # d out / dt at a constant maximum
         grad_peak = (grad_t * t).sum() / peak  # minus d out / d peak, which is spread over the maxima
-        at_peak = t.abs() == peak
-        grad_t -= at_peak * t.sign() * (grad_peak / at_peak.sum().clamp_min_(1))
+        sign = t.div(peak).trunc_()  # of the maxima; 0 elsewhere
+        grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
         return torch.ops.aten.tanh_backward(grad_t, t), None, None, None
 
 
@@ -185,6 +185,7 @@ class Quantizer:
 
     one_bit = False  # is one bit defined?
     signed_inputs = False  # can it quantize activations below zero? If not, they stay full precision
+    clips_at_zero = False  # does it quantize an unsigned activation as if a ReLU went before? Saves that ReLU
     edge_bits = FULL  # bits of the first and the last layer's weights
     step_lr = 1.0  # learning rate of what it learns, over that of the weights
     learns = True  # whether training moves its parameters
@@ -221,6 +222,7 @@ class DoReFa(Quantizer):
     """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1]."""
 
     one_bit = True
+    clips_at_zero = True
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|."""
@@ -238,6 +240,7 @@ class SAT(Quantizer):
     """
 
     edge_bits = 8
+    clips_at_zero = True
 
     def __init__(self, form: str = "floor", gradient: str = "sat") -> None:
         if form not in ("floor", "centred") or gradient not in ("sat", "pact"):
@@ -269,6 +272,7 @@ class LSQ(Quantizer):
     """
 
     signed_inputs = True
+    clips_at_zero = True
     step_lr = 0.01  # steps are that much smaller than weights, and Adam moves all numbers alike
 
     def __init__(self, shared: bool = False) -> None:

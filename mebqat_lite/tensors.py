@@ -1,8 +1,9 @@
-"""Small helpers: batches of images from whatever a caller has, and a model in evaluation mode."""
+"""Small helpers: batches of images from whatever a caller has, a model in evaluation mode, memory that stays."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -62,3 +63,15 @@ def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 def best_device() -> torch.device:
     """CUDA where there is one, else the CPU. (MPS works only when asked for by name: it is untested.)"""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_memory() -> bool:
+    """Let the process keep the memory that it frees, for the next step to use: half of the training time of a small
+    network on Linux goes into getting the same pages from the system again. Returns whether the C library can.
+    """
+    trim_threshold, mmap_max = -1, -4  # names of glibc's mallopt (man 3 mallopt)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))

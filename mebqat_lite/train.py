@@ -31,7 +31,7 @@ from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.quantizers import TINY
-from mebqat_lite.tensors import as_float, best_device
+from mebqat_lite.tensors import as_float, best_device, keep_memory
 
 
 class TrainingError(RuntimeError):
@@ -119,6 +119,7 @@ class Loop:
     def __init__(
         self, model: nn.Module, train: Split, method: str, recipe: Recipe, path: str | Path | None = None
     ) -> None:
+        keep_memory()
         chosen = methods.get(method)
         self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
         device = next(model.parameters()).device
