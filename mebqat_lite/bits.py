@@ -5,6 +5,7 @@ A *sampler* is the first half of a method. For one training step it yields one l
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,23 @@ def parse_all(pairs: str | Iterable[BitsLike]) -> list[Bits]:
     if not parsed:
         raise ValueError("no bitwidth pair given; write for example W2A2,W4A4,FP")
     return parsed
+
+
+def nearest(width: int, widths: Iterable[int]) -> int:
+    """The member of ``widths`` nearest to ``width`` on a logarithmic scale; of two, the wider."""
+    return min(widths, key=lambda other: (_octaves(width, other), -other))
+
+
+def nearest_pair(pair: Bits, pairs: Iterable[Bits]) -> Bits:
+    """The member of ``pairs`` nearest to ``pair`` on a logarithmic scale, weights and activations alike; of two, the
+    one with the wider weights.
+    """
+    return min(pairs, key=lambda b: (round(_octaves(pair.w, b.w) + _octaves(pair.a, b.a), 9), -b.w, -b.a))
+
+
+def _octaves(width: int, other: int) -> float:
+    """How many doublings lie between two widths; rounded, so that equal distances are equal."""
+    return round(abs(math.log2(other / width)), 9)
 
 
 class Listed:

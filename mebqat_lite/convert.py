@@ -177,9 +177,21 @@ def _swap_layer(layer: nn.Module, site: Site, quantizer: Quantizer, setting: Set
     layer.shared_input = QuantizedInput()
     start = quantizer.parameters(layer.weight, x, site)
     layer.quant = nn.ParameterDict(
-        {name: nn.Parameter(value.clone(), quantizer.learns) for name, value in start.items()}
+        {name: nn.Parameter(value.clone(), quantizer.learns(name)) for name, value in start.items()}
     )
     layer.__dict__["leading"] = None
+
+
+def give_clips(model: nn.Module, widths: Iterable[int]) -> nn.Module:
+    """Give each activation bitwidth of ``widths`` a clip of its own, where a clip is learned (AdaBits, section 3.3).
+
+    It starts from the clip that serves all; a bitwidth that has one keeps it.
+    """
+    for layer in quantized_layers(model).values():
+        for bits in sorted(set(widths) - {FULL}):
+            if "alpha" in layer.quant and f"alpha{bits}" not in layer.quant:
+                layer.quant[f"alpha{bits}"] = nn.Parameter(layer.quant["alpha"].detach().clone())
+    return model
 
 
 def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
@@ -193,10 +205,12 @@ def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
 
 
 def _connect_readers(modules: dict[str, nn.Module], found: dict[str, list[str]]) -> None:
-    """Tell each `layers.InputReLU` who reads it, if all of them are quantized."""
+    """Tell each `layers.InputReLU` who reads it, if all of them are quantized. One in a ``stem`` has to work: a stem
+    may run once for all pairs, FP among them.
+    """
     for relu, names in found.items():
         readers = [modules[name] for name in names]
-        if all(isinstance(reader, QuantizedLayer) for reader in readers):
+        if not relu.startswith("stem.") and all(isinstance(reader, QuantizedLayer) for reader in readers):
             modules[relu].__dict__["readers"] = readers  # beside the submodules: they are not children
 
 
@@ -297,13 +311,14 @@ def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
 
 @contextlib.contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Inside the block layers keep their quantized weights between calls: nothing may change a weight there."""
+    """Inside the block layers keep their quantized weights of each bitwidth: nothing may change a weight there."""
     setting = setting_of(model)
-    setting.keep_weights = True
+    before, setting.keep_weights = setting.keep_weights, True
     try:
         with torch.no_grad():
             yield
     finally:
-        setting.keep_weights = False
-        for layer in quantized_layers(model).values():
-            layer.__dict__.pop("kept", None)
+        setting.keep_weights = before
+        if not before:
+            for layer in quantized_layers(model).values():
+                layer.__dict__.pop("kept", None)

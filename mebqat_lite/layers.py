@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FP, FULL, Bits
+from mebqat_lite.bits import FP, FULL, Bits, nearest_pair
 from mebqat_lite.quantizers import Quantizer, Site
 
 NORM_STATS = ("running", "batch", "recalibrated", "measure")
@@ -37,8 +37,9 @@ class Setting:
     per_layer: Mapping[str, Bits] = field(default_factory=dict)
     quantizer: Quantizer | None = None  # of all its layers
     norm_stats: str = "running"
+    lend_sets: bool = False  # whether a pair without a norm set of its own takes the nearest pair's
     track_running: bool = True  # whether a training pass moves the running statistics
-    keep_weights: bool = False  # whether layers keep their last quantized weights (frozen weights only)
+    keep_weights: bool = False  # whether layers keep their quantized weights of each bitwidth (frozen weights only)
 
     def of(self, layer: str) -> Bits:
         """The bits of one layer."""
@@ -133,22 +134,28 @@ class QuantizedLayer(nn.Module):
 
     def quantized_weight(self, bits: int) -> Tensor:
         """Fake-quantized weights at ``bits``; kept between calls while ``setting.keep_weights``."""
-        if bits == FULL:
+        if bits == FULL and (self.quantizer.float_weights or self.site.role != "body"):
             return self.weight
         if not self.setting.keep_weights:
             return self.quantizer.weight(self.weight, bits, self.quant, self.site)
-        kept = self.__dict__.get("kept")
-        if kept is None or kept[0] != bits:
-            kept = (bits, self.quantizer.weight(self.weight, bits, self.quant, self.site))
-            self.__dict__["kept"] = kept
-        return kept[1]
+        kept: dict[int, Tensor] = self.__dict__.setdefault("kept", {})
+        if bits not in kept:
+            kept[bits] = self.quantizer.weight(self.weight, bits, self.quant, self.site)
+        return kept[bits]
 
     def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
         """The layer's own arithmetic with the weights ``w``."""
         return self._conv_forward(x, w, self.bias)  # type: ignore[operator]
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
-        """Learned steps are additional: a float checkpoint, which has none, loads and leaves them as they are."""
+        """Learned steps are additional: a float checkpoint, which has none, loads and leaves them as they are; clips
+        of single bitwidths in the file, which the layer lacks, are made.
+        """
+        start = f"{prefix}quant.alpha"
+        for key in [key for key in state if key.startswith(start) and "alpha" in self.quant]:
+            self.quant.setdefault(
+                key.removeprefix(f"{prefix}quant."), nn.Parameter(self.quant["alpha"].detach().clone())
+            )
         for name, value in self.quant.items():
             state.setdefault(f"{prefix}quant.{name}", value.detach())
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
@@ -217,12 +224,15 @@ class SwitchableNorm(nn.Module):
 
     def own_set(self) -> nn.modules.batchnorm._BatchNorm | None:
         """The norm of the pair in force where each pair has its own; FP uses the float layer's."""
-        if not len(self.sets) or self.setting.key == str(FP):
+        key = self.setting.key
+        if not len(self.sets) or key == str(FP):
             return None
-        if self.setting.key not in self.sets:
-            listed = ", ".join([str(FP), *self.sets])
-            raise MissingNormSetError(f"no norm set for {self.setting.key}: this model has sets for {listed} only")
-        return self.sets[self.setting.key]  # type: ignore[return-value]
+        if key not in self.sets:
+            listed = [str(FP), *self.sets]
+            if not self.setting.lend_sets:
+                raise MissingNormSetError(f"no norm set for {key}: this model has sets for {', '.join(listed)} only")
+            key = str(nearest_pair(self.setting.bits, [Bits.parse(pair) for pair in listed]))
+        return self.sets[key] if key != str(FP) else None  # type: ignore[return-value]
 
     def stats(self) -> Tensor:
         """Recalibrated (mean, variance), (2, channels), of the setting in force."""
@@ -239,15 +249,16 @@ class SwitchableNorm(nn.Module):
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
         count = x.numel() // x.shape[1]
-        seen, old_mean, old_square = self.__dict__.get("moments", (0, mean, torch.zeros_like(var)))
+        moments = self.__dict__.setdefault("moments", {})
+        seen, old_mean, old_square = moments.get(self.setting.key, (0, mean, torch.zeros_like(var)))
         total, gap = seen + count, mean - old_mean
         square = old_square + var * count + gap**2 * (seen * count / total)
-        self.__dict__["moments"] = (total, old_mean + gap * (count / total), square)
+        moments[self.setting.key] = (total, old_mean + gap * (count / total), square)
 
-    def take_measured(self) -> Tensor | None:
-        """The pooled mean and variance, (2, channels), and begin anew; None if nothing came by."""
-        total, mean, square = self.__dict__.pop("moments", (0, None, None))
-        return torch.stack([mean, square / total]) if total else None
+    def take_measured(self) -> dict[str, Tensor]:
+        """The pooled mean and variance, (2, channels), of each setting that came by; and begin anew."""
+        moments = self.__dict__.pop("moments", {})
+        return {key: torch.stack([mean, square / total]) for key, (total, mean, square) in moments.items()}
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
         """Recalibrated statistics in the file become buffers; those that it lacks are kept."""

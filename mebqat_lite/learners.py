@@ -108,8 +108,7 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
     """
     if not has_stem(model):
         return None, model, images
-    with at(model, FP):
-        out = model.stem(images)  # type: ignore[operator]
+    out = model.stem(images)  # type: ignore[operator]
     return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]
 
 

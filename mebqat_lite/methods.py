@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FP, Bits, BitsLike, Listed, Sampled, candidates, parse_all
-from mebqat_lite.convert import quantized_layers, requantize
+from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike, Listed, Sampled, candidates, parse_all
+from mebqat_lite.convert import give_clips, quantized_layers, requantize
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.learners import Learner, Supervised
 from mebqat_lite.norms import give_norm_sets
@@ -44,7 +44,8 @@ class Recipe:
     seed: int = 0
     bits: Sequence[BitsLike] = ()  # the pairs of a method that lists them: one for qat
     per_layer: bool = False  # a method that samples draws a pair for each layer
-    sandwich: bool = False  # a method that samples also visits W2A2 each step where there is no 1 bit
+    sandwich: bool = True  # a method that samples visits W2A2 in each step where there is no 1 bit (not in the paper)
+    exclude: Sequence[int] = ()  # widths that a method that samples never visits: (3, 5, 7) to test on them
     m: int = 4  # pairs a step of a method that samples them
     teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
     quantizer: str = "dorefa"  # for a model that is not quantized yet
@@ -54,6 +55,10 @@ class Recipe:
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         if self.epochs < 0 or self.warm_steps < 0:
             raise ValueError(f"epochs and warm_steps must not be negative: {self.epochs}, {self.warm_steps}")
+        exclude = [self.exclude] if isinstance(self.exclude, int) else self.exclude
+        object.__setattr__(self, "exclude", tuple(exclude))
+        if not set(self.exclude) < set(WIDTHS) - {FULL}:
+            raise ValueError(f"exclude must hold some of the widths {WIDTHS[:-1]}, not {self.exclude}")
         for name in ("steps", "batch_size", "m"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -103,12 +108,13 @@ def has_one_bit(model: nn.Module) -> bool:
 
 
 def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
-    """FP and W1A1 are guaranteed (ECCV 2022, section 3.2), W2A2 in the place of W1A1 only with ``sandwich``."""
-    one_bit = has_one_bit(model)
-    lowest = [Bits(1, 1)] if one_bit else [Bits(2, 2)] * recipe.sandwich
+    """FP and W1A1 are guaranteed (ECCV 2022, section 3.2); where there is no 1 bit W2A2 is, with ``sandwich``."""
+    one_bit = has_one_bit(model) and 1 not in recipe.exclude
+    lowest = [Bits(1, 1)] if one_bit else [Bits(2, 2)] * (recipe.sandwich and 2 not in recipe.exclude)
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
     layers = body if recipe.per_layer else []
-    return Sampled(candidates(one_bit), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
+    pool = [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
+    return Sampled(pool, recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:
@@ -116,9 +122,10 @@ def _listed(model: nn.Module, recipe: Recipe) -> Listed:
     return Listed(recipe.bits or LISTED[0 if has_one_bit(model) else 1 :])
 
 
-def _norm_sets(model: nn.Module, sampler: Sampler) -> None:
+def _switches(model: nn.Module, sampler: Sampler) -> None:
     assert isinstance(sampler, Listed)
     give_norm_sets(model, sampler.pairs)
+    give_clips(model, {pair.a for pair in sampler.pairs})
 
 
 def _one_pair(model: nn.Module, recipe: Recipe) -> Sampler:
@@ -141,8 +148,8 @@ def _teacher_alone(teacher: str) -> Learner:
 
 
 def _switchable(title: str, learner: Callable[[str], Learner], teacher: str) -> Method:
-    """Every listed pair in every step, each with norm statistics, gain and shift of its own."""
-    return Method(title, _listed, learner, _norm_sets, norm_stats="running", teacher=teacher)
+    """Every listed pair in every step, each with norm statistics, gain, shift and (sat) clips of its own."""
+    return Method(title, _listed, learner, _switches, norm_stats="running", teacher=teacher)
 
 
 METHODS: dict[str, Method] = {
@@ -153,7 +160,7 @@ METHODS: dict[str, Method] = {
     ),
     # A run that never trains FP has no use for its own FP as a teacher: it drifts away and teaches nonsense. It learns
     # from the network that it started from, if that was trained, else from the labels.
-    "qat": Method("QAT", _one_pair, Supervised, teacher="labels", warm_teacher="start"),
+    "qat": Method("QAT", _one_pair, Supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
     "mebqat": Method("MEBQAT", _sampled, Supervised),
     "adabits": _switchable("AdaBits", Supervised, "labels"),
     "any_precision_hard": _switchable("Any-Precision, hard", Supervised, "labels"),

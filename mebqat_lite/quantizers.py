@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from mebqat_lite.bits import FULL, WIDTHS
+from mebqat_lite.bits import FULL, WIDTHS, nearest
 
 Params = Mapping[str, Tensor] | nn.ParameterDict
 TINY = 1e-8  # steps and clips never fall below it
@@ -188,7 +188,7 @@ class Quantizer:
     clips_at_zero = False  # does it quantize an unsigned activation as if a ReLU went before? Saves that ReLU
     edge_bits = FULL  # bits of the first and the last layer's weights
     step_lr = 1.0  # learning rate of what it learns, over that of the weights
-    learns = True  # whether training moves its parameters
+    float_weights = True  # are 32-bit weights the layer's own? Else `weight` is asked for them too
 
     def check(self, bits: int) -> None:
         """Raise a ValueError for bits that the quantizer does not define."""
@@ -198,6 +198,10 @@ class Quantizer:
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Initial values of what the layer learns, by name; ``x`` is a sample of its input (None: not measured)."""
         return {}
+
+    def learns(self, name: str) -> bool:
+        """Whether training moves the parameter of that name."""
+        return True
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """Fake-quantized weights, same shape as ``w``; ``bits`` is below 32."""
@@ -219,14 +223,27 @@ def check_listed(quantizer: Quantizer, bits: int) -> None:
 
 
 class DoReFa(Quantizer):
-    """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1]."""
+    """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1].
+
+    ``fp_tanh=True`` keeps tanh and scale at full precision too, as Any-Precision does (`FP_tanh`); by default FP is
+    the float model. The two are different networks: weights trained as one are not good as the other.
+    """
 
     one_bit = True
     clips_at_zero = True
 
+    def __init__(self, fp_tanh: bool = False) -> None:
+        self.float_weights = not fp_tanh
+
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|."""
-        return sign_weight(w) if bits == 1 else tanh_weight(w, bits, w.detach().abs().mean())
+        """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|; at 32 bits mean|w| u."""
+        if bits == 1:
+            return sign_weight(w)
+        scale = w.detach().abs().mean()
+        if bits < FULL:
+            return tanh_weight(w, bits, scale)
+        t = w.tanh()
+        return t * (scale / t.abs().max().clamp_min(TINY))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """q_b(clip(x, 0, 1))."""
@@ -236,7 +253,8 @@ class DoReFa(Quantizer):
 class SAT(Quantizer):
     """Scale-adjusted training (AdaBits): floor or centred weights, PACT activations with a learned clip.
 
-    ``gradient="pact"`` takes plain PACT's gradient of the clip. First and last layers keep 8-bit weights.
+    ``gradient="pact"`` takes plain PACT's gradient of the clip. First and last layers keep 8-bit weights. One clip
+    serves all bitwidths, unless `convert.give_clips` gave some their own (AdaBits' switchable clip).
     """
 
     edge_bits = 8
@@ -260,8 +278,10 @@ class SAT(Quantizer):
         return out
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """alpha q_b(clip(x / alpha, 0, 1))."""
-        return pact_activation(x, params["alpha"], bits, sat=self.gradient == "sat")
+        """alpha q_b(clip(x / alpha, 0, 1)); where bitwidths have clips of their own, that of the nearest."""
+        widths = [int(name[5:]) for name in params if name[5:]]  # alpha2, alpha4, ...
+        alpha = params[f"alpha{nearest(bits, widths)}" if widths else "alpha"]
+        return pact_activation(x, alpha, bits, sat=self.gradient == "sat")
 
 
 class LSQ(Quantizer):
@@ -269,14 +289,20 @@ class LSQ(Quantizer):
 
     ``shared=True`` is the MEBQAT authors' form, kept for comparison: one step serves all bitwidths (it starts as
     the two-bit one), activations clip at 2^b instead of 2^b - 1, and the batch counts in the gradient's scale.
+    With ``untrained=True`` the steps of activations stay as they started: in the authors' few-shot code no optimizer
+    holds them.
     """
 
     signed_inputs = True
     clips_at_zero = True
     step_lr = 0.01  # steps are that much smaller than weights, and Adam moves all numbers alike
 
-    def __init__(self, shared: bool = False) -> None:
-        self.shared = shared
+    def __init__(self, shared: bool = False, untrained: bool = False) -> None:
+        self.shared, self.untrained = shared, untrained
+
+    def learns(self, name: str) -> bool:
+        """All steps, unless those of activations stay as they started."""
+        return not (self.untrained and name.startswith("a"))
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """2 mean|.| / sqrt(p) for the weights and, where inputs are quantized, for the activations."""
@@ -333,8 +359,11 @@ def get(name: str | Quantizer) -> tuple[str, Quantizer]:
 
 
 register("dorefa", DoReFa())
+register("dorefa_fp_tanh", DoReFa(fp_tanh=True))
 register("sat", SAT())
 register("sat_centred", SAT("centred"))
 register("sat_pact", SAT(gradient="pact"))
 register("lsq", LSQ())
 register("lsq_shared", LSQ(shared=True))
+register("lsq_untrained", LSQ(untrained=True))
+register("lsq_authors", LSQ(shared=True, untrained=True))

@@ -98,7 +98,7 @@ def test_sandwich_guarantees_the_lowest_pair_where_there_is_no_one_bit():
     for quantizer, sandwich, second in (("lsq", True, "W2A2"), ("sat", True, "W2A2"), ("dorefa", False, "W1A1")):
         drawn = METHODS["mebqat"].sampler(net(quantizer), Recipe(sandwich=sandwich)).draw()[0]
         assert [str(bits) for bits in drawn[:2]] == ["FP", second] and len(drawn) == 4
-    plain = METHODS["mebqat"].sampler(net("lsq"), Recipe())
+    plain = METHODS["mebqat"].sampler(net("lsq"), Recipe(sandwich=False))
     assert plain.guaranteed == [FP]
 
 
