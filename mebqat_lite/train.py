@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mebqat_lite.convert import (
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.learners import has_stem
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.quantizers import TINY
@@ -49,6 +50,9 @@ class Run:
     seconds: float = 0.0
 
 
+Log = Callable[[dict[str, Any]], None]
+
+
 def fit(
     model: nn.Module,
     data: Data,
@@ -59,6 +63,9 @@ def fit(
     save_every: int = 50,
     progress: bool = True,
     device: str | torch.device | None = None,
+    log: Log | None = None,
+    amp: bool = False,
+    compiled: bool = False,
     **options: Any,
 ) -> Run:
     """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
@@ -73,26 +80,37 @@ def fit(
         save_every: steps between checkpoints.
         progress: show a progress bar.
         device: where to train; by default CUDA if there is one, else the CPU.
+        log: called after each step with its number (a warm-up's steps count), loss and learning rate, and the seconds
+            and back-propagations so far. Steps after the last checkpoint come again when a run is continued.
+        amp: automatic mixed precision: forward passes in bfloat16 where PyTorch deems it safe. Activations then have
+            8 significant bits at most. Offered, not measured on a GPU yet.
+        compiled: compile the forward passes with `torch.compile`, once for each pair that is visited: seconds each.
+            Roundings may fall another way. Offered, not measured on a GPU yet.
 
     Raises:
         TrainingError: the loss is not finite. That step changes neither weights nor norm statistics.
     """
     chosen = methods.get(method)
     recipe = (recipe or Recipe()).with_options(**options).for_images(len(data.train.labels))
+    if save_every < 1:
+        raise ValueError(f"save_every must be at least 1, not {save_every}")
     model.to(best_device() if device is None else device)
     try:
         setting_of(model)
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
     chosen.sampler(model, recipe)  # refuses what it cannot draw, before anything is trained
-    warm = None
+    before = Run("fp", recipe)
     if recipe.warm_steps and chosen.trains:
-        warm = _warm_up(model, data, recipe, path, save_every=save_every, progress=progress, device=device)
-    loop = Loop(model, data.train, method, recipe, path)
+        how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}
+        before = _warm_up(model, data, recipe, path, **how, log=log, amp=amp, compiled=compiled)
+    loop = Loop(model, data.train, method, recipe, path, amp=amp, compiled=compiled)
     steps = range(loop.run.costs.steps, recipe.steps)
     try:
         for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
             loop.step()
+            if log is not None:  # before the checkpoint: a step that is saved has been logged
+                log(_last_step(before, loop.run))
             if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
                 loop.save()
     finally:
@@ -100,9 +118,21 @@ def fit(
     model.eval()
     chosen.finish(model, data)
     set_norm_stats(model, chosen.norm_stats)
-    if warm is not None:
-        loop.run.costs, loop.run.seconds = warm.costs + loop.run.costs, warm.seconds + loop.run.seconds
+    loop.run.costs, loop.run.seconds = before.costs + loop.run.costs, before.seconds + loop.run.seconds
     return loop.run
+
+
+def _last_step(before: Run, run: Run) -> dict[str, Any]:
+    """What `fit` logs of the last step of ``run``, which comes after a warm-up or nothing."""
+    costs = before.costs + run.costs
+    return {
+        "step": costs.steps,
+        "method": run.method,
+        "loss": run.losses[-1],
+        "lr": learning_rate(run.recipe, run.costs.steps - 1),
+        "seconds": before.seconds + run.seconds,
+        "backprops": costs.backprops,
+    }
 
 
 def _warm_up(model: nn.Module, data: Data, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
@@ -117,7 +147,15 @@ class Loop:
     """The state of one run: model, sampler, learner, optimizer, and where they stand."""
 
     def __init__(
-        self, model: nn.Module, train: Split, method: str, recipe: Recipe, path: str | Path | None = None
+        self,
+        model: nn.Module,
+        train: Split,
+        method: str,
+        recipe: Recipe,
+        path: str | Path | None = None,
+        *,
+        amp: bool = False,
+        compiled: bool = False,
     ) -> None:
         keep_memory()
         chosen = methods.get(method)
@@ -131,6 +169,7 @@ class Loop:
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
+        self.speed = {"amp": amp, "compile": compiled}
         self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
         torch.manual_seed(recipe.seed)  # dropout
         self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
@@ -139,7 +178,10 @@ class Loop:
         self.fingerprint = "" if path is None else checkpoint.checksum(train)
         if path is not None and Path(path).exists():
             self.load()
-        self.counters = [_count_forwards(net, self.run.costs) for net in (model, self.learner.frozen) if net]
+        self.compiled = compile_forwards(model) if compiled else []
+        counted = [self.compiled[-1] if self.compiled else _last_layer(model)]
+        counted += [_last_layer(self.learner.frozen)] if self.learner.frozen else []
+        self.counters = [_count_forwards(module, self.run.costs) for module in counted]
 
     def step(self) -> None:
         """One step: the losses of all tasks at their pairs, the mean gradient, one update."""
@@ -164,7 +206,7 @@ class Loop:
     def backpropagate(self, task: Split, pairs: Sequence[Pair]) -> float:
         """Back-propagate the loss of each pair; returns their mean."""
         losses = []
-        for bits, loss in self.learner.losses(self.model, task, pairs):
+        for bits, loss in self.in_precision(self.learner.losses(self.model, task, pairs)):
             if not math.isfinite(value := loss.item()):
                 raise TrainingError(
                     f"the loss is {value} at step {self.run.costs.steps}, {bits}: lower lr "
@@ -174,6 +216,20 @@ class Loop:
             self.run.costs.backprops += 1
             losses.append(value)
         return sum(losses) / len(losses)
+
+    def in_precision(self, losses: Iterator[tuple[Pair, Tensor]]) -> Iterator[tuple[Pair, Tensor]]:
+        """The losses as they come, computed in mixed precision if the run is to; `backward` must stay outside.
+
+        Autocast keeps no cast weights: in some versions those of a teacher would have no gradient in the next pass.
+        That a learner goes backward through a shared stem in here gives the same gradients as outside.
+        """
+        kind, amp = next(iter(self.parameters.values())).device.type, self.speed["amp"]
+        while True:
+            with torch.autocast(kind, torch.bfloat16, enabled=amp, cache_enabled=False):
+                found = next(losses, None)
+            if found is None:
+                return
+            yield found
 
     def batch(self, step: int) -> Split:
         """The batch of a step, a function of seed and step alone: a resumed run draws the same ones."""
@@ -206,7 +262,7 @@ class Loop:
         if torch.cuda.is_available():
             tensors |= {"random/cuda": torch.cuda.get_rng_state()}
         meta = {"kind": "training", "sampler": self.sampler.state_dict(), "run": asdict(self.run)}
-        meta |= {"quantizer": plan_of(self.model).quantizer, "data": self.fingerprint}
+        meta |= {"quantizer": plan_of(self.model).quantizer, "data": self.fingerprint, "speed": self.speed}
         checkpoint.write(self.path, tensors, meta)
 
     def load(self) -> None:
@@ -223,6 +279,11 @@ class Loop:
             raise checkpoint.CheckpointError(
                 f"{name} belongs to another run ({meta['run']['method']}, {_difference(recipe, self.recipe)}): "
                 "give another path, or delete it to start again"
+            )
+        if (speed := meta.get("speed", dict.fromkeys(self.speed, False))) != self.speed:
+            raise checkpoint.CheckpointError(
+                f"{name} was trained with {_words(speed)}, this run is with {_words(self.speed)}: "
+                "take the same, give another path, or delete it"
             )
         checkpoint.load_tensors(self.model, _part(tensors, "model/"), name)
         if self.learner.frozen is not None:
@@ -248,10 +309,12 @@ class Loop:
             self.optimizer.state[parameter][slot] = like.copy_(value)
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks and what was compiled."""
         self.gradients.close()
         for counter in self.counters:
             counter.remove()
+        for module in self.compiled:
+            del module.forward
 
 
 class GradientMean:
@@ -304,14 +367,37 @@ def keep_steps_positive(model: nn.Module) -> None:
             torch._foreach_clamp_min_(learned, TINY)
 
 
-def _count_forwards(model: nn.Module, costs: Costs) -> torch.utils.hooks.RemovableHandle:
-    """Count each pass of the model where it passes the last layer."""
+def compile_forwards(model: nn.Module) -> list[nn.Module]:
+    """Compile the parts of a model that a learner calls, in place; ``del part.forward`` undoes it.
+
+    Only ``forward`` is replaced: classes, names, and the hooks of the parts themselves stay as they are.
+    """
+    limits = torch._dynamo.config  # by default the ninth pair, and every one after it, would not be compiled
+    limits.cache_size_limit, limits.accumulated_cache_size_limit = 1024, 4096
+    called = (model.stem, model.body) if has_stem(model) else (model,)
+    parts = [part for part in called if isinstance(part, nn.Module)]
+    for part in parts:
+        part.forward = torch.compile(part.forward, dynamic=False)
+    return parts
+
+
+def _last_layer(model: nn.Module) -> nn.Module:
+    """The layer by which passes are counted: the last one as executed."""
+    return model.get_submodule(plan_of(model).sites[-1].name)
+
+
+def _count_forwards(module: nn.Module, costs: Costs) -> torch.utils.hooks.RemovableHandle:
+    """Count each pass of a module. (Within a compiled one the count would be a constant, and each pass a new one.)"""
 
     def count(*_: object) -> None:
         costs.forwards += 1
 
-    last = plan_of(model).sites[-1].name
-    return model.get_submodule(last).register_forward_hook(count)
+    return module.register_forward_hook(count)
+
+
+def _words(speed: dict[str, bool]) -> str:
+    """``amp and compile``, ``amp``, ``neither amp nor compile``."""
+    return " and ".join(name for name, on in speed.items() if on) or "neither amp nor compile"
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

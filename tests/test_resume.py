@@ -108,25 +108,34 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(name, tmp_path, monkeypat
     assert_same(result(*train(name, path, seed=9)), whole)  # a finished run is not trained again
 
 
+def kill_and_restart(command, moment, kills=3, **options):
+    """Run a command until it ends by itself, after it was killed ``kills`` times, each when ``moment`` returns."""
+    killed = 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _attempt in range(kills + 6):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options) as worker:
+            if killed < kills:
+                moment(worker)
+                worker.kill()
+            worker.stdout.read()
+        killed += worker.returncode == -9
+        if worker.returncode == 0:
+            break
+    assert (killed, worker.returncode) == (kills, 0)
+
+
 @pytest.mark.slow
 def test_runs_that_are_killed_at_random_end_the_same(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)  # shown if the test fails
-    rng, kills = random.Random(seed), 0
-    command = [sys.executable, __file__, str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _attempt in range(9):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
-            if kills < 3:
-                for _ in range(rng.randint(2, 11)):  # of 48 steps, a line each
-                    worker.stdout.readline()
-                time.sleep(rng.uniform(0, 0.03))  # within a step or the writing of a checkpoint
-                worker.kill()
-            worker.stdout.read()
-        kills += worker.returncode == -9
-        if worker.returncode == 0:
-            break
-    assert kills == 3 and worker.returncode == 0, (seed, kills)
+    rng = random.Random(seed)
+
+    def moment(worker):
+        for _ in range(rng.randint(2, 11)):  # of 48 steps, a line each
+            worker.stdout.readline()
+        time.sleep(rng.uniform(0, 0.03))  # within a step or the writing of a checkpoint
+
+    kill_and_restart([sys.executable, __file__, str(tmp_path)], moment)
     for name in RUNS:
         numbers = json.loads((tmp_path / f"{name}.json").read_text())
         tensors, _ = checkpoint.read(tmp_path / f"{name}.end", "end")
