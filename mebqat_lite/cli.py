@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import ast
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mebqat_lite.recipes import Setup
@@ -54,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--bits", help="the pair of qat, as W2A2")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, help="file of the model; default: results/<method>.safetensors")
+    command.add_argument("--save-every", type=int, default=50, metavar="STEPS", help="between checkpoints")
+    command.add_argument("--amp", action="store_true", help="mixed precision (bfloat16); not measured on a GPU yet")
+    command.add_argument("--compile", action="store_true", help="torch.compile; not measured on a GPU yet")
+    command.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help='TensorBoard curves in the run\'s folder; default: if installed (pip install "mebqat_lite[logs]")',
+    )
     command.set_defaults(run=_train)
 
     command = commands.add_parser("evaluate", help="accuracy of a saved model at many bitwidths")
@@ -62,16 +71,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="the split: use that of the training")
     command.add_argument("--part", default="test", choices=("train", "val", "test"))
     command.add_argument("--bits", help="as W2A2,W4A4,FP; default: all candidates")
+    command.add_argument("--layers", metavar="MAP", help="instead of --bits, a pair per layer, as *=W8A8,body.0.0=W2A2")
     command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated"))
     command.add_argument("--json", type=Path, help="also write the results here")
+    command.add_argument("--save", type=Path, metavar="FILE", help="also write the table, as .csv or .parquet")
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser("compare", help="several methods on several seeds under equal conditions")
     _add_training(command)
-    command.add_argument("--methods", default="ptq_naive,ptq_mse,qat,mebqat")
+    command.add_argument(
+        "--methods", default="ptq_naive,ptq_mse,qat,mebqat", help="each may change the recipe: mebqat+teacher=next"
+    )
     command.add_argument("--bits", default="W1A1,W2A2,W4A4", help="the pairs that qat is trained for")
     command.add_argument("--budget", default="steps", help="equal between methods: steps, backprops or total")
-    command.add_argument("--pairs", default="W1A1,W2A2,W3A3,W4A4,W8A8,FP", help="the pairs to measure")
+    command.add_argument("--pairs", default="W1A1,W2A2,W3A3,W4A4,W8A8,FP", help="the pairs to measure, or all")
+    command.add_argument("--qat-lrs", default="", help="learning rates for qat to choose from on validation data")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
     command.add_argument("--out", type=Path, help="folder; default: results/compare")
@@ -103,6 +117,7 @@ def _add_training(command: argparse.ArgumentParser) -> None:
 def _setup(arguments: argparse.Namespace) -> Setup:
     """The named set-up with what the command line overrides."""
     from mebqat_lite import recipes
+    from mebqat_lite.jobs import assignment
 
     setup = recipes.get(arguments.recipe)
     if arguments.model and arguments.model != setup.model:
@@ -113,18 +128,7 @@ def _setup(arguments: argparse.Namespace) -> Setup:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "steps" in given:
         given["epochs"] = 0
-    return setup.with_options(**given, **dict(_assignment(text) for text in arguments.set))
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    """``lr=0.1`` as a name and a Python value; what is no literal is text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes NAME=VALUE, not {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return setup.with_options(**given, **dict(assignment(text) for text in arguments.set))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -143,6 +147,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     from mebqat_lite import checkpoint, datasets
     from mebqat_lite.paths import results
+    from mebqat_lite.runs import RunFolder
     from mebqat_lite.train import fit
 
     setup = _setup(arguments)
@@ -152,10 +157,16 @@ def _train(arguments: argparse.Namespace) -> int:
     out = arguments.out or results() / f"{arguments.method}.safetensors"
     torch.manual_seed(arguments.seed)
     model = setup.build(data)
-    state = out.with_suffix(".training")
-    run = fit(model, data, arguments.method, recipe, seed=arguments.seed, path=state)
-    checkpoint.save_model(model, out, data=setup.data, seed=arguments.seed, method=arguments.method)
+    recipe = recipe.with_options(seed=arguments.seed)
+    how = {"save_every": arguments.save_every, "amp": arguments.amp, "compiled": arguments.compile}
+    described = {"method": arguments.method, "setup": asdict(replace(setup, recipe=recipe)), **how}
+    with closing(RunFolder(out.with_suffix(".run"), described, arguments.tensorboard)) as folder:
+        state = out.with_suffix(".training")
+        run = fit(model, data, arguments.method, recipe, path=state, log=folder.log, **how)
+        checkpoint.save_model(model, out, data=setup.data, seed=arguments.seed, method=arguments.method)
+        folder.finish(run)
     print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
+    print(f"Each step's loss, the recipe and the machine: {folder.folder}")
     print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
     return 0
 
@@ -165,14 +176,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite.checkpoint import load_model
     from mebqat_lite.costs import stored_bytes
     from mebqat_lite.evaluate import CALIBRATION_NORMS, grid
-    from mebqat_lite.results import cells, write_json
+    from mebqat_lite.results import cells, write_frame, write_json
 
     started = time.perf_counter()
     model, _ = load_model(arguments.checkpoint)
     data = datasets.load(arguments.data, arguments.seed)
     calibration = data.train.images[:CALIBRATION_NORMS] if arguments.norm == "recalibrated" else None
     part = getattr(data, arguments.part)
-    frame = grid(model, part, arguments.bits, norm_stats=arguments.norm, calibration=calibration)
+    pairs = [_map(arguments.layers)] if arguments.layers else arguments.bits
+    frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
+    if arguments.save:
+        write_frame(arguments.save, frame)
     if arguments.json:
         accuracy = {arguments.checkpoint.stem: cells(frame)}
         record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": {"bytes": stored_bytes(model, False)}}
@@ -182,23 +196,38 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _map(text: str) -> dict[str, str]:
+    """``*=W8A8,body.0.0=W2A2`` as a map of layers to pairs."""
+    parts = [part.split("=") for part in text.split(",")]
+    if not all(len(part) == 2 for part in parts):
+        raise ValueError(f"--layers takes LAYER=PAIR,LAYER=PAIR (* for the rest), not {text!r}")
+    return {part[0]: part[1] for part in parts}
+
+
 def _compare(arguments: argparse.Namespace) -> int:
-    from mebqat_lite.bits import parse_all
-    from mebqat_lite.compare import compare
+    from mebqat_lite.bits import candidates, parse_all
+    from mebqat_lite.compare import PAIRS, compare
     from mebqat_lite.methods import METHODS
     from mebqat_lite.paths import results
-    from mebqat_lite.results import table, write_json
+    from mebqat_lite.results import report, write_json
 
     folder = arguments.out or results() / "compare"
-    setup = _setup(arguments)
-    names, pairs = arguments.methods.split(","), [str(b) for b in parse_all(arguments.pairs)]
-    listed = [str(b) for b in parse_all(arguments.bits)]
-    seeds = _at_least_one(arguments.seeds)
-    options: dict[str, Any] = {"pairs": pairs, "listed": listed, "seeds": seeds, "folder": folder}
-    outcome = compare(setup, names, budget=arguments.budget, workers=arguments.jobs, **options)
+    everything = arguments.pairs == "all"
+    pairs = [str(b) for b in (candidates() if everything else parse_all(arguments.pairs))]
+    outcome = compare(
+        _setup(arguments),
+        re.split(r",(?![^()]*\))", arguments.methods),  # not at the commas of exclude=(3,5,7)
+        pairs=pairs,
+        listed=[str(b) for b in parse_all(arguments.bits)],
+        seeds=_at_least_one(arguments.seeds),
+        folder=folder,
+        budget=arguments.budget,
+        qat_lrs=[float(lr) for lr in arguments.qat_lrs.split(",") if lr],
+        workers=arguments.jobs,
+    )
     write_json(folder / "compare.json", outcome)
-    print(table(outcome["accuracy"], pairs, {name: METHODS[name].title for name in names}))
-    print(f"test accuracy (%), {seeds} seeds; norm statistics {setup.norm_stats}; {folder / 'compare.json'}")
+    print(report(outcome, PAIRS if everything else pairs, titles={name: METHODS[name].title for name in METHODS}))
+    print(f"Written: {folder / 'compare.json'}")
     return 0
 
 

@@ -1,139 +1,42 @@
-"""Train several methods on several seeds, side by side, and measure all of them in the same way.
-
-Every method of a seed starts from the same FP network, trained on the same split. A job is a pure function of its
-description, so that jobs may run anywhere.
-"""
+"""Train several methods on several seeds, side by side, and measure all of them in the same way."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from tqdm.auto import tqdm
 
-from mebqat_lite import checkpoint, datasets, methods
-from mebqat_lite.bits import parse_all
-from mebqat_lite.convert import quantize, requantize
-from mebqat_lite.costs import Costs, stored_bytes
-from mebqat_lite.datasets import Data
-from mebqat_lite.evaluate import CALIBRATION_NORMS, grid, interval
-from mebqat_lite.methods import Recipe
+from mebqat_lite import methods, quantizers
+from mebqat_lite.bits import FULL, Bits, candidates, parse_all
+from mebqat_lite.costs import Costs
+from mebqat_lite.evaluate import interval
+from mebqat_lite.jobs import BUDGETS, PARTS, Job, Outcome, Variant, run_job, starts_cold, train_start
 from mebqat_lite.recipes import Setup
-from mebqat_lite.train import Run, fit
+from mebqat_lite.results import Cell
+from mebqat_lite.train import Run
 
 PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
-PARTS = ("val", "test")
-BUDGETS = ("steps", "backprops", "total")
+Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training: a method (for ``qat`` with its pair) on one seed."""
-
-    method: str
-    seed: int
-    bits: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of its file: ``qat_w2a2-seed0``."""
-        return f"{self.method}{'_' + self.bits.lower() if self.bits else ''}-seed{self.seed}"
-
-
-@dataclass
-class Outcome:
-    """What a job measured: accuracy in percent by part and pair, counted costs, stored bytes."""
-
-    job: Job
-    accuracy: dict[str, dict[str, float]]
-    costs: Costs  # of this training alone, without the common FP start
-    bytes: int
-
-
-def list_jobs(names: Iterable[str], listed: Sequence[str], seeds: Iterable[int]) -> list[Job]:
-    """The jobs of a comparison, the long ones first; ``qat`` is one job for each listed pair."""
-    names = list(names)
-    for name in names:
-        methods.get(name)
+def list_jobs(
+    names: Iterable[str], listed: Sequence[str], seeds: Iterable[int], qat_lrs: Sequence[float] = ()
+) -> list[Job]:
+    """The jobs of a comparison, the long ones first; ``qat`` is one job for each listed pair and learning rate."""
+    variants = [Variant.parse(name) for name in names]
     jobs = []
     for seed in seeds:
-        for name in sorted(names, key=lambda name: name != "mebqat"):
-            jobs += [Job(name, seed, bits) for bits in (listed if name == "qat" else [""])]
+        for variant in sorted(variants, key=lambda variant: variant.method in ("qat", "fp", "ptq_naive", "ptq_mse")):
+            if variant.method == "qat":
+                jobs += [Job(variant.name, seed, bits, lr) for bits in listed for lr in qat_lrs or (0.0,)]
+            else:
+                jobs.append(Job(variant.name, seed))
     return jobs
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Several jobs share the cores: each computes with one thread, which is faster for small networks too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
-def train_start(setup: Setup, seed: int, folder: Path) -> Run:
-    """Train the FP network that every method of a seed starts from, and save it."""
-    data = datasets.load(setup.data, seed)
-    torch.manual_seed(seed)
-    model = setup.build(data)
-    quantize(model, setup.recipe.quantizer, sample=methods.calibration(data))
-    steps = setup.recipe.warm_steps or setup.recipe.steps
-    run = fit(model, data, "fp", setup.recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
-    _save(setup, model, data, ["FP"], folder / f"fp-seed{seed}.safetensors")
-    return run
-
-
-def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int) -> Recipe:
-    """The recipe with the steps that a method of ``pairs`` back-propagations a step has under a budget.
-
-    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs.
-    ``total``: all the models that a method delivers share them.
-    """
-    if budget == "steps":
-        return recipe
-    share = recipe.steps * recipe.m / pairs / (models_delivered if budget == "total" else 1)
-    return recipe.with_options(steps=max(1, round(share)))
-
-
-@one_thread()
-def run_job(
-    setup: Setup, job: Job, pairs: Sequence[str], folder: Path, budget: str = "steps", models_delivered: int = 1
-) -> Outcome:
-    """Train one method from its seed's FP network, save it and measure it."""
-    data = datasets.load(setup.data, job.seed)
-    model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
-    chosen, costs = methods.get(job.method), Costs()
-    if chosen.trains:
-        requantize(model, setup.recipe.quantizer, methods.calibration(data))  # steps of trained weights
-        teacher = methods.teacher_of(chosen, setup.recipe, warm=True)
-        recipe = setup.recipe.with_options(seed=job.seed, bits=job.bits, teacher=teacher, warm_steps=0)
-        recipe = within(budget, recipe, len(chosen.sampler(model, recipe).draw()[0]), models_delivered)
-        costs = fit(model, data, job.method, recipe, progress=False).costs
-    else:
-        chosen.finish(model, data)
-    size = stored_bytes(model, statistics=False)
-    measured = [job.bits] if job.bits else pairs
-    return Outcome(job, _save(setup, model, data, measured, folder / f"{job.name}.safetensors"), costs, size)
-
-
-def _save(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str], path: Path) -> dict[str, dict[str, float]]:
-    """Measure a model on all parts and save it with what was found."""
-    accuracy, sample = {}, data.train.images[:CALIBRATION_NORMS]
-    for part in PARTS:
-        frame = grid(model, getattr(data, part), pairs, norm_stats=setup.norm_stats, calibration=sample)
-        accuracy[part] = {str(pair): float(value) for pair, value in frame["mean"].items()}
-    checkpoint.save_model(model, path, accuracy=accuracy, setup=asdict(setup))
-    return accuracy
 
 
 def compare(
@@ -145,6 +48,7 @@ def compare(
     seeds: int = 3,
     folder: str | Path,
     budget: str = "steps",
+    qat_lrs: Sequence[float] = (),
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -152,70 +56,131 @@ def compare(
 
     Args:
         setup: what is held equal.
-        names: the methods.
+        names: the methods, each with what it does differently, as in ``mebqat`` or ``mebqat+teacher=next``; mean
+            differences are against the first.
         pairs: the pairs at which all are measured (``qat`` at its own).
         listed: the pairs for which ``qat`` is trained, one run each.
         seeds: how many; a seed chooses the split, the start and the order of batches.
         folder: where models are saved, ``<method>-seed<n>.safetensors``.
-        budget: what is equal between methods, one of `BUDGETS`; see `within`.
+        budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
+        qat_lrs: learning rates among which each pair of ``qat`` takes the one best on validation data over all
+            seeds; by default the recipe's.
         workers: processes of one thread; by default one a core.
     """
     if budget not in BUDGETS:
         raise ValueError(f"no budget {budget!r}; choose one of {', '.join(BUDGETS)}")
+    started, folder = time.perf_counter(), Path(folder)
+    pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
+    jobs = list_jobs(names, listed, range(seeds), qat_lrs)
+    _check_bits(setup, names, {*pairs, *listed})
+    starts, outcomes = _run_all(setup, jobs, pairs, listed, seeds, folder, budget, workers, progress)
+    chosen, rates = choose_rates(outcomes)
+    return {
+        "budget": budget,
+        **collect(setup, names, starts, chosen),
+        "qat_lr": rates,
+        "searched_backprops": sum(o.costs.backprops for o in outcomes if o not in chosen and o.job.seed == 0),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> None:
+    """Refuse, before anything is trained, pairs that a quantizer does not define."""
+    for name in names:
+        recipe = setup.recipe.with_options(**Variant.parse(name).options)
+        quantizer = quantizers.get(recipe.quantizer)[1]
+        for width in {width for pair in pairs for width in (Bits.parse(pair).w, Bits.parse(pair).a)} - {FULL}:
+            if methods.get(Variant.parse(name).method).trains:
+                quantizer.check(width)
+
+
+def _run_all(
+    setup: Setup,
+    jobs: list[Job],
+    pairs: Sequence[str],
+    listed: Sequence[str],
+    seeds: int,
+    folder: Path,
+    budget: str,
+    workers: int | None,
+    progress: bool,
+) -> tuple[list[Run], list[Outcome]]:
+    """The common starts, then all jobs, in parallel, in the order of the lists."""
     from joblib import Parallel, delayed
 
-    started = time.perf_counter()
-    folder = Path(folder)
-    pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
-    jobs = list_jobs(names, listed, range(seeds))
     pool = Parallel(n_jobs=workers or os.cpu_count() or 1, return_as="generator")
-    bar = tqdm(total=seeds + len(jobs), desc="training", disable=not progress)
-    starts = []
-    for run in pool(delayed(train_start)(setup, seed, folder) for seed in range(seeds)):
-        starts.append(run)
-        bar.update()
-    outcomes = []
-    for outcome in pool(
-        delayed(run_job)(setup, job, pairs, folder, budget, len(listed) if job.method == "qat" else 1) for job in jobs
-    ):
-        outcomes.append(outcome)
-        bar.update()
-    bar.close()
-    return {"budget": budget} | collect(setup, names, starts, outcomes, time.perf_counter() - started)
+    delivered = {job: len(listed) if job.bits else 1 for job in jobs}
+    with tqdm(total=seeds + len(jobs), desc="training", disable=not progress) as bar:
+        starts = []
+        for run in pool(delayed(train_start)(setup, seed, folder) for seed in range(seeds)):
+            starts.append(run)
+            bar.update()
+        outcomes = []
+        for outcome in pool(delayed(run_job)(setup, job, pairs, folder, budget, delivered[job]) for job in jobs):
+            outcomes.append(outcome)
+            bar.update()
+    return starts, outcomes
 
 
-def collect(
-    setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], seconds: float
-) -> dict[str, Any]:
-    """Outcomes of all seeds as one result: test and validation accuracy, paired differences, costs."""
+def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, dict[str, float]]]:
+    """For each pair of ``qat`` the learning rate of the best mean validation accuracy, and the outcomes that remain."""
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for o in outcomes:
+        if o.job.lr:
+            rates = found.setdefault((o.job.variant, o.job.bits), {})
+            rates.setdefault(o.job.lr, []).append(o.accuracy["val"][o.job.bits])
+    best = {key: max(rates, key=lambda lr: sum(rates[lr]), default=0.0) for key, rates in found.items()}
+    kept = [o for o in outcomes if o.job.lr == best.get((o.job.variant, o.job.bits), 0.0)]
+    table: dict[str, dict[str, float]] = {}
+    for (variant, bits), lr in best.items():
+        table.setdefault(variant, {})[bits] = lr
+    return kept, table
+
+
+def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome]) -> dict[str, Any]:
+    """Outcomes of all seeds as one result: accuracy under two norm policies, paired differences, costs."""
     values = {part: _values(names, outcomes, part) for part in PARTS}
-    tables = {
-        part: {m: {b: interval(list(v.values())) for b, v in row.items()} for m, row in values[part].items()}
-        for part in PARTS
-    }
+    recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
+    held_out = {width for recipe in recipes for width in recipe.exclude}
+    native = {part: _values(names, outcomes, part, native=True) for part in PARTS}
     return {
-        "accuracy": tables["test"],
-        "validation": tables["val"],
+        "accuracy": _table(values["test"]),
+        "validation": _table(values["val"]),
         "paired": {part: paired(values[part]) for part in PARTS},
+        "means": {part: means(values[part], _listing(setup), held_out) for part in PARTS},
         "norm_stats": setup.norm_stats,
-        "costs": _costs(names, starts[0].costs, outcomes),
+        "native": {
+            "accuracy": _table(native["test"]),
+            "validation": _table(native["val"]),
+            "norm_stats": {name: methods.get(Variant.parse(name).method).norm_stats for name in names},
+        },
+        "alone": _alone(names, outcomes),
+        "costs": _costs(setup, names, starts[0].costs, outcomes),
+        "break_even": break_even(outcomes),
         "setup": asdict(setup),
-        "seconds": round(seconds, 1),
     }
 
 
-def _values(names: Sequence[str], outcomes: list[Outcome], part: str) -> dict[str, dict[str, dict[int, float]]]:
-    """values[method][bits][seed], methods in the order asked for."""
-    values: dict[str, dict[str, dict[int, float]]] = {name: {} for name in names}
+def _listing(setup: Setup) -> list[str]:
+    """The pairs that a method with a list visits."""
+    return [str(b) for b in parse_all(setup.recipe.bits or methods.LISTED)]
+
+
+def _values(names: Sequence[str], outcomes: list[Outcome], part: str, native: bool = False) -> Values:
+    """values[variant][bits][seed], variants in the order asked for."""
+    values: Values = {name: {} for name in names}
     for outcome in outcomes:
-        for bits, value in outcome.accuracy[part].items():
-            values[outcome.job.method].setdefault(bits, {})[outcome.job.seed] = value
+        for bits, value in (outcome.native if native else outcome.accuracy)[part].items():
+            values[outcome.job.variant].setdefault(bits, {})[outcome.job.seed] = value
     return values
 
 
-def paired(
-    values: dict[str, dict[str, dict[int, float]]], ours: str = "mebqat", other: str = "qat"
-) -> dict[str, dict[str, float]]:
+def _table(values: Values) -> dict[str, dict[str, Cell]]:
+    """Mean and interval over the seeds."""
+    return {name: {b: interval(list(v.values())) for b, v in row.items()} for name, row in values.items()}
+
+
+def paired(values: Values, ours: str = "mebqat", other: str = "qat") -> dict[str, Cell]:
     """``ours - other`` at each pair that both measured, seed by seed, with its interval."""
     shared = [bits for bits in values.get(ours, {}) if bits in values.get(other, {})]
     return {
@@ -224,11 +189,61 @@ def paired(
     }
 
 
-def _costs(names: Sequence[str], start: Costs, outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
-    """Counted costs of the first seed by method; the FP network that all start from counts once for each method."""
+def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset()) -> dict[str, Any]:
+    """Mean accuracy over the listed pairs, over the others, and over pairs with a width of ``held_out``; and the
+    differences from the first variant.
+
+    Only variants that measured every pair take part; ``{"all" | "listed" | "off_list" | "held_out": {variant:
+    {"mean", "ci95", "n"}}, "minus_first": ...}``.
+    """
+    known = {str(b) for b in candidates()}
+    pairs = [b for b in next(iter(values.values()), {}) if b in known]
+    whole = [name for name, row in values.items() if set(row) >= set(pairs) and pairs]
+    groups = {"all": pairs, "listed": [b for b in pairs if b in listing]}
+    groups["off_list"] = [b for b in pairs if b not in listing]
+    groups["held_out"] = [b for b in pairs if held_out & {Bits.parse(b).w, Bits.parse(b).a}]
+    result: dict[str, Any] = {"minus_first": {}}
+    for group, members in groups.items():
+        if members:
+            seeds = {name: _seed_means(values[name], members) for name in whole}
+            result[group] = {name: interval(runs) for name, runs in seeds.items()}
+            result["minus_first"][group] = {
+                name: interval([a - b for a, b in zip(runs, seeds[whole[0]], strict=True)])
+                for name, runs in seeds.items()
+                if name != whole[0]
+            }
+    return result
+
+
+def _seed_means(row: Mapping[str, Mapping[int, float]], pairs: Sequence[str]) -> list[float]:
+    """The mean over ``pairs`` for each seed."""
+    seeds = sorted(row[pairs[0]])
+    return [sum(row[bits][seed] for bits in pairs) / len(pairs) for seed in seeds]
+
+
+def _alone(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
+    """Percent of images that a batch of one classifies as a large batch does: the lowest of all seeds."""
+    lowest: dict[str, dict[str, float]] = {name: {} for name in names}
+    for outcome in outcomes:
+        row = lowest[outcome.job.variant]
+        for bits, share in outcome.alone.items():
+            row[bits] = min(share, row.get(bits, 100.0))
+    return lowest
+
+
+def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat") -> int | None:
+    """How many delivered pairs it takes until ``ours``, trained once, costs fewer back-propagations than ``other``."""
+    once = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (ours, 0)]
+    each = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (other, 0)]
+    return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
+
+
+def _costs(setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
+    """Counted costs of the first seed; the FP network that all start from counts once for each method."""
     costs = {}
     for name in names:
-        mine = [o for o in outcomes if o.job.method == name and o.job.seed == 0]
-        total = sum((o.costs for o in mine), start)
+        mine = [o for o in outcomes if o.job.variant == name and o.job.seed == 0]
+        cold = starts_cold(setup, Variant.parse(name))
+        total = sum((o.costs for o in mine), Costs() if cold else start)
         costs[name] = {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total)}
     return costs

@@ -16,7 +16,7 @@ from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import recalibrate
 from mebqat_lite.paths import results
 from mebqat_lite.recipes import Setup
-from mebqat_lite.results import is_known, table, write_json
+from mebqat_lite.results import differences, table, write_json
 from mebqat_lite.train import Loop
 
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
@@ -96,20 +96,15 @@ def findings(outcome: dict[str, Any]) -> str:
             "",
             table(outcome["accuracy"], PAIRS, TITLES),
             "",
-            f"MEBQAT - QAT at equal steps, paired: {_gaps(outcome['paired']['test'])}",
+            f"MEBQAT - QAT at equal steps, paired: {differences(outcome['paired']['test'])}",
             f"Storage: one model {counted['model_bytes']:,} bytes, {counted['pairs']} FP32 models {dedicated:,}: "
             f"{storage:.1f} % less ({saving(kept, dedicated):.1f} % with",
             f"  norm statistics for all {counted['pairs']} pairs). Back-propagations a step: "
             f"{counted['step_backprops']}, visiting all {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
             f"But QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
-            f"{costs['mebqat']['backprops']:,}: it pays from {counted['step_backprops'] + 1} delivered pairs on.",
+            f"{costs['mebqat']['backprops']:,}: it pays from {outcome['break_even']} delivered pairs on.",
         ]
     )
-
-
-def _gaps(gaps: dict[str, dict[str, float]]) -> str:
-    half = {bits: f" ±{gap['ci95']:.1f}" if is_known(gap["ci95"]) else "" for bits, gap in gaps.items()}
-    return ", ".join(f"{bits} {gap['mean']:+.1f}{half[bits]}" for bits, gap in gaps.items())
 
 
 def _short(path: Path) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates, parse_all
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, quantized_layers, setting_of
+from mebqat_lite.convert import MapOrBits, at, frozen_weights, norm_layers, quantized_layers, setting_of
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.learners import has_stem
@@ -38,10 +39,11 @@ def accuracy(
 def grid(
     models: nn.Module | Sequence[nn.Module],
     splits: Split | Sequence[Split],
-    bits: str | Iterable[BitsLike] | None = None,
+    bits: str | Iterable[MapOrBits] | None = None,
     *,
     norm_stats: str | None = None,
     calibration: Images | Sequence[Images] | None = None,
+    lend_sets: bool = False,
     batch_size: int = BATCH,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -50,30 +52,40 @@ def grid(
     Args:
         models: one model, or one per seed; ``ci95`` is then the half-width of a t-interval over the seeds.
         splits: the images and labels to classify, one for all models or one each.
-        bits: the pairs; by default all candidates of the model's quantizer, 75 or 73.
+        bits: the pairs, or per-layer maps; by default all candidates of the model's quantizer, 75 or 73.
         norm_stats: the norm policy; by default the one that the model was left with.
         calibration: training images, one set or one per model: statistics are measured for each pair first.
+        lend_sets: a pair without a norm set of its own takes gain and shift of the nearest pair that has one; give
+            ``calibration`` with it, so that at least the statistics are its own. Otherwise the pair is NaN.
         batch_size: images at a time. Under ``batch`` statistics it is part of the policy.
-        progress: show a bar over the models.
+        progress: show a bar.
 
-    The frame's ``attrs["norm_stats"]`` names the policy. A pair without a norm set of its own is NaN.
+    The frame's ``attrs["norm_stats"]`` names the policy.
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     parts = [splits] * len(nets) if isinstance(splits, Split) else list(splits)
     images: list[Any] = list(calibration) if _is_list(calibration) else [calibration] * len(nets)  # type: ignore[arg-type]
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
-    pairs = parse_all(bits) if bits is not None else candidates(has_one_bit(nets[0]))
+    pairs = candidates(has_one_bit(nets[0])) if bits is None else _settings(bits)
     norm_stats = norm_stats or setting_of(nets[0]).norm_stats
     runs = []
-    for net, split, sample in tqdm(list(zip(nets, parts, images, strict=True)), disable=not progress):
-        if sample is not None:
-            for pair in pairs:
+    bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
+    for net, split, sample in zip(nets, parts, images, strict=True):
+        with _lending(net, lend_sets), frozen_weights(net):
+            for pair in bar(pairs if sample is not None else [], desc="norm statistics"):
                 with contextlib.suppress(MissingNormSetError):  # off the list, and NaN below
                     recalibrate(net, sample, pair)
-        hits = _hits(net, split, pairs, norm_stats, batch_size)
+            hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
         runs.append([100 * count / len(split.labels) for count in hits])
     return _frame(pairs, runs, norm_stats)
+
+
+def _settings(bits: str | Iterable[MapOrBits]) -> list[MapOrBits]:
+    """Pairs and per-layer maps, parsed."""
+    if isinstance(bits, str):
+        return list(parse_all(bits))
+    return [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in bits]
 
 
 def sensitivity(
@@ -103,34 +115,68 @@ def sensitivity(
     return pd.DataFrame(rows).set_index("layer")
 
 
-def _frame(pairs: list[Bits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
-    """Rows of pairs from runs[seed][pair]."""
+@contextlib.contextmanager
+def _lending(model: nn.Module, lend_sets: bool) -> Iterator[None]:
+    """Inside the block pairs without a norm set may borrow one."""
+    setting = setting_of(model)
+    before, setting.lend_sets = setting.lend_sets, lend_sets
+    try:
+        yield
+    finally:
+        setting.lend_sets = before
+
+
+def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str = "recalibrated") -> float:
+    """Percent of ``images``, (count, channels, height, width), that get the same class alone as among the others.
+
+    100 (but for rounding) under stored statistics; less where statistics come from the batch, which a batch of one
+    does not have.
+    """
+    device, dtype = place(model)
+    images = as_float(images).to(device, dtype)
+    with evaluating(model), frozen_weights(model), at(model, bits, norm_stats):
+        together = torch.cat([model(batch).argmax(1) for batch in images.split(BATCH)])
+        alone = torch.cat([model(image).argmax(1) for image in images.split(1)])
+    return 100 * float((alone == together).double().mean())
+
+
+def _frame(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
+    """Rows of pairs from runs[seed][pair]; a per-layer map has the bits of ``*``."""
     import pandas as pd
 
-    rows = [
-        {"bits": str(pair), "w": pair.w, "a": pair.a, **interval(values)}
-        for pair, values in zip(pairs, zip(*runs, strict=True), strict=True)
-    ]
+    def row(pair: MapOrBits) -> dict[str, Any]:
+        rest = Bits.parse(pair.get("*", FP) if isinstance(pair, Mapping) else pair)
+        name = ",".join(f"{k}={v}" for k, v in pair.items()) if isinstance(pair, Mapping) else str(rest)
+        return {"bits": name, "w": rest.w, "a": rest.a}
+
+    rows = [{**row(pair), **interval(values)} for pair, values in zip(pairs, zip(*runs, strict=True), strict=True)]
     frame = pd.DataFrame(rows).set_index("bits")
     frame.attrs["norm_stats"] = norm_stats
     return frame
 
 
 def _hits(
-    model: nn.Module, split: Split, pairs: Sequence[MapOrBits], norm_stats: str | None, batch_size: int
+    model: nn.Module,
+    split: Split,
+    pairs: Sequence[MapOrBits],
+    norm_stats: str | None,
+    batch_size: int,
+    bar: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> list[float]:
     """Correct answers at each pair. Weights are quantized once a bitwidth, the stem is run once a batch."""
     device, dtype = place(model)
     hits: list[float] = [0.0] * len(pairs)
+    batches = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
-        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        shared = _shares_stem(model, pairs, norm_stats)
+        for images, labels in bar(batches, desc="images"):
             images, labels = as_float(images).to(device, dtype), labels.to(device)
-            features, body = _after_stem(model, images, norm_stats)
+            features, body = _after_stem(model, images, shared)
             for index, bits in enumerate(pairs):
                 version = features._version
                 hits[index] += _hits_at(model, body, features, labels, bits, norm_stats)
                 if features._version != version:  # the body works in place
-                    features, body = _after_stem(model, images, norm_stats)
+                    features, body = _after_stem(model, images, shared)
     return hits
 
 
@@ -140,16 +186,34 @@ def _is_list(calibration: object) -> bool:
     return isinstance(calibration, (list, tuple)) and not is_pair
 
 
-def _after_stem(model: nn.Module, images: Tensor, norm_stats: str | None) -> tuple[Tensor, nn.Module]:
-    """The output of a stem that is the same at all pairs, and the rest of the network.
+def _after_stem(model: nn.Module, images: Tensor, shared: tuple[MapOrBits, str] | None) -> tuple[Tensor, nn.Module]:
+    """The output of a stem that is the same at all pairs, run as ``shared`` says, and the rest of the network."""
+    if shared is None:
+        return images, model
+    with at(model, *shared):
+        return model.stem(images), model.body  # type: ignore[operator, return-value]
 
-    Recalibrated statistics belong to a pair, those of a stem too: then nothing is shared.
+
+def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str | None) -> tuple[MapOrBits, str] | None:
+    """Bits and norm policy at which one run of the stem serves all pairs; None if there is no such stem.
+
+    Recalibrated statistics belong to a pair, those of a stem too: they must be equal, as they are if they were
+    measured on the same images.
     """
     policy = norm_stats or setting_of(model).norm_stats
-    if policy == "recalibrated" or not has_stem(model):
-        return images, model
-    with at(model, FP, policy):
-        return model.stem(images), model.body  # type: ignore[operator, return-value]
+    if not has_stem(model) or not pairs:
+        return None
+    if policy != "recalibrated":
+        return FP, policy
+    names = []
+    for pair in pairs:
+        with at(model, pair):
+            names.append(f"stats_{setting_of(model).key}")
+    for norm in norm_layers(model.stem).values():  # type: ignore[arg-type]
+        found = [norm._buffers.get(name) for name in names]
+        if any(stats is None or not torch.equal(stats, found[0]) for stats in found):  # type: ignore[arg-type]
+            return None
+    return pairs[0], policy
 
 
 def _hits_at(

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
-from mebqat_lite.convert import MapOrBits, at, norm_layers, setting_of
+from mebqat_lite.convert import MapOrBits, at, frozen_weights, norm_layers, setting_of
 from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
 from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
@@ -24,25 +24,27 @@ def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[Bit
     """
     setting_of(model)
     settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))
-    measured = [found for setting in settings for found in _measure(model, images, setting)]
-    for norm, name, stats in measured:  # all or none
-        norm.register_buffer(name, stats)
+    norms = norm_layers(model).values()
+    try:
+        with evaluating(model), frozen_weights(model):
+            for setting in settings:
+                _measure(model, images, setting)
+    except BaseException:
+        for norm in norms:
+            norm.take_measured()
+        raise
+    for norm in norms:  # all or none
+        for key, stats in norm.take_measured().items():
+            norm.register_buffer(f"stats_{key}", stats)
     return model
 
 
-def _measure(model: nn.Module, images: Images, bits: MapOrBits) -> list[tuple[SwitchableNorm, str, Tensor]]:
-    """The statistics, (2, channels), that each batch norm sees at ``bits``, with their names."""
-    norms, (device, dtype) = norm_layers(model).values(), place(model)
-    try:
-        with torch.no_grad(), evaluating(model), at(model, bits, "measure"):
-            for batch in image_batches(images):
-                model(batch.to(device, dtype))
-            name = f"stats_{setting_of(model).key}"
-        found = [(norm, name, norm.take_measured()) for norm in norms]
-    finally:
-        for norm in norms:
-            norm.take_measured()
-    return [(norm, name, stats) for norm, name, stats in found if stats is not None]
+def _measure(model: nn.Module, images: Images, bits: MapOrBits) -> None:
+    """Let each batch norm pool the statistics that it sees at ``bits``."""
+    device, dtype = place(model)
+    with at(model, bits, "measure"):
+        for batch in image_batches(images):
+            model(batch.to(device, dtype))
 
 
 def _pairs(bits: Any) -> list[Bits]:

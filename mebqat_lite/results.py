@@ -35,6 +35,26 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
+    """Write a grid atomically, as CSV or parquet by the name's ending.
+
+    Raises:
+        ValueError: another ending, or parquet without the package that writes it.
+    """
+    path = Path(path)
+    if path.suffix == ".csv":
+        content = frame.to_csv().encode()
+    elif path.suffix == ".parquet":
+        try:
+            content = frame.to_parquet()
+        except ImportError as error:
+            raise ValueError(f"{path.name}: parquet needs a package: pip install pyarrow; or write a .csv") from error
+    else:
+        raise ValueError(f"{path.name}: a grid is written as .csv or .parquet")
+    replace(path, content)
+    return path
+
+
 def cells(frame: pd.DataFrame) -> dict[str, Cell]:
     """A row of the table from what `evaluate.grid` returns."""
     names = ("mean", "ci95", "n")
@@ -51,6 +71,58 @@ def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | Non
     columns = [[cell.ljust(widths[0]) for cell in first]]
     columns += [[cell.rjust(w) for cell in column] for column, w in zip(rest, widths[1:], strict=True)]
     return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
+def report(
+    outcome: Mapping[str, Any], pairs: Sequence[str], part: str = "test", titles: Mapping[str, str] | None = None
+) -> str:
+    """A comparison as text: both norm policies, means over all pairs, paired differences, costs.
+
+    part: ``test``, or ``val`` where something is to be chosen.
+    """
+    native, key = outcome["native"], {"test": "accuracy", "val": "validation"}[part]
+    policies = set(native["norm_stats"].values())
+    whose = ", ".join(f"{name} {policy}" for name, policy in native["norm_stats"].items())
+    gaps = outcome["paired"][part]
+    seeds = max(int(cell["n"]) for row in outcome[key].values() for cell in row.values())
+    blocks = [
+        f"Accuracy (%), {part} images, {seeds} seeds, norm statistics {outcome['norm_stats']}, budget: equal "
+        f"{outcome['budget']}",
+        table(outcome[key], pairs, titles),
+        f"\nNorm statistics of each method's own policy ({whose if len(policies) > 1 else policies.pop()})",
+        table(native[key], pairs, titles),
+        _means(outcome["means"][part], titles),
+        f"\nmebqat - qat, paired: {differences(gaps)}" if gaps else "",
+        f"\nBatches of one image: {_lowest(outcome['alone'])}",
+        "Back-propagations of the first seed, with the FP network that it starts from: "
+        + ", ".join(f"{name} {cost['backprops']:,}" for name, cost in outcome["costs"].items()),
+    ]
+    if outcome["break_even"]:
+        blocks.append(f"mebqat takes fewer than qat from {outcome['break_even']} delivered pairs on.")
+    return "\n".join(block for block in blocks if block)
+
+
+def _means(means: Mapping[str, Any], titles: Mapping[str, str] | None) -> str:
+    """Means over listed and other pairs, where more than the listed ones were measured."""
+    groups = [group for group in ("all", "listed", "off_list", "held_out") if group in means]
+    if "off_list" not in means or len(means["all"]) < 2:
+        return ""
+    rows = {name: {group: means[group][name] for group in groups} for name in means["all"]}
+    gaps = {n: {g: means["minus_first"][g][n] for g in groups} for n in rows if n in means["minus_first"]["all"]}
+    first = next(iter(rows))
+    lines = ["\nMean over pairs: all, the listed ones, the others", table(rows, groups, titles)]
+    return "\n".join([*lines, f"Minus {first}, paired", table(gaps, groups, titles)])
+
+
+def differences(gaps: Mapping[str, Cell]) -> str:
+    """``W2A2 +0.2 ±0.8, ...`` in one line."""
+    half = {bits: f" ±{gap['ci95']:.1f}" if is_known(gap["ci95"]) else "" for bits, gap in gaps.items()}
+    return ", ".join(f"{bits} {gap['mean']:+.1f}{half[bits]}" for bits, gap in gaps.items())
+
+
+def _lowest(alone: Mapping[str, Mapping[str, float]]) -> str:
+    shares = [share for row in alone.values() for share in row.values()]
+    return f"at least {min(shares):.2f} % of the predictions of a large batch" if shares else "not measured"
 
 
 def _cell(cell: Cell | None) -> str:

@@ -118,10 +118,11 @@ def test_compare_prints_its_table_and_writes_it(capsys, elsewhere):
     written = json.loads((elsewhere / "c" / "compare.json").read_text())
     assert list(written["accuracy"]) == ["ptq_mse", "qat", "mebqat"]
     assert written["costs"]["mebqat"]["backprops"] == 2 + 8 and written["setup"]["recipe"]["batch_size"] == 16
-    rows = {line.split("  ")[0]: line.split() for line in printed.splitlines()}
+    first = printed.split("\n\n")[0]  # the table under recalibrated statistics
+    rows = {line.split("  ")[0]: line.split() for line in first.splitlines()}
     assert rows["QAT"][-1] == "-"  # not trained there
     assert rows["MEBQAT"][-1] == f"{written['accuracy']['mebqat']['FP']['mean']:.1f}"
-    assert "nan" not in printed and "recalibrated" in printed and "1 seeds" in printed
+    assert "nan" not in printed and "recalibrated" in printed and "1 seeds" in printed and "batch" in printed
 
 
 # --- errors ----------------------------------------------------------------------------------------------------

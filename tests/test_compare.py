@@ -10,11 +10,12 @@ import torch
 
 from mebqat_lite import CheckpointError, datasets, fit, load_model, models, quantize
 from mebqat_lite.checkpoint import read
-from mebqat_lite.compare import Job, compare, list_jobs, paired, run_job, train_start, within
+from mebqat_lite.compare import compare, list_jobs, paired
 from mebqat_lite.convert import quantized_layers
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.evaluate import accuracy
+from mebqat_lite.jobs import Job, run_job, train_start, within
 from mebqat_lite.methods import Recipe
 from mebqat_lite.recipes import SETUPS, Setup
 

@@ -23,7 +23,9 @@ ORDER += [
     "evaluate",
     "recipes",
     "results",
+    "runs",
     "plots",
+    "jobs",
     "compare",
     "demo",
 ]

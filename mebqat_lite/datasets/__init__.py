@@ -13,6 +13,7 @@ from mebqat_lite.datasets.folder import folder
 from mebqat_lite.datasets.splits import subset
 
 DATASETS: dict[str, Callable[..., Data]] = {"digits": digits, "cifar10": cifar10, "svhn": svhn}
+SUBSETS = {"count": "train", "val": "val", "test": "test"}  # option -> part
 
 __all__ = ["DATASETS", "Augment", "Data", "DataError", "Split", "cifar10", "digits", "folder", "load", "subset", "svhn"]
 
@@ -21,7 +22,7 @@ def load(name: str, seed: int = 0) -> Data:
     """Load a dataset by name; the seed chooses the split.
 
     ``folder:PATH`` is a `folder` of your own. Whole numbers may follow as options: ``folder:photos,size=32``, and
-    ``count`` for a `subset` of the training images, as in ``cifar10,count=5000``.
+    ``count``, ``val`` and ``test`` for a `subset` of the images of a part, as in ``cifar10,count=5000,test=1000``.
     """
     plain, options = _parse(name)
     kind, _, path = plain.partition(":")
@@ -31,12 +32,14 @@ def load(name: str, seed: int = 0) -> Data:
         make = DATASETS[plain]
     else:
         raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, folder:PATH")
-    count = options.pop("count", None)
+    counts = {part: options.pop(name) for name, part in SUBSETS.items() if name in options}
     known = set(inspect.signature(make).parameters) - {"seed"}
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | {'count'}))}")
+        raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | set(SUBSETS)))}")
     data = make(seed=seed, **options)
-    return data if count is None else subset(data, count, seed)
+    for part, count in counts.items():
+        data = subset(data, count, seed, part)
+    return data
 
 
 def _parse(name: str) -> tuple[str, dict[str, int]]:

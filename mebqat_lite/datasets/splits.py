@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mebqat_lite.datasets.base import Data, DataError, Split
 
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 TEST, VALIDATION, VALIDATION_BESIDE_TEST = 0.15, 0.15, 0.10  # shares of the images that there are to divide
 
 
@@ -69,17 +69,20 @@ def _too_few(name: str, part: str, count: int, labels: Tensor, classes: Sequence
     )
 
 
-def subset(data: Data, count: int, seed: int = 0) -> Data:
-    """``data`` with ``count`` of its training images, a stratified choice by ``seed``; val and test stay whole."""
-    labels = data.train.labels
-    total, classes = len(labels), len(labels.unique())
+def subset(data: Data, count: int, seed: int = 0, part: str = "train") -> Data:
+    """``data`` with ``count`` of the images of one part, a stratified choice by ``seed``; the others stay whole."""
+    images: Split = getattr(data, part)
+    total, classes = len(images.labels), len(images.labels.unique())
     if count == total:
         return data
     try:
-        _, chosen = divide(labels, count, seed)
+        _, chosen = divide(images.labels, count, seed)
     except ValueError:
         raise DataError(
-            f"no stratified subset of {count} of the {total} training images of {data.name}: choose from {classes} to "
-            f"{total - classes}, and enough for one of each class (the smallest has {int(labels.bincount().min())})"
+            f"no stratified subset of {count} of the {total} {PART_NAMES[part]} images of {data.name}: choose from "
+            f"{classes} to {total - classes}, and enough for one of each class (the smallest has "
+            f"{int(images.labels.bincount().min())})"
         ) from None
-    return replace(data, name=f"{data.name},count={count}", train=data.train.select(chosen))
+    option = "count" if part == "train" else part
+    parts = {name: getattr(data, name) for name in PART_NAMES} | {part: images.select(chosen)}
+    return Data(f"{data.name},{option}={count}", parts["train"], parts["val"], parts["test"], data.classes)

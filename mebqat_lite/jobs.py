@@ -1,0 +1,193 @@
+"""One training of a comparison, as a pure function of its description, so that jobs may run anywhere.
+
+Every job of a seed starts from the same FP network, trained on the same split, unless it asks for a cold start.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mebqat_lite import checkpoint, datasets, methods
+from mebqat_lite.convert import quantize, requantize
+from mebqat_lite.costs import Costs, stored_bytes
+from mebqat_lite.datasets import Data
+from mebqat_lite.evaluate import CALIBRATION_NORMS, agreement, grid
+from mebqat_lite.methods import Recipe
+from mebqat_lite.recipes import Setup
+from mebqat_lite.train import Run, fit
+
+PARTS = ("val", "test")
+BUDGETS = ("steps", "backprops", "total")
+ALONE = 200  # images that are also classified one at a time
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """``lr=0.1`` as a name and a Python value; what is no literal is text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected NAME=VALUE, not {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, and what it does differently from the recipe: ``mebqat+teacher=next+sandwich=True``."""
+
+    name: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def parse(cls, name: str) -> Variant:
+        """Read ``method`` or ``method+option=value+...``; an unknown method or option is an error that says so."""
+        method, *options = re.split(r"\+(?!\d)", name)  # not at the plus of 1e+1
+        methods.get(method)
+        found = dict(assignment(text) for text in options)
+        Recipe().with_options(**found)
+        return cls(name, method, found)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a variant of a method (for ``qat`` with its pair, perhaps with its own lr) on one seed."""
+
+    variant: str
+    seed: int
+    bits: str = ""
+    lr: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Name of its file: ``qat_w2a2-seed0``."""
+        parts = [self.variant.replace("=", "-"), *([self.bits.lower()] if self.bits else [])]
+        return "_".join(parts) + (f"-lr{self.lr:g}" if self.lr else "") + f"-seed{self.seed}"
+
+
+@dataclass
+class Outcome:
+    """What a job measured.
+
+    accuracy: in percent by part and pair under the set-up's norm policy; native: the same under the method's own (of
+    many pairs only those of `methods.LISTED`); alone: percent of images that get the same class in a batch of one.
+    costs: of this training alone, without the
+    common FP start.
+    """
+
+    job: Job
+    accuracy: dict[str, dict[str, float]]
+    native: dict[str, dict[str, float]]
+    alone: dict[str, float]
+    costs: Costs
+    bytes: int
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Several jobs share the cores: each computes with one thread, which is faster for small networks too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
+def train_start(setup: Setup, seed: int, folder: Path) -> Run:
+    """Train the FP network that every method of a seed starts from, and save it."""
+    data = datasets.load(setup.data, seed)
+    model = _cold(setup, data, seed)
+    recipe = setup.recipe.for_images(len(data.train.labels))
+    steps = recipe.warm_steps or recipe.steps
+    run = fit(model, data, "fp", recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
+    checkpoint.save_model(model, folder / f"fp-seed{seed}.safetensors", setup=asdict(setup))
+    return run
+
+
+def starts_cold(setup: Setup, variant: Variant) -> bool:
+    """Whether a variant starts from the untrained network: it trains, and its recipe asks for no warm start."""
+    warm_steps = variant.options.get("warm_steps", setup.recipe.warm_steps)
+    return methods.get(variant.method).trains and warm_steps == 0
+
+
+def _cold(setup: Setup, data: Data, seed: int) -> nn.Module:
+    """The network of a seed before any training."""
+    torch.manual_seed(seed)
+    return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
+
+
+def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int) -> Recipe:
+    """The recipe with the steps that a method of ``pairs`` back-propagations a step has under a budget.
+
+    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs.
+    ``total``: all the models that a method delivers share them.
+    """
+    if budget == "steps":
+        return recipe
+    share = recipe.steps * recipe.m / pairs / (models_delivered if budget == "total" else 1)
+    return recipe.with_options(steps=max(1, round(share)))
+
+
+@one_thread()
+def run_job(
+    setup: Setup, job: Job, pairs: Sequence[str], folder: Path, budget: str = "steps", models_delivered: int = 1
+) -> Outcome:
+    """Train one variant from its seed's FP network, save it and measure it."""
+    variant = Variant.parse(job.variant)
+    setup, chosen, costs = setup.with_options(**variant.options), methods.get(variant.method), Costs()
+    data = datasets.load(setup.data, job.seed)
+    cold = starts_cold(setup, variant)
+    model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
+    if cold:
+        model = _cold(setup, data, job.seed)
+    if chosen.trains or "quantizer" in variant.options:
+        requantize(model, setup.recipe.quantizer, methods.calibration(data))  # steps of trained weights
+    if chosen.trains:
+        recipe = setup.recipe.for_images(len(data.train.labels))
+        recipe = _recipe(recipe, job, methods.teacher_of(chosen, recipe, warm=not cold))
+        recipe = within(budget, recipe, len(chosen.sampler(model, recipe).draw()[0]), models_delivered)
+        costs = fit(model, data, variant.method, recipe, progress=False).costs
+    else:
+        chosen.finish(model, data)
+    size = stored_bytes(model, statistics=False)
+    return measure(setup, job, model, data, [job.bits] if job.bits else pairs, folder, costs, size)
+
+
+def _recipe(recipe: Recipe, job: Job, teacher: str) -> Recipe:
+    """The recipe of one job."""
+    bits = job.bits or recipe.bits
+    return recipe.with_options(seed=job.seed, bits=bits, teacher=teacher, warm_steps=0, lr=job.lr or recipe.lr)
+
+
+def measure(
+    setup: Setup, job: Job, model: nn.Module, data: Data, pairs: Sequence[str], folder: Path, costs: Costs, size: int
+) -> Outcome:
+    """Measure a model on all parts under both norm policies, and save it with what was found."""
+    sample, native = data.train.images[:CALIBRATION_NORMS], methods.get(Variant.parse(job.variant).method).norm_stats
+    accuracy = {
+        part: _row(model, data, part, pairs, norm_stats=setup.norm_stats, calibration=sample, lend_sets=True)
+        for part in PARTS
+    }
+    few = [pair for pair in pairs if pair in methods.LISTED or len(pairs) <= len(methods.LISTED) + 1]
+    own = {part: _row(model, data, part, few, norm_stats=native) for part in PARTS}
+    alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
+    checkpoint.save_model(model, folder / f"{job.name}.safetensors", accuracy=accuracy, setup=asdict(setup))
+    return Outcome(job, accuracy, own, alone, costs, size)
+
+
+def _row(model: nn.Module, data: Data, part: str, pairs: Sequence[str], **how: Any) -> dict[str, float]:
+    """Accuracy in percent by pair on a part of the data."""
+    frame = grid(model, getattr(data, part), pairs, **how)
+    return {str(pair): float(value) for pair, value in frame["mean"].items()}
