@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import steps
+from benchmarks.machine import machine
 from benchmarks.timing import Work, ratio
 from mebqat_lite import bits, datasets, models
 from mebqat_lite.convert import quantize
@@ -28,6 +27,17 @@ def step(name: str) -> Benchmark:
     """The benchmark of one network's training step."""
     case = steps.CASES[name]
     return lambda: ratio(steps.mebqat_step(case), steps.plain_step(case), case.runs)
+
+
+def memory(name: str) -> Benchmark:
+    """The benchmark of the memory that one network's training step takes."""
+    case = steps.CASES[name]
+
+    def compare() -> dict[str, Any]:
+        ours, plain = (steps.peak_bytes(work(case)) for work in (steps.mebqat_step, steps.plain_step))
+        return {"ratio": round(ours / plain, 3), "bytes": [ours, plain]}
+
+    return compare
 
 
 def digits_grid() -> dict[str, Any]:
@@ -55,6 +65,7 @@ def imports() -> dict[str, Any]:
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{f"mebqat_step/{name}": step(name) for name in steps.CASES},
+    **{f"memory/{name}": memory(name) for name in steps.CASES},
     "grid/digits": digits_grid,
     "import": imports,
 }
@@ -78,17 +89,14 @@ def main(names: list[str]) -> int:
     return 0
 
 
-def machine() -> str:
-    """What the numbers belong to."""
-    threads, cores = torch.get_num_threads(), os.cpu_count()
-    return f"torch {torch.__version__}, {threads} threads, {cores} cores, {platform.machine()}"
-
-
 def line(name: str, record: dict[str, Any]) -> str:
-    """A benchmark as a line of text: median, middle half, milliseconds of both."""
+    """A benchmark as a line of text: median, middle half, milliseconds of both; or megabytes of both."""
+    if "bytes" in record:
+        ours, plain = (value / 2**20 for value in record["bytes"])
+        return f"{name:30} {record['ratio']:.2f}                {ours:7.1f} MiB over {plain:7.1f} MiB"
     low, high = record["spread"]
     ours, plain = (1000 * value for value in record["seconds"])
-    return f"{name:20} {record['ratio']:.2f}  [{low:.2f}, {high:.2f}]  {ours:7.1f} ms over {plain:7.1f} ms"
+    return f"{name:30} {record['ratio']:.2f}  [{low:.2f}, {high:.2f}]  {ours:7.1f} ms over {plain:7.1f} ms"
 
 
 def block(stored: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,11 +27,15 @@ class Case:
     build: Callable[[], nn.Module]
     shape: tuple[int, int, int, int]  # (batch, channels, height, width)
     runs: int
+    quantizer: str = "dorefa"
 
 
 CASES = {
     "digits": Case(models.digit_net, (128, 1, 8, 8), 60),
     "cnn8": Case(models.cnn8, (64, 3, 40, 40), 12),
+    "preact_resnet20_w1": Case(functools.partial(models.preact_resnet20, width=1), (64, 3, 32, 32), 12),
+    "preact_resnet20_w5": Case(functools.partial(models.preact_resnet20, width=5), (8, 3, 32, 32), 8),
+    "mobilenet_v2": Case(models.mobilenet_v2, (32, 3, 32, 32), 8, "sat"),
 }
 
 
@@ -44,7 +49,7 @@ def batch(case: Case) -> Split:
 def mebqat_step(case: Case) -> Work:
     """The training loop's own step: four pairs, teacher, sampler, gradient mean, clipping, AdamW."""
     data = batch(case)
-    model = quantize(case.build(), "dorefa", sample=data.images[:8])
+    model = quantize(case.build(), case.quantizer, sample=data.images[:8])
     return Loop(model, data, "mebqat", Recipe(batch_size=case.shape[0], m=TASKS)).step
 
 
@@ -61,3 +66,16 @@ def plain_step(case: Case) -> Work:
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def peak_bytes(work: Work) -> int:
+    """The most memory, counted by the profiler, that one call of ``work`` held beyond what was there before."""
+    work()  # the optimizer makes its state in the first step
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak

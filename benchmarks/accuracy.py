@@ -1,0 +1,164 @@
+"""Accuracy experiments: ``python -m benchmarks.accuracy NAME ... [--data DATA] [--seeds N] [--store]``.
+
+Each is one `compare`: equal data, split, start, seeds and budget. Without a name it lists them. ``--store`` writes
+``accuracy/NAME.json`` and the tables of the README beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from mebqat_lite.bits import candidates
+from mebqat_lite.compare import PAIRS, compare
+from mebqat_lite.methods import Recipe
+from mebqat_lite.paths import results
+from mebqat_lite.recipes import Setup
+from mebqat_lite.results import report, write_json
+
+FOLDER = Path(__file__).parent
+ALL = tuple(str(pair) for pair in candidates())
+ALL_FROM_2 = tuple(str(pair) for pair in candidates(one_bit=False))
+SOME = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
+JOINT = ("mebqat", "adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive")
+COLD = "+warm_steps=0+steps={}"  # the back-propagations of the warm start go into more steps
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `compare` is asked; ``why`` is the question."""
+
+    why: str
+    setup: Setup
+    names: Sequence[str]
+    pairs: Sequence[str] = ALL
+    listed: Sequence[str] = ("W1A1", "W2A2", "W4A4", "W8A8")
+    seeds: int = 5
+    budget: str = "steps"
+    qat_lrs: Sequence[float] = ()
+
+
+DIGITS = Experiment(
+    "All methods, digits 16-32-32-32, equal steps",
+    Setup(),
+    (*JOINT, "qat", "ptq_mse", "ptq_naive"),
+    listed=("W1A1", "W2A2", "W3A3", "W4A4", "W8A8"),
+    qat_lrs=(0.003, 0.01, 0.03),
+)
+NARROW = Setup(options={"widths": (8, 16, 16, 16)})
+CIFAR = Setup(
+    "cifar10,count=5000,val=500,test=1000",
+    "preact_resnet20",
+    {"width": 0.5},
+    Recipe(warm_steps=800, steps=200, batch_size=64, lr=3e-3, pad=4, flip=True),
+)
+SHORT = replace(CIFAR, options={"width": 0.25}).with_options(warm_steps=300, steps=80)
+
+
+def _ablation(setup: Setup, quantizer: str, where: str, changes: Sequence[str], pairs: Sequence[str]) -> Experiment:
+    """MEBQAT against itself with one thing changed; ``base`` is the paper's form."""
+    recipe, base = setup.recipe, "mebqat" if quantizer == "dorefa" else "mebqat+sandwich=False"
+    cold = base + COLD.format(recipe.steps + recipe.warm_steps // recipe.m)
+    names = (base, cold, *(change if change.startswith("mebqat") else f"{base}+{change}" for change in changes))
+    return Experiment(
+        f"Ablations, {quantizer}, {where}; validation images", setup.with_options(quantizer=quantizer), names, pairs
+    )
+
+
+_CHANGES = {"dorefa": ("teacher='next'", "teacher='labels'", "exclude=(3,5,7)")}
+_CHANGES["sat"] = _CHANGES["lsq"] = ("mebqat", "teacher='next'")
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "digits-steps": DIGITS,
+    "digits-backprops": replace(DIGITS, why="The same at equal back-propagations per model", budget="backprops"),
+    "digits-total": replace(
+        DIGITS,
+        why="The same at equal total back-propagations for five delivered pairs",
+        budget="total",
+        names=("mebqat", "qat"),
+    ),
+    "cifar": Experiment(
+        "All methods, 5,000 images of CIFAR-10, PreActResNet-20 of width 0.5, equal back-propagations",
+        CIFAR,
+        ("mebqat", "adabits", "any_precision_recursive", "qat", "ptq_mse"),
+        seeds=2,
+        budget="backprops",
+        qat_lrs=(0.001, 0.003),
+    ),
+}
+for _quantizer, _changes in _CHANGES.items():
+    _pairs = ALL if _quantizer == "dorefa" else ALL_FROM_2
+    EXPERIMENTS[f"digits-{_quantizer}"] = _ablation(NARROW, _quantizer, "digits 8-16-16-16", _changes, _pairs)
+    _some = [pair for pair in SOME if pair in _pairs]
+    EXPERIMENTS[f"cifar-{_quantizer}"] = _ablation(SHORT, _quantizer, "5,000 images of CIFAR-10", _changes, _some)
+
+
+def run(name: str, data: str = "", seeds: int = 0, workers: int | None = None) -> dict[str, Any]:
+    """Run an experiment; ``data`` replaces ``cifar10`` where that is asked for (``folder:PATH``)."""
+    experiment = EXPERIMENTS[name]
+    setup = experiment.setup
+    if data:
+        setup = replace(setup, data=setup.data.replace("cifar10", data, 1))
+    outcome = compare(
+        setup,
+        experiment.names,
+        pairs=experiment.pairs,
+        listed=experiment.listed,
+        seeds=seeds or experiment.seeds,
+        folder=results() / "accuracy" / name,
+        budget=experiment.budget,
+        qat_lrs=experiment.qat_lrs,
+        workers=workers,
+    )
+    outcome["setup"]["data"] = experiment.setup.data  # not the path on this machine
+    return {"experiment": name, "machine": machine(), "seeds": seeds or experiment.seeds, **outcome}
+
+
+def block(name: str, found: dict[str, Any]) -> str:
+    """An experiment as the README shows it."""
+    pairs = [pair for pair in PAIRS if any(pair in row for row in found["accuracy"].values())]
+    chooses = name.rpartition("-")[2] in _CHANGES  # then the test images stay out of it
+    text = report(found, pairs, "val" if chooses else "test")
+    rates = "".join(f"\nLearning rates of {n}, by validation: {row}" for n, row in found["qat_lr"].items())
+    head = f"### {EXPERIMENTS[name].why}\n\n`python -m benchmarks.accuracy {name}`, {found['seeds']} seeds, each with"
+    when = f"{found['seconds'] / 60:.0f} min; {found['machine']}"
+    return f"{head} its own split; {when}\n\n```text\n{text}{rates}\n```\n"
+
+
+def store(name: str, found: dict[str, Any]) -> None:
+    """Write ``accuracy/NAME.json`` and, from all such files, the README's tables."""
+    write_json(FOLDER / "accuracy" / f"{name}.json", found)
+    stored = {n: FOLDER / "accuracy" / f"{n}.json" for n in EXPERIMENTS}
+    blocks = [block(n, json.loads(path.read_text())) for n, path in stored.items() if path.exists()]
+    readme = (FOLDER / "README.md").read_text()
+    before, rest = readme.split("<!-- accuracy -->\n")
+    after = rest.split("<!-- /accuracy -->")[1]
+    text = f"{before}<!-- accuracy -->\n{chr(10).join(blocks)}<!-- /accuracy -->{after}"
+    (FOLDER / "README.md").write_text(text)
+
+
+def main() -> None:
+    """Run the experiments that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*EXPERIMENTS, []])
+    parser.add_argument("--data", default="", help="instead of cifar10: folder:PATH")
+    parser.add_argument("--seeds", type=int, default=0)
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        found = run(name, arguments.data, arguments.seeds, arguments.jobs)
+        print(block(name, json.loads(json.dumps(found))), flush=True)
+        if arguments.store:
+            store(name, found)
+    if not arguments.names:
+        print("\n".join(f"{name:18} {experiment.why}" for name, experiment in EXPERIMENTS.items()))
+
+
+if __name__ == "__main__":
+    main()
