@@ -112,7 +112,8 @@ def train_start(setup: Setup, seed: int, folder: Path) -> Run:
     recipe = setup.recipe.for_images(len(data.train.labels))
     steps = recipe.warm_steps or recipe.steps
     run = fit(model, data, "fp", recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
-    checkpoint.save_model(model, folder / f"fp-seed{seed}.safetensors", setup=asdict(setup))
+    accuracy = _accuracy(setup, model, data, ["FP"])
+    checkpoint.save_model(model, folder / f"fp-seed{seed}.safetensors", accuracy=accuracy, setup=asdict(setup))
     return run
 
 
@@ -175,16 +176,18 @@ def measure(
     setup: Setup, job: Job, model: nn.Module, data: Data, pairs: Sequence[str], folder: Path, costs: Costs, size: int
 ) -> Outcome:
     """Measure a model on all parts under both norm policies, and save it with what was found."""
-    sample, native = data.train.images[:CALIBRATION_NORMS], methods.get(Variant.parse(job.variant).method).norm_stats
-    accuracy = {
-        part: _row(model, data, part, pairs, norm_stats=setup.norm_stats, calibration=sample, lend_sets=True)
-        for part in PARTS
-    }
+    accuracy, native = _accuracy(setup, model, data, pairs), methods.get(Variant.parse(job.variant).method).norm_stats
     few = [pair for pair in pairs if pair in methods.LISTED or len(pairs) <= len(methods.LISTED) + 1]
     own = {part: _row(model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
     checkpoint.save_model(model, folder / f"{job.name}.safetensors", accuracy=accuracy, setup=asdict(setup))
     return Outcome(job, accuracy, own, alone, costs, size)
+
+
+def _accuracy(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Accuracy in percent on both parts, with norm statistics measured for each pair on training images."""
+    how: dict[str, Any] = {"calibration": data.train.images[:CALIBRATION_NORMS], "norm_stats": setup.norm_stats}
+    return {part: _row(model, data, part, pairs, **how, lend_sets=True) for part in PARTS}
 
 
 def _row(model: nn.Module, data: Data, part: str, pairs: Sequence[str], **how: Any) -> dict[str, float]:

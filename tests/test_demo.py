@@ -139,6 +139,7 @@ def outcome(seeds):
             "all_pairs_step_backprops": 75,
         },
         "norm_stats": "recalibrated",
+        "break_even": 5,
         "seconds": 1.0,
         "seeds": seeds,
     }
