@@ -533,31 +533,52 @@ def test_what_is_kept_is_enough(home, cifar_archive):
 class Response(io.BytesIO):
     """What urlopen returns: the body ends when it ends, whatever length was promised."""
 
-    def __init__(self, url, body, length):
+    def __init__(self, body, length, status):
         super().__init__(body)
-        self.url, self.length = url, length
+        self.length, self.status = length, status
 
 
-def serve(monkeypatch, *bodies):
-    """Answer each download (not the question for its final address) with the next of ``bodies``."""
-    waiting = list(bodies)
+def serve(monkeypatch, whole, *ends, ranges=True):
+    """Answer each download with ``whole``, from where it asks if ``ranges``, cut off at the next of ``ends``."""
+    ends, asked = list(ends), []
 
-    def urlopen(request, *args, **kwargs):
-        ask = request.get_method() == "HEAD" or request.headers.get("Method") == "HEAD"
-        return Response(request.full_url, b"" if ask else waiting.pop(0), len(bodies[-1]))
+    def urlopen(request, timeout):
+        start = int(request.get_header("Range", "bytes=0-")[6:-1]) if ranges else 0
+        asked.append(start)
+        end = ends.pop(0) if ends else len(whole)
+        return Response(whole[start:end], len(whole) - start, 206 if start else 200)
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    return waiting
+    return asked
 
 
-def test_a_download_that_breaks_is_started_again(home, monkeypatch, cifar_archive):
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_breaks_is_continued_or_else_started_again(home, monkeypatch, cifar_archive, ranges):
     archive, _, pixels = cifar_archive
-    waiting = serve(monkeypatch, archive[: len(archive) // 2], archive)
-    with pytest.raises(DataError, match="cannot be downloaded"):
-        cifar10()
-    assert not [path for path in home.rglob("*") if path.is_file()], "a part looks like the whole"
-    assert torch.equal(cifar10().test.images, pixels[100:]) and not waiting
+    half = len(archive) // 2
+    asked = serve(monkeypatch, archive, half, half + 9 if ranges else 7, ranges=ranges)
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"cannot be downloaded .it broke off at .* of {len(archive):,} bytes"):
+            cifar10()
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["cifar-10-binary.tar.gz.part"]
+    assert torch.equal(cifar10().test.images, pixels[100:])
+    assert asked == ([0, half, half + 9] if ranges else [0, 0, 0])
     assert sorted(path.name for path in home.iterdir()) == ["cache", "cifar-10-binary.tar.gz"]
+
+
+def test_a_part_that_became_another_file_is_not_kept(home, monkeypatch, cifar_archive):
+    archive, _, pixels = cifar_archive
+    put(home, "cifar-10-binary.tar.gz.part", b"not its beginning")
+    serve(monkeypatch, archive)
+    with pytest.raises(DataError, match=r"the checksum of what https://www\.cs\.toronto\.edu\S* sent differs"):
+        cifar10()
+    assert torch.equal(cifar10().test.images, pixels[100:]), "begun anew"
+
+
+def test_a_part_that_is_whole_is_taken(home, cifar_archive):
+    archive, _, pixels = cifar_archive
+    put(home, "cifar-10-binary.tar.gz.part", archive)  # no network is needed
+    assert torch.equal(cifar10().test.images, pixels[100:])
 
 
 def test_a_file_that_is_not_whole_is_downloaded_again(home, monkeypatch, cifar_archive):

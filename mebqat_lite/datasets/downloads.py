@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mebqat_lite import paths
 from mebqat_lite.datasets.base import Data, DataError, Split
@@ -23,6 +22,7 @@ from mebqat_lite.datasets.cache import Parts, cached
 from mebqat_lite.datasets.splits import complete
 
 VALIDATION = 5000  # images, of the training set
+PARTIAL = 206  # the HTTP status of an answer that begins where it was asked to
 TIMEOUT = 15.0  # seconds without an answer until a download is given up
 
 
@@ -118,7 +118,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 def fetch(dataset: str, files: Sequence[Remote]) -> list[Path]:
     """The files in the folder for downloads, downloaded unless they are there with their checksum.
 
-    A file comes into the folder under its name when it is whole; one that was cut off is downloaded again.
+    A file comes into the folder under its name when it is whole; a download that broke off is continued.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -133,24 +133,33 @@ def fetch(dataset: str, files: Sequence[Remote]) -> list[Path]:
 
 
 def _download(file: Remote, place: Path) -> None:
-    """Download beside the place, check, then rename."""
-    from torchvision.datasets.utils import download_url
+    """Download into ``NAME.part``, which a later call continues; check, then rename."""
+    from torchvision.datasets.utils import check_integrity
 
     place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".download-") as part, _timeout(TIMEOUT):
-        download_url(file.url, part, file.name, file.md5)
-        os.replace(Path(part, file.name), place / file.name)
+    part = place / f"{file.name}.part"
+    if not check_integrity(part, file.md5):  # it may be whole, if the last call was stopped just then
+        _receive(file.url, part)
+        if not check_integrity(part, file.md5):
+            part.unlink()
+            raise RuntimeError(f"the checksum of what {file.url} sent differs")
+    os.replace(part, place / file.name)
 
 
-@contextlib.contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Sockets wait this long for an answer; torchvision's downloads would wait forever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _receive(url: str, part: Path) -> None:
+    """Add to ``part`` what is missing of it; from the start where the server sends files only whole."""
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        start = start if answer.status == PARTIAL else 0
+        total = start + (answer.length or 0)
+        bar = tqdm(desc=part.stem, total=total or None, initial=start, unit="B", unit_scale=True, leave=False)
+        with part.open("ab" if start else "wb") as out, bar:
+            while chunk := answer.read(2**16):
+                out.write(chunk)
+                bar.update(len(chunk))
+    if (size := part.stat().st_size) < total:
+        raise ConnectionError(f"it broke off at {size:,} of {total:,} bytes; another try continues there")
 
 
 def _not_there(dataset: str, files: Sequence[Remote], place: Path, error: Exception) -> str:
