@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--methods", default="ptq_naive,ptq_mse,qat,mebqat", help="each may change the recipe: mebqat+teacher=next"
     )
-    command.add_argument("--bits", default="W1A1,W2A2,W4A4", help="the pairs that qat is trained for")
+    command.add_argument("--bits", help="the pairs that qat is trained for; default: W1A1,W2A2,W4A4")
     command.add_argument("--budget", default="steps", help="equal between methods: steps, backprops or total")
-    command.add_argument("--pairs", default="W1A1,W2A2,W3A3,W4A4,W8A8,FP", help="the pairs to measure, or all")
+    command.add_argument("--pairs", help="the pairs to measure, or all; default: W1A1,W2A2,W3A3,W4A4,W8A8,FP")
     command.add_argument("--qat-lrs", default="", help="learning rates for qat to choose from on validation data")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
@@ -176,9 +176,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite.checkpoint import load_model
     from mebqat_lite.costs import stored_bytes
     from mebqat_lite.evaluate import CALIBRATION_NORMS, grid
-    from mebqat_lite.results import cells, write_frame, write_json
+    from mebqat_lite.results import cells, check_frame_name, write_frame, write_json
 
     started = time.perf_counter()
+    if arguments.save:
+        check_frame_name(arguments.save)
     model, _ = load_model(arguments.checkpoint)
     data = datasets.load(arguments.data, arguments.seed)
     calibration = data.train.images[:CALIBRATION_NORMS] if arguments.norm == "recalibrated" else None
@@ -206,19 +208,23 @@ def _map(text: str) -> dict[str, str]:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.bits import candidates, parse_all
-    from mebqat_lite.compare import PAIRS, compare
+    from mebqat_lite.compare import PAIRS, QAT_PAIRS, compare
     from mebqat_lite.methods import METHODS
     from mebqat_lite.paths import results
+    from mebqat_lite.quantizers import QUANTIZERS
     from mebqat_lite.results import report, write_json
 
-    folder = arguments.out or results() / "compare"
-    everything = arguments.pairs == "all"
-    pairs = [str(b) for b in (candidates() if everything else parse_all(arguments.pairs))]
+    folder, setup = arguments.out or results() / "compare", _setup(arguments)
+    # what nobody asked for leaves out the one bit that a quantizer may lack
+    known = set(candidates(setup.recipe.quantizer not in QUANTIZERS or QUANTIZERS[setup.recipe.quantizer].one_bit))
+    shown = [str(b) for b in parse_all(PAIRS) if b in known]
+    if arguments.pairs not in (None, "all"):
+        shown = [str(b) for b in parse_all(arguments.pairs)]
     outcome = compare(
-        _setup(arguments),
+        setup,
         re.split(r",(?![^()]*\))", arguments.methods),  # not at the commas of exclude=(3,5,7)
-        pairs=pairs,
-        listed=[str(b) for b in parse_all(arguments.bits)],
+        pairs=[str(b) for b in sorted(known)] if arguments.pairs == "all" else shown,
+        listed=[str(b) for b in parse_all(arguments.bits or [b for b in parse_all(QAT_PAIRS) if b in known])],
         seeds=_at_least_one(arguments.seeds),
         folder=folder,
         budget=arguments.budget,
@@ -226,7 +232,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         workers=arguments.jobs,
     )
     write_json(folder / "compare.json", outcome)
-    print(report(outcome, PAIRS if everything else pairs, titles={name: METHODS[name].title for name in METHODS}))
+    print(report(outcome, shown, titles={name: METHODS[name].title for name in METHODS}))
     print(f"Written: {folder / 'compare.json'}")
     return 0
 

@@ -21,6 +21,7 @@ from mebqat_lite.results import Cell
 from mebqat_lite.train import Run
 
 PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
+QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # what dedicated QAT is trained for
 Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 
 
@@ -44,7 +45,7 @@ def compare(
     names: Sequence[str],
     *,
     pairs: Sequence[str] = PAIRS,
-    listed: Sequence[str] = ("W1A1", "W2A2", "W4A4"),
+    listed: Sequence[str] = QAT_PAIRS,
     seeds: int = 3,
     folder: str | Path,
     budget: str = "steps",

@@ -10,7 +10,7 @@ from typing import Any
 from mebqat_lite import datasets, models, plots
 from mebqat_lite.bits import Listed, candidates
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.compare import PAIRS, compare
+from mebqat_lite.compare import PAIRS, QAT_PAIRS, compare
 from mebqat_lite.costs import saving, stored_bytes
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import recalibrate
@@ -20,7 +20,6 @@ from mebqat_lite.results import differences, table, write_json
 from mebqat_lite.train import Loop
 
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
-LISTED = ("W1A1", "W2A2", "W4A4")
 TITLES = {name: METHODS[name].title for name in NAMES}
 
 
@@ -28,7 +27,7 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
     """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
     folder = results() if folder is None else folder
     saved = folder / "demo"
-    outcome = compare(Setup(), NAMES, seeds=seeds, listed=LISTED, folder=saved, workers=workers, progress=progress)
+    outcome = compare(Setup(), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, workers=workers, progress=progress)
     outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
     figure = plots.accuracy_curves(
@@ -101,7 +100,7 @@ def findings(outcome: dict[str, Any]) -> str:
             f"{storage:.1f} % less ({saving(kept, dedicated):.1f} % with",
             f"  norm statistics for all {counted['pairs']} pairs). Back-propagations a step: "
             f"{counted['step_backprops']}, visiting all {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
-            f"But QAT for {len(LISTED)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
+            f"But QAT for {len(QAT_PAIRS)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
             f"{costs['mebqat']['backprops']:,}: it pays from {outcome['break_even']} delivered pairs on.",
         ]
     )

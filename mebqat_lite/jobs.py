@@ -185,9 +185,12 @@ def measure(
 
 
 def _accuracy(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Accuracy in percent on both parts, with norm statistics measured for each pair on training images."""
-    how: dict[str, Any] = {"calibration": data.train.images[:CALIBRATION_NORMS], "norm_stats": setup.norm_stats}
-    return {part: _row(model, data, part, pairs, **how, lend_sets=True) for part in PARTS}
+    """Accuracy in percent on both parts, with norm statistics measured once for each pair on training images."""
+    samples = {PARTS[0]: data.train.images[:CALIBRATION_NORMS]}
+    return {
+        part: _row(model, data, part, pairs, norm_stats=setup.norm_stats, calibration=samples.get(part), lend_sets=True)
+        for part in PARTS
+    }
 
 
 def _row(model: nn.Module, data: Data, part: str, pairs: Sequence[str], **how: Any) -> dict[str, float]:

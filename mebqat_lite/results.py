@@ -35,6 +35,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_frame_name(path: Path) -> None:
+    """Raise a ValueError for a name under which no grid can be written."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path.name}: a grid is written as .csv or .parquet")
+
+
 def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
     """Write a grid atomically, as CSV or parquet by the name's ending.
 
@@ -42,15 +48,14 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
         ValueError: another ending, or parquet without the package that writes it.
     """
     path = Path(path)
+    check_frame_name(path)
     if path.suffix == ".csv":
         content = frame.to_csv().encode()
-    elif path.suffix == ".parquet":
+    else:
         try:
             content = frame.to_parquet()
         except ImportError as error:
             raise ValueError(f"{path.name}: parquet needs a package: pip install pyarrow; or write a .csv") from error
-    else:
-        raise ValueError(f"{path.name}: a grid is written as .csv or .parquet")
     replace(path, content)
     return path
 

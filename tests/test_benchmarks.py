@@ -4,9 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import steps, timing
+from benchmarks import accuracy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
+from mebqat_lite.bits import parse_all
+from mebqat_lite.jobs import Variant
+from mebqat_lite.methods import Recipe
+from mebqat_lite.recipes import Setup
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -38,3 +43,43 @@ def test_both_sides_take_the_same_batch_and_update_the_network(name):
 def test_an_unknown_benchmark_is_answered_with_the_known(capsys):
     assert main(["speed"]) == 2
     assert "mebqat_step/digits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", accuracy.EXPERIMENTS)
+def test_an_experiment_can_be_run(name):
+    experiment = accuracy.EXPERIMENTS[name]
+    assert len({Variant.parse(variant).name for variant in experiment.names}) == len(experiment.names)
+    assert experiment.seeds >= 5 or name == "cifar"
+    parse_all(experiment.pairs), parse_all(experiment.listed)
+
+
+def test_an_experiment_runs_and_is_shown(tmp_path, monkeypatch):
+    setup = Setup(options={"widths": (4, 4, 4, 4)}, recipe=Recipe(steps=1, warm_steps=1, batch_size=16))
+    tiny = accuracy.Experiment("Tiny", setup, ("mebqat", "qat"), ("W2A2", "FP"), ("W2A2",), 2)
+    monkeypatch.setitem(accuracy.EXPERIMENTS, "tiny", tiny)
+    monkeypatch.setattr(accuracy, "FOLDER", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("before\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nafter\n")
+    accuracy.store("tiny", accuracy.run("tiny", workers=1))
+    text, stored = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "accuracy" / "tiny.json").read_text())
+    assert text == f"before\n<!-- accuracy -->\n{accuracy.block('tiny', stored)}<!-- /accuracy -->\nafter\n"
+    assert "### Tiny" in text and "2 seeds" in text and f"{stored['accuracy']['mebqat']['W2A2']['mean']:.1f} ±" in text
+
+
+def test_the_page_shows_the_stored_accuracies():
+    page = (FOLDER / "README.md").read_text()
+    stored = sorted((FOLDER / "accuracy").glob("*.json"))
+    assert stored and {path.stem for path in stored} <= set(accuracy.EXPERIMENTS)
+    for path in stored:
+        assert accuracy.block(path.stem, json.loads(path.read_text())) in page, path.name
+
+
+def test_peak_memory_counts_what_is_held_at_a_time():
+    def hold(count):
+        return lambda: [torch.empty(1 << 20, dtype=torch.uint8) for _ in range(count)]
+
+    def one_after_the_other():
+        for _ in range(5):
+            torch.empty(1 << 20, dtype=torch.uint8)
+
+    assert [steps.peak_bytes(work) >> 20 for work in (hold(1), hold(5), one_after_the_other)] == [1, 5, 1]

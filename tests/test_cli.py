@@ -5,11 +5,24 @@ import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from mebqat_lite import checkpoint, datasets, grid, load_model, models, paths, quantize, save_model, selftest
+from mebqat_lite import (
+    accuracy,
+    checkpoint,
+    datasets,
+    grid,
+    load_model,
+    models,
+    paths,
+    quantize,
+    recalibrate,
+    save_model,
+    selftest,
+)
 from mebqat_lite.cli import main
 
 SHIPPED = sorted(paths.shipped("checkpoints").glob("*.safetensors"))
@@ -93,6 +106,17 @@ def test_evaluate_measures_all_candidates_by_default(capsys, model):
     assert len(rows) == 75
 
 
+def test_evaluate_takes_a_pair_per_layer_and_saves_the_table(capsys, elsewhere, model):
+    command = ["evaluate", "--checkpoint", str(model), "--layers", "*=W8A8,body.1.0=W2A2", "--save", "new/grid.csv"]
+    assert main(command) == 0
+    data, mixed = datasets.digits(), {"*": "W8A8", "body.1.0": "W2A2"}
+    net = recalibrate(load_model(model)[0], data.train.images, mixed)
+    wanted = accuracy(net, data.test, mixed, "recalibrated")
+    assert f"*=W8A8,body.1.0=W2A2  {wanted:.1f}" in " ".join(capsys.readouterr().out.split(" ")).replace("   ", "  ")
+    (row,) = pd.read_csv(elsewhere / "new" / "grid.csv").to_dict("records")
+    assert row["bits"] == "*=W8A8,body.1.0=W2A2" and (row["w"], row["a"]) == (8, 8) and row["mean"] == wanted
+
+
 def test_all_checkpoints_are_shipped():
     assert [path.name for path in SHIPPED] == [f"digits-{name}.safetensors" for name in NAMES]
 
@@ -123,6 +147,14 @@ def test_compare_prints_its_table_and_writes_it(capsys, elsewhere):
     assert rows["QAT"][-1] == "-"  # not trained there
     assert rows["MEBQAT"][-1] == f"{written['accuracy']['mebqat']['FP']['mean']:.1f}"
     assert "nan" not in printed and "recalibrated" in printed and "1 seeds" in printed and "batch" in printed
+
+
+def test_compare_takes_variants_and_all_pairs(elsewhere, capsys):
+    command = ["compare", *TINY, "--methods", "mebqat,mebqat+exclude=(3,5)+teacher=next", "--pairs", "all"]
+    assert main([*command, "--seeds", "1", "--jobs", "1", "--out", "c"]) == 0
+    written = json.loads((elsewhere / "c" / "compare.json").read_text())
+    assert list(written["accuracy"]) == ["mebqat", "mebqat+exclude=(3,5)+teacher=next"]
+    assert len(written["accuracy"]["mebqat"]) == 75 and "held_out" in capsys.readouterr().out
 
 
 # --- errors ----------------------------------------------------------------------------------------------------
@@ -168,6 +200,9 @@ ERRORS = [
     (["train", *TINY, "--lr", "-1"], "learning rate", None),
     (["train", *TINY, "--out", "file/a.safetensors"], "file", occupied),
     (["compare", *TINY, "--methods", "mebqat,qta"], "no method 'qta'; known: fp", None),
+    ([*EVALUATE, "--layers", "W2A2"], "--layers takes LAYER=PAIR", None),
+    ([*EVALUATE, "--save", "g.xls"], "written as .csv or .parquet", None),
+    (["compare", *TINY, "--quantizer", "lsq", "--bits", "W1A1"], "defines no 1-bit values", None),
     (["compare", *TINY, "--seeds", "0"], "--seeds must be at least 1, not 0", None),
     (["demo", "--seeds", "0"], "--seeds must be at least 1, not 0", None),
 ]

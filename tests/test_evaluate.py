@@ -63,6 +63,28 @@ def test_accuracy_is_that_of_a_plain_loop(images, bits, norm_stats, batch_size):
     assert accuracy(model, split, bits, norm_stats, batch_size) == wanted
 
 
+def test_a_grid_takes_maps_among_its_pairs(images):
+    model = net(images)
+    split = split_for(model, images)
+    frame = grid(model, split, [MAP, "W2A4"], norm_stats="batch")
+    assert frame["mean"].tolist() == [accuracy(model, split, bits, "batch") for bits in (MAP, "W2A4")]
+    assert frame.index[0] == "*=W8A8,body.1.0=W2A2" and frame[["w", "a"]].to_numpy().tolist() == [[8, 8], [2, 4]]
+
+
+@pytest.mark.parametrize(("apart", "runs"), [(False, 2), (True, 6)])
+def test_the_stem_runs_once_for_all_pairs_unless_its_statistics_differ(images, apart, runs):
+    model = net(images)
+    split, pairs, calls = split_for(model, images), ["W2A2", "W4A4", "FP"], []
+    recalibrate(model, images[:40], pairs)
+    if apart:
+        recalibrate(model, images[40:], "W4A4")
+    wanted = [by_hand(model, split, bits, "recalibrated") for bits in pairs]
+    hook = model.stem.register_forward_hook(lambda *_: calls.append(1))
+    assert grid(model, split, pairs, norm_stats="recalibrated", batch_size=48)["mean"].tolist() == wanted
+    hook.remove()
+    assert len(calls) == runs  # 2 batches, for all pairs or for each
+
+
 @pytest.mark.parametrize("norm_stats", ["running", "batch", "recalibrated"])
 def test_grid_is_accuracy_pair_by_pair(images, norm_stats):
     model = net(images)

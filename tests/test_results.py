@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mebqat_lite import checkpoint, plots
-from mebqat_lite.results import cells, table, write_json
+from mebqat_lite.results import cells, table, write_frame, write_json
 
 NAN = math.nan
 ACCURACY = {
@@ -147,3 +147,22 @@ def test_a_style_ends_with_its_block():
     with plots.style():
         assert plt.rcParams["font.size"] == 11
     assert dict(plt.rcParams) == before
+
+
+def test_a_grid_is_written_as_csv_or_parquet_or_refused(tmp_path, monkeypatch):
+    frame = pd.DataFrame({"bits": ["W2A2", "FP"], "mean": [97.25, 1 / 3]}).set_index("bits")
+    again = pd.read_csv(write_frame(tmp_path / "new" / "g.csv", frame), index_col="bits")
+    assert again.equals(frame)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda self: self.to_json().encode())  # its package may be absent
+    assert write_frame(tmp_path / "g.parquet", frame).read_bytes() == frame.to_json().encode()
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", absent)
+    with pytest.raises(
+        ValueError, match=r"^h\.parquet: parquet needs a package: pip install pyarrow; or write a \.csv$"
+    ):
+        write_frame(tmp_path / "h.parquet", frame)
+    with pytest.raises(ValueError, match=r"^g\.xls: a grid is written as \.csv or \.parquet$"):
+        write_frame(tmp_path / "g.xls", frame)
+
+
+def absent(*_):
+    raise ImportError("no pyarrow")
