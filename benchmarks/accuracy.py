@@ -54,10 +54,10 @@ NARROW = Setup(options={"widths": (8, 16, 16, 16)})
 CIFAR = Setup(
     "cifar10,count=5000,val=500,test=1000",
     "preact_resnet20",
-    {"width": 0.5},
-    Recipe(warm_steps=800, steps=200, batch_size=64, lr=3e-3, pad=4, flip=True),
+    {"width": 0.25},
+    Recipe(warm_steps=600, steps=200, batch_size=64, lr=3e-3, pad=4, flip=True),
 )
-SHORT = replace(CIFAR, options={"width": 0.25}).with_options(warm_steps=300, steps=80)
+SHORT = CIFAR.with_options(warm_steps=300, steps=80)
 
 
 def _ablation(setup: Setup, quantizer: str, where: str, changes: Sequence[str], pairs: Sequence[str]) -> Experiment:
@@ -83,7 +83,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         names=("mebqat", "qat"),
     ),
     "cifar": Experiment(
-        "All methods, 5,000 images of CIFAR-10, PreActResNet-20 of width 0.5, equal back-propagations",
+        "All methods, 5,000 images of CIFAR-10, PreActResNet-20 of width 0.25, equal back-propagations",
         CIFAR,
         ("mebqat", "adabits", "any_precision_recursive", "qat", "ptq_mse"),
         seeds=2,
@@ -132,7 +132,7 @@ def block(name: str, found: dict[str, Any]) -> str:
 
 def store(name: str, found: dict[str, Any]) -> None:
     """Write ``accuracy/NAME.json`` and, from all such files, the README's tables."""
-    write_json(FOLDER / "accuracy" / f"{name}.json", found)
+    write_json(FOLDER / "accuracy" / f"{name}.json", _rounded(found))
     stored = {n: FOLDER / "accuracy" / f"{n}.json" for n in EXPERIMENTS}
     blocks = [block(n, json.loads(path.read_text())) for n, path in stored.items() if path.exists()]
     readme = (FOLDER / "README.md").read_text()
@@ -140,6 +140,15 @@ def store(name: str, found: dict[str, Any]) -> None:
     after = rest.split("<!-- /accuracy -->")[1]
     text = f"{before}<!-- accuracy -->\n{chr(10).join(blocks)}<!-- /accuracy -->{after}"
     (FOLDER / "README.md").write_text(text)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with the four decimals that a share of at most 10,000 images has."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def main() -> None:

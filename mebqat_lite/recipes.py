@@ -38,10 +38,10 @@ class Setup:
         return models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
 
 
-# Youn et al., ECCV 2022, section 4.1: AdamW, batches of 256; milestones as fractions of the epochs.
+# Youn et al., ECCV 2022, section 4.1: AdamW, batches of 256; milestones as fractions of the epochs; no sandwich.
 _CIFAR = Recipe(epochs=400, batch_size=256, lr=1e-3, schedule="milestones", pad=4, flip=True)
 _SVHN = Recipe(epochs=100, batch_size=256, lr=1e-3, schedule="milestones", milestones=(0.5, 0.75, 0.9))
-_MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, schedule="cosine", pad=4, flip=True, quantizer="sat")
+_MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, pad=4, flip=True, quantizer="sat", sandwich=False)
 
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
