@@ -82,10 +82,13 @@ def grid(
 
 
 def _settings(bits: str | Iterable[MapOrBits]) -> list[MapOrBits]:
-    """Pairs and per-layer maps, parsed."""
+    """Pairs and per-layer maps, parsed; one map alone is one setting."""
+    if isinstance(bits, Mapping):
+        return [dict(bits)]
     if isinstance(bits, str):
         return list(parse_all(bits))
-    return [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in bits]
+    found: list[MapOrBits] = [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in bits]
+    return found or list(parse_all([]))  # which refuses none
 
 
 def sensitivity(

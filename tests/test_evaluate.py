@@ -66,6 +66,10 @@ def test_accuracy_is_that_of_a_plain_loop(images, bits, norm_stats, batch_size):
 def test_a_grid_takes_maps_among_its_pairs(images):
     model = net(images)
     split = split_for(model, images)
+    assert grid(model, split, MAP, norm_stats="batch")["mean"].tolist() == [accuracy(model, split, MAP, "batch")]
+    for nothing in ([], ""):
+        with pytest.raises(ValueError, match="no bitwidth pair given"):
+            grid(model, split, nothing, norm_stats="batch")
     frame = grid(model, split, [MAP, "W2A4"], norm_stats="batch")
     assert frame["mean"].tolist() == [accuracy(model, split, bits, "batch") for bits in (MAP, "W2A4")]
     assert frame.index[0] == "*=W8A8,body.1.0=W2A2" and frame[["w", "a"]].to_numpy().tolist() == [[8, 8], [2, 4]]
