@@ -124,10 +124,9 @@ def block(name: str, found: dict[str, Any]) -> str:
     pairs = [pair for pair in PAIRS if any(pair in row for row in found["accuracy"].values())]
     chooses = name.rpartition("-")[2] in _CHANGES  # then the test images stay out of it
     text = report(found, pairs, "val" if chooses else "test")
-    rates = "".join(f"\nLearning rates of {n}, by validation: {row}" for n, row in found["qat_lr"].items())
     head = f"### {EXPERIMENTS[name].why}\n\n`python -m benchmarks.accuracy {name}`, {found['seeds']} seeds, each with"
     when = f"{found['seconds'] / 60:.0f} min; {found['machine']}"
-    return f"{head} its own split; {when}\n\n```text\n{text}{rates}\n```\n"
+    return f"{head} its own split; {when}\n\n```text\n{text}\n```\n"
 
 
 def store(name: str, found: dict[str, Any]) -> None:
@@ -154,12 +153,14 @@ def _rounded(value: Any) -> Any:
 def main() -> None:
     """Run the experiments that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*EXPERIMENTS, []])
+    parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--data", default="", help="instead of cifar10: folder:PATH")
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(EXPERIMENTS):
+        parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
     for name in arguments.names:
         found = run(name, arguments.data, arguments.seeds, arguments.jobs)
         print(block(name, json.loads(json.dumps(found))), flush=True)

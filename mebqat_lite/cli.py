@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mebqat-lite:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mebqat-lite: stopped", file=sys.stderr)
+        print("mebqat-lite: stopped" + "; the same command goes on" * (words[0] == "train"), file=sys.stderr)
         return 130
 
 
@@ -67,11 +67,12 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("evaluate", help="accuracy of a saved model at many bitwidths")
     command.add_argument("--checkpoint", type=Path, required=True)
-    command.add_argument("--data", default="digits")
-    command.add_argument("--seed", type=int, default=0, help="the split: use that of the training")
+    command.add_argument("--data", help="default: what it was trained on, if the file says so, else the digits")
+    command.add_argument("--seed", type=int, help="of the split; default: that of the training, else 0")
     command.add_argument("--part", default="test", choices=("train", "val", "test"))
-    command.add_argument("--bits", help="as W2A2,W4A4,FP; default: all candidates")
-    command.add_argument("--layers", metavar="MAP", help="instead of --bits, a pair per layer, as *=W8A8,body.0.0=W2A2")
+    pairs = command.add_mutually_exclusive_group()
+    pairs.add_argument("--bits", help="as W2A2,W4A4,FP; default: all candidates")
+    pairs.add_argument("--layers", metavar="MAP", help="a pair per layer, as *=W8A8,body.0.0=W2A2")
     command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated"))
     command.add_argument("--json", type=Path, help="also write the results here")
     command.add_argument("--save", type=Path, metavar="FILE", help="also write the table, as .csv or .parquet")
@@ -181,8 +182,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     if arguments.save:
         check_frame_name(arguments.save)
-    model, _ = load_model(arguments.checkpoint)
-    data = datasets.load(arguments.data, arguments.seed)
+    model, extra = load_model(arguments.checkpoint)
+    seed = extra.get("seed", 0) if arguments.seed is None else arguments.seed
+    name = arguments.data or extra.get("data", "digits")
+    data = datasets.load(name, seed)
+    if arguments.part != "train" and name == extra.get("data") and seed != extra.get("seed", seed):
+        known = f"it was trained on the split of seed {extra['seed']} and knows some of these images"
+        print(f"mebqat-lite: {arguments.checkpoint.name}: {known}", file=sys.stderr)
     calibration = data.train.images[:CALIBRATION_NORMS] if arguments.norm == "recalibrated" else None
     part = getattr(data, arguments.part)
     pairs = [_map(arguments.layers)] if arguments.layers else arguments.bits
@@ -194,7 +200,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": {"bytes": stored_bytes(model, False)}}
         write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
     print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
-    print(f"norm statistics: {arguments.norm}; {len(part.labels)} images")
+    print(f"norm statistics: {arguments.norm}; {len(part.labels)} images of {name}, split of seed {seed}")
     return 0
 
 
@@ -228,13 +234,20 @@ def _compare(arguments: argparse.Namespace) -> int:
         seeds=_at_least_one(arguments.seeds),
         folder=folder,
         budget=arguments.budget,
-        qat_lrs=[float(lr) for lr in arguments.qat_lrs.split(",") if lr],
+        qat_lrs=_numbers(arguments.qat_lrs),
         workers=arguments.jobs,
     )
     write_json(folder / "compare.json", outcome)
     print(report(outcome, shown, titles={name: METHODS[name].title for name in METHODS}))
     print(f"Written: {folder / 'compare.json'}")
     return 0
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError:
+        raise ValueError(f"--qat-lrs takes numbers, as 0.003,0.01, not {text!r}") from None
 
 
 def _at_least_one(seeds: int) -> int:

@@ -30,6 +30,8 @@ def list_jobs(
 ) -> list[Job]:
     """The jobs of a comparison, the long ones first; ``qat`` is one job for each listed pair and learning rate."""
     variants = [Variant.parse(name) for name in names]
+    if len({variant.name for variant in variants}) < len(variants):
+        raise ValueError(f"each method once: {', '.join(variant.name for variant in variants)}")
     jobs = []
     for seed in seeds:
         for variant in sorted(variants, key=lambda variant: variant.method in ("qat", "fp", "ptq_naive", "ptq_mse")):
@@ -198,7 +200,7 @@ def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset
     {"mean", "ci95", "n"}}, "minus_first": ...}``.
     """
     known = {str(b) for b in candidates()}
-    pairs = [b for b in next(iter(values.values()), {}) if b in known]
+    pairs = [b for b in max(values.values(), key=len, default={}) if b in known]
     whole = [name for name, row in values.items() if set(row) >= set(pairs) and pairs]
     groups = {"all": pairs, "listed": [b for b in pairs if b in listing]}
     groups["off_list"] = [b for b in pairs if b not in listing]

@@ -81,8 +81,7 @@ class Outcome:
 
     accuracy: in percent by part and pair under the set-up's norm policy; native: the same under the method's own (of
     many pairs only those of `methods.LISTED`); alone: percent of images that get the same class in a batch of one.
-    costs: of this training alone, without the
-    common FP start.
+    costs: of this training alone, without the common FP start.
     """
 
     job: Job
@@ -113,7 +112,7 @@ def train_start(setup: Setup, seed: int, folder: Path) -> Run:
     steps = recipe.warm_steps or recipe.steps
     run = fit(model, data, "fp", recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
     accuracy = _accuracy(setup, model, data, ["FP"])
-    checkpoint.save_model(model, folder / f"fp-seed{seed}.safetensors", accuracy=accuracy, setup=asdict(setup))
+    _save(setup, seed, model, folder / f"fp-seed{seed}.safetensors", accuracy)
     return run
 
 
@@ -180,8 +179,13 @@ def measure(
     few = [pair for pair in pairs if pair in methods.LISTED or len(pairs) <= len(methods.LISTED) + 1]
     own = {part: _row(model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
-    checkpoint.save_model(model, folder / f"{job.name}.safetensors", accuracy=accuracy, setup=asdict(setup))
+    _save(setup, job.seed, model, folder / f"{job.name}.safetensors", accuracy)
     return Outcome(job, accuracy, own, alone, costs, size)
+
+
+def _save(setup: Setup, seed: int, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]) -> None:
+    """Save a model with its accuracy, and with what names its split, so that no one tests it on what it knows."""
+    checkpoint.save_model(model, path, accuracy=accuracy, setup=asdict(setup), data=setup.data, seed=seed)
 
 
 def _accuracy(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, as JSON has it, is the same
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
+        for item in fields(self):
+            kind, value = type(item.default), getattr(self, item.name)
+            if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, kind))):
+                raise ValueError(f"{item.name} must be a {'whole ' * (kind is int)}number, not {value!r}")
         if self.epochs < 0 or self.warm_steps < 0:
             raise ValueError(f"epochs and warm_steps must not be negative: {self.epochs}, {self.warm_steps}")
         exclude = [self.exclude] if isinstance(self.exclude, int) else self.exclude

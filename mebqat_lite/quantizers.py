@@ -211,6 +211,10 @@ class Quantizer:
         """Fake-quantized activations, same shape as ``x``; ``bits`` is below 32."""
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
+    def __str__(self) -> str:
+        """The registered name, for messages."""
+        return next((name for name, known in QUANTIZERS.items() if known is self), repr(self))
+
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
         return f"{type(self).__name__}({options})"

@@ -89,33 +89,37 @@ def report(
     policies = set(native["norm_stats"].values())
     whose = ", ".join(f"{name} {policy}" for name, policy in native["norm_stats"].items())
     gaps = outcome["paired"][part]
-    seeds = max(int(cell["n"]) for row in outcome[key].values() for cell in row.values())
+    count = max(int(cell["n"]) for row in outcome[key].values() for cell in row.values())
+    seeds = f"{count} seed{'s' * (count > 1)}"
     blocks = [
-        f"Accuracy (%), {part} images, {seeds} seeds, norm statistics {outcome['norm_stats']}, budget: equal "
+        f"Accuracy (%), {part} images, {seeds}, norm statistics {outcome['norm_stats']}, budget: equal "
         f"{outcome['budget']}",
         table(outcome[key], pairs, titles),
         f"\nNorm statistics of each method's own policy ({whose if len(policies) > 1 else policies.pop()})",
         table(native[key], pairs, titles),
-        _means(outcome["means"][part], titles),
+        _means(outcome["means"][part], len(max(outcome[key].values(), key=len)) > len(pairs), titles),
         f"\nmebqat - qat, paired: {differences(gaps)}" if gaps else "",
         f"\nBatches of one image: {_lowest(outcome['alone'])}",
         "Back-propagations of the first seed, with the FP network that it starts from: "
         + ", ".join(f"{name} {cost['backprops']:,}" for name, cost in outcome["costs"].items()),
     ]
+    for name, rates in outcome.get("qat_lr", {}).items():
+        found = ", ".join(f"{bits} {rate:g}" for bits, rate in rates.items())
+        blocks.append(f"Learning rate of {name}, chosen on validation images: {found}")
     if outcome["break_even"]:
         blocks.append(f"mebqat takes fewer than qat from {outcome['break_even']} delivered pairs on.")
     return "\n".join(block for block in blocks if block)
 
 
-def _means(means: Mapping[str, Any], titles: Mapping[str, str] | None) -> str:
-    """Means over listed and other pairs, where more than the listed ones were measured."""
+def _means(means: Mapping[str, Any], many: bool, titles: Mapping[str, str] | None) -> str:
+    """Means over listed and other pairs, where ``many`` were measured, more than the tables show."""
     groups = [group for group in ("all", "listed", "off_list", "held_out") if group in means]
-    if "off_list" not in means or len(means["all"]) < 2:
+    if "off_list" not in means or len(means["all"]) < 2 or not many:
         return ""
     rows = {name: {group: means[group][name] for group in groups} for name in means["all"]}
     gaps = {n: {g: means["minus_first"][g][n] for g in groups} for n in rows if n in means["minus_first"]["all"]}
     first = next(iter(rows))
-    lines = ["\nMean over pairs: all, the listed ones, the others", table(rows, groups, titles)]
+    lines = ["\nMean over all pairs; those that listing methods visit; the others", table(rows, groups, titles)]
     return "\n".join([*lines, f"Minus {first}, paired", table(gaps, groups, titles)])
 
 

@@ -99,7 +99,8 @@ def fit(
         setting_of(model)
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
-    chosen.sampler(model, recipe)  # refuses what it cannot draw, before anything is trained
+    chosen.sampler(model, recipe)  # refuses what it cannot draw, and the next line an unknown teacher, before all work
+    chosen.learner(methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
     before = Run("fp", recipe)
     if recipe.warm_steps and chosen.trains:
         how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}

@@ -106,13 +106,24 @@ def test_evaluate_measures_all_candidates_by_default(capsys, model):
     assert len(rows) == 75
 
 
+def test_evaluate_takes_the_data_and_the_split_of_the_training_and_warns_of_another(capsys, elsewhere):
+    assert main(["train", *TINY, "--seed", "3", "--out", "m.safetensors"]) == 0
+    command = ["evaluate", "--checkpoint", "m.safetensors", "--bits", "FP", "--norm", "running"]
+    for extra, said, warned in (([], 3, 0), (["--seed", "3"], 3, 0), (["--seed", "1"], 1, 1)):
+        capsys.readouterr()
+        assert main([*command, *extra]) == 0
+        printed = capsys.readouterr()
+        assert f"540 images of digits, split of seed {said}" in printed.out
+        assert printed.err.count("trained on the split of seed 3 and knows some of these images") == warned
+
+
 def test_evaluate_takes_a_pair_per_layer_and_saves_the_table(capsys, elsewhere, model):
     command = ["evaluate", "--checkpoint", str(model), "--layers", "*=W8A8,body.1.0=W2A2", "--save", "new/grid.csv"]
     assert main(command) == 0
     data, mixed = datasets.digits(), {"*": "W8A8", "body.1.0": "W2A2"}
     net = recalibrate(load_model(model)[0], data.train.images, mixed)
     wanted = accuracy(net, data.test, mixed, "recalibrated")
-    assert f"*=W8A8,body.1.0=W2A2  {wanted:.1f}" in " ".join(capsys.readouterr().out.split(" ")).replace("   ", "  ")
+    assert f"*=W8A8,body.1.0=W2A2 {wanted:.1f}" in " ".join(capsys.readouterr().out.split())
     (row,) = pd.read_csv(elsewhere / "new" / "grid.csv").to_dict("records")
     assert row["bits"] == "*=W8A8,body.1.0=W2A2" and (row["w"], row["a"]) == (8, 8) and row["mean"] == wanted
 
@@ -146,7 +157,7 @@ def test_compare_prints_its_table_and_writes_it(capsys, elsewhere):
     rows = {line.split("  ")[0]: line.split() for line in first.splitlines()}
     assert rows["QAT"][-1] == "-"  # not trained there
     assert rows["MEBQAT"][-1] == f"{written['accuracy']['mebqat']['FP']['mean']:.1f}"
-    assert "nan" not in printed and "recalibrated" in printed and "1 seeds" in printed and "batch" in printed
+    assert "nan" not in printed and "recalibrated" in printed and "1 seed," in printed and "batch" in printed
 
 
 def test_compare_takes_variants_and_all_pairs(elsewhere, capsys):
@@ -200,9 +211,12 @@ ERRORS = [
     (["train", *TINY, "--lr", "-1"], "learning rate", None),
     (["train", *TINY, "--out", "file/a.safetensors"], "file", occupied),
     (["compare", *TINY, "--methods", "mebqat,qta"], "no method 'qta'; known: fp", None),
-    ([*EVALUATE, "--layers", "W2A2"], "--layers takes LAYER=PAIR", None),
+    ([*EVALUATE[:-2], "--layers", "W2A2"], "--layers takes LAYER=PAIR", None),
     ([*EVALUATE, "--save", "g.xls"], "written as .csv or .parquet", None),
     (["compare", *TINY, "--quantizer", "lsq", "--bits", "W1A1"], "defines no 1-bit values", None),
+    (["compare", *TINY, "--methods", "mebqat,mebqat"], "each method once: mebqat, mebqat", None),
+    (["compare", *TINY, "--methods", "mebqat+steps=abc"], "steps must be a whole number, not 'abc'", None),
+    (["compare", *TINY, "--qat-lrs", "fast"], "--qat-lrs takes numbers", None),
     (["compare", *TINY, "--seeds", "0"], "--seeds must be at least 1, not 0", None),
     (["demo", "--seeds", "0"], "--seeds must be at least 1, not 0", None),
 ]

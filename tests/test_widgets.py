@@ -292,7 +292,7 @@ def test_a_quantizer_without_one_bit_has_no_point_there(data):
     live = Explorer({"lsq": small_model(data, "lsq")}, data)
     assert math.isnan(live.curves["lsq"][0]) and not any(map(math.isnan, live.curves["lsq"][1:]))
     live.controls["w"].value = 1
-    assert "ValueError: LSQ(shared=False, untrained=False) defines no 1-bit values" in live.error.value
+    assert "ValueError: lsq defines no 1-bit values" in live.error.value
     live.controls["w"].value = 3
     assert live.error.value == "" and "<svg" in live.picture.value
 
