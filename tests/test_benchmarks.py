@@ -83,3 +83,52 @@ def test_peak_memory_counts_what_is_held_at_a_time():
             torch.empty(1 << 20, dtype=torch.uint8)
 
     assert [steps.peak_bytes(work) >> 20 for work in (hold(1), hold(5), one_after_the_other)] == [1, 5, 1]
+
+
+# --- what the page says in words -----------------------------------------------------------------------------------
+
+FORMS = {"dorefa": "mebqat", "sat": "mebqat+sandwich=False", "lsq": "mebqat+sandwich=False"}
+
+
+def stored(name):
+    return json.loads((FOLDER / "accuracy" / f"{name}.json").read_text())
+
+
+def gap(name, variant, group="all", part="val"):
+    """Whether a variant's mean is above (1) or below (-1) the first's, or shows no difference (0)."""
+    cell = stored(name)["means"][part]["minus_first"][group][variant]
+    return 0 if abs(cell["mean"]) <= cell["ci95"] else 1 if cell["mean"] > 0 else -1
+
+
+def test_mebqat_costs_no_accuracy_on_the_digits():
+    found = stored("digits-steps")
+    for part in ("val", "test"):
+        assert len(found["paired"][part]) == 5
+        assert all(abs(cell["mean"]) < 1 for cell in found["paired"][part].values())
+        for other in ("adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive"):
+            assert gap("digits-steps", other, "listed", part) == gap("digits-steps", other, "off_list", part) == 0
+        assert gap("digits-steps", "ptq_mse", "off_list", part) == 0
+        assert gap("digits-steps", "ptq_mse", "listed", part) == -1
+    assert set(found["qat_lr"]["qat"]) == set(found["paired"]["val"])
+
+
+def test_what_the_ablations_say():
+    assert gap("digits-sat", "mebqat", "listed") == 1 and gap("digits-lsq", "mebqat") == 0
+    low = stored("digits-sat")["validation"]
+    assert low["mebqat"]["W2A2"]["mean"] > low["mebqat+sandwich=False"]["W2A2"]["mean"] and Recipe().sandwich
+    for quantizer, form in FORMS.items():
+        name = f"digits-{quantizer}"
+        assert gap(name, f"{form}+warm_steps=0+steps=375") == (1 if quantizer == "sat" else 0)
+        assert gap(name, f"{form}+teacher='next'") == 0
+    assert gap("digits-dorefa", "mebqat+exclude=(3,5,7)", "held_out") >= 0
+
+
+def test_one_image_alone_is_classified_as_in_a_large_batch():
+    for path in (FOLDER / "accuracy").glob("*.json"):
+        shares = [share for row in json.loads(path.read_text())["alone"].values() for share in row.values()]
+        assert shares and min(shares) == 100, path.name
+
+
+def test_the_digits_reach_what_was_asked_of_them():
+    found = stored("digits-steps")["validation"]["mebqat"]
+    assert found["W1A1"]["mean"] >= 96 and found["W2A2"]["mean"] >= 98 and found["FP"]["mean"] >= 98.3
