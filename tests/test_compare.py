@@ -24,12 +24,7 @@ PAIRS, LISTED = ("W2A2", "W4A4", "FP"), ("W2A2", "W4A4")
 SETUP = Setup(options={"widths": (4, 4, 4, 4)}, recipe=Recipe(steps=8, warm_steps=9, batch_size=32, lr=0.03))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(folder, workers, names=NAMES):

@@ -102,12 +102,7 @@ def test_every_part_of_a_job_is_in_its_name(tmp_path):
 # --- cold starts and other quantizers ------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True, scope="module")
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
