@@ -6,12 +6,13 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mebqat_lite import quantizers
-from mebqat_lite.bits import FP, FULL, Bits, BitsLike
+from mebqat_lite.bits import FP, FULL, Bits, BitsLike, parse_all
 from mebqat_lite.layers import (
     FLOAT_CLASS,
     LAYERS,
@@ -264,6 +265,34 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
     """The batch norms of a quantized model by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SwitchableNorm)}
+
+
+def has_stem(model: nn.Module) -> bool:
+    """Whether a model declares ``stem`` and ``body`` and its stem is the same at every bitwidth."""
+    return hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)
+
+
+def is_shareable(stem: object) -> bool:
+    """Whether a stem is the same at every bitwidth: no quantized layer, no norm set per pair."""
+    if not isinstance(stem, nn.Module):
+        return True
+    return not has_norm_sets(stem) and not any(isinstance(m, QuantizedLayer) for m in stem.modules())
+
+
+def has_norm_sets(model: nn.Module) -> bool:
+    """Whether batch norms have a set for each pair."""
+    return any(isinstance(m, SwitchableNorm) and len(m.sets) for m in model.modules())
+
+
+def parse_settings(bits: MapOrBits | Iterable[MapOrBits]) -> list[MapOrBits]:
+    """One pair, several (``"W2A2,FP"`` or a list), a map of layers to pairs, or a list of maps and pairs, parsed."""
+    if isinstance(bits, str):
+        return list(parse_all(bits))
+    several: list[Any] = [bits] if isinstance(bits, (Bits, Mapping)) else list(bits)
+    if len(several) == 2 and all(isinstance(b, int) for b in several):
+        several = [Bits(*several)]
+    found: list[MapOrBits] = [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in several]
+    return found or list(parse_all([]))  # which refuses none
 
 
 def set_bits(model: nn.Module, bits: MapOrBits) -> None:

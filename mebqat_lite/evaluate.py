@@ -12,11 +12,20 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite.bits import FP, Bits, BitsLike, candidates, parse_all
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, norm_layers, quantized_layers, setting_of
+from mebqat_lite.bits import FP, Bits, BitsLike, candidates
+from mebqat_lite.convert import (
+    MapOrBits,
+    at,
+    frozen_weights,
+    has_norm_sets,
+    has_stem,
+    norm_layers,
+    parse_settings,
+    quantized_layers,
+    setting_of,
+)
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
-from mebqat_lite.learners import has_stem
 from mebqat_lite.methods import has_one_bit
 from mebqat_lite.norms import recalibrate
 from mebqat_lite.tensors import Images, as_float, evaluating, place
@@ -67,28 +76,27 @@ def grid(
     images: list[Any] = list(calibration) if _is_list(calibration) else [calibration] * len(nets)  # type: ignore[arg-type]
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
-    pairs = candidates(has_one_bit(nets[0])) if bits is None else _settings(bits)
+    pairs = candidates(has_one_bit(nets[0])) if bits is None else parse_settings(bits)
     norm_stats = norm_stats or setting_of(nets[0]).norm_stats
     runs = []
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
     for net, split, sample in zip(nets, parts, images, strict=True):
         with _lending(net, lend_sets), frozen_weights(net):
-            for pair in bar(pairs if sample is not None else [], desc="norm statistics"):
-                with contextlib.suppress(MissingNormSetError):  # off the list, and NaN below
-                    recalibrate(net, sample, pair)
+            if sample is not None:
+                _calibrate(net, sample, pairs, progress)
             hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
         runs.append([100 * count / len(split.labels) for count in hits])
     return _frame(pairs, runs, norm_stats)
 
 
-def _settings(bits: str | Iterable[MapOrBits]) -> list[MapOrBits]:
-    """Pairs and per-layer maps, parsed; one map alone is one setting."""
-    if isinstance(bits, Mapping):
-        return [dict(bits)]
-    if isinstance(bits, str):
-        return list(parse_all(bits))
-    found: list[MapOrBits] = [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in bits]
-    return found or list(parse_all([]))  # which refuses none
+def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
+    """Measure norm statistics for all pairs; one without a norm set has none."""
+    if not has_norm_sets(model):
+        recalibrate(model, images, pairs, progress=progress)
+        return
+    for pair in tqdm(pairs, desc="norm statistics", disable=not progress, leave=False, delay=2):
+        with contextlib.suppress(MissingNormSetError):  # off the list, and NaN in the grid
+            recalibrate(model, images, [pair])
 
 
 def sensitivity(

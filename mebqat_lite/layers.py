@@ -5,7 +5,7 @@ All quantized layers of a model share one `Setting`. Switching bits changes that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -254,6 +254,11 @@ class SwitchableNorm(nn.Module):
         total, gap = seen + count, mean - old_mean
         square = old_square + var * count + gap**2 * (seen * count / total)
         moments[self.setting.key] = (total, old_mean + gap * (count / total), square)
+
+    def share_measured(self, key: str, others: Iterable[str]) -> None:
+        """Other settings see what the one named ``key`` saw."""
+        moments = self.__dict__.get("moments", {})
+        moments.update({other: moments[key] for other in others if key in moments})
 
     def take_measured(self) -> dict[str, Tensor]:
         """The pooled mean and variance, (2, channels), of each setting that came by; and begin anew."""

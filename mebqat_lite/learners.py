@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Pair, height
-from mebqat_lite.convert import at, setting_of
+from mebqat_lite.convert import at, has_norm_sets, has_stem, setting_of
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.layers import QuantizedLayer, SwitchableNorm
 
 TEACHERS = ("labels", "fp", "next", "start")
 
@@ -110,20 +109,3 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
         return None, model, images
     out = model.stem(images)  # type: ignore[operator]
     return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]
-
-
-def has_stem(model: nn.Module) -> bool:
-    """Whether a model declares ``stem`` and ``body`` and its stem is the same at every bitwidth."""
-    return hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)
-
-
-def is_shareable(stem: object) -> bool:
-    """Whether a stem is the same at every bitwidth: no quantized layer, no norm set per pair."""
-    if not isinstance(stem, nn.Module):
-        return True
-    return not has_norm_sets(stem) and not any(isinstance(m, QuantizedLayer) for m in stem.modules())
-
-
-def has_norm_sets(model: nn.Module) -> bool:
-    """Whether batch norms have a set for each pair."""
-    return any(isinstance(m, SwitchableNorm) and len(m.sets) for m in model.modules())

@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, norm_layers, setting_of
+from mebqat_lite.bits import FP, BitsLike, parse_all
+from mebqat_lite.convert import MapOrBits, at, frozen_weights, has_stem, norm_layers, parse_settings, setting_of
 from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
 from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 
-def recalibrate(model: nn.Module, images: Images, bits: MapOrBits | Iterable[BitsLike]) -> nn.Module:
+def recalibrate(
+    model: nn.Module, images: Images, bits: MapOrBits | Iterable[MapOrBits], *, progress: bool = False
+) -> nn.Module:
     """Measure the mean and variance that each batch norm sees at ``bits`` and store them with the model.
 
     Args:
         model: quantized; its weights do not change.
         images: calibration images, never test images: a tensor, an ``(images, labels)`` pair or a loader.
-        bits: a pair, several (``"W2A2,FP"`` or a list), or one per-layer map.
+        bits: a pair, several (``"W2A2,FP"`` or a list), or a per-layer map or a list of them.
+        progress: show a bar.
     """
-    setting_of(model)
-    settings: list[MapOrBits] = [bits] if isinstance(bits, dict) else list(_pairs(bits))
-    norms = norm_layers(model).values()
+    norms, settings, (device, dtype) = norm_layers(model).values(), parse_settings(bits), place(model)
     try:
-        with evaluating(model), frozen_weights(model):
-            for setting in settings:
-                _measure(model, images, setting)
-    except BaseException:
+        with torch.no_grad(), evaluating(model), frozen_weights(model):
+            for batch in tqdm(
+                image_batches(images), desc="norm statistics", disable=not progress, leave=False, delay=2
+            ):
+                _measure(model, batch.to(device, dtype), settings)
+        found = {norm: norm.take_measured() for norm in norms}
+    finally:
         for norm in norms:
             norm.take_measured()
-        raise
-    for norm in norms:  # all or none
-        for key, stats in norm.take_measured().items():
+    for norm, measured in found.items():  # all or none
+        for key, stats in measured.items():
             norm.register_buffer(f"stats_{key}", stats)
     return model
 
 
-def _measure(model: nn.Module, images: Images, bits: MapOrBits) -> None:
-    """Let each batch norm pool the statistics that it sees at ``bits``."""
-    device, dtype = place(model)
-    with at(model, bits, "measure"):
-        for batch in image_batches(images):
-            model(batch.to(device, dtype))
-
-
-def _pairs(bits: Any) -> list[Bits]:
-    """One pair or several, parsed."""
-    if isinstance(bits, (tuple, list)) and len(bits) == 2 and all(isinstance(b, int) for b in bits):
-        return parse_all([bits])
-    return parse_all(bits if isinstance(bits, (str, list, tuple)) else [bits])
+def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) -> None:
+    """Let each batch norm see a batch at all settings; a stem that is the same at all of them sees it once."""
+    if not has_stem(model):
+        for bits in settings:
+            with at(model, bits, "measure"):
+                model(images)
+        return
+    keys = []
+    with at(model, settings[0], "measure"):
+        first, features = setting_of(model).key, model.stem(images)  # type: ignore[operator]
+    for bits in settings:
+        with at(model, bits, "measure"):
+            keys.append(setting_of(model).key)
+            model.body(features.clone())  # type: ignore[operator]
+    for norm in norm_layers(model.stem).values():  # type: ignore[arg-type]
+        norm.share_measured(first, keys)
 
 
 def is_recalibrated(model: nn.Module, key: str) -> bool:

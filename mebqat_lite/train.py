@@ -18,6 +18,7 @@ from mebqat_lite import checkpoint, methods
 from mebqat_lite.bits import Pair
 from mebqat_lite.convert import (
     NotQuantizedError,
+    has_stem,
     plan_of,
     quantize,
     quantized_layers,
@@ -28,7 +29,6 @@ from mebqat_lite.convert import (
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.learners import has_stem
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.quantizers import TINY

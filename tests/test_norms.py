@@ -292,3 +292,17 @@ def test_norms_without_gain_or_without_statistics_have_sets_and_recalibrate_too(
     torch.testing.assert_close(
         at(model, "W2A2", "recalibrated", x), at(model, "W2A2", "batch", x), rtol=1e-5, atol=1e-5
     )
+
+
+def test_several_settings_at_once_are_those_one_by_one_and_the_stem_runs_once_a_batch():
+    settings = ["W2A2", {"*": "W8A8", "body.1.0": "W2A4"}, "FP", "W4A2"]
+    together, alone, calls = net(), net(), []
+    hook = together.stem.register_forward_hook(lambda *_: calls.append(1))
+    mq.recalibrate(together, [images(24), images(16, seed=1)], settings)
+    hook.remove()
+    for setting in settings:
+        mq.recalibrate(alone, [images(24), images(16, seed=1)], setting)
+    assert len(calls) == 2
+    found, wanted = together.state_dict(), alone.state_dict()
+    assert set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert sum("stats_" in name for name in found) == len(settings) * len(norm_layers(together))
