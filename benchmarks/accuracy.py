@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.machine import machine
 from mebqat_lite.bits import candidates
-from mebqat_lite.compare import PAIRS, compare
+from mebqat_lite.compare import compare
+from mebqat_lite.jobs import PAIRS
 from mebqat_lite.methods import Recipe
 from mebqat_lite.paths import results
 from mebqat_lite.recipes import Setup

@@ -214,7 +214,8 @@ def _map(text: str) -> dict[str, str]:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.bits import candidates, parse_all
-    from mebqat_lite.compare import PAIRS, QAT_PAIRS, compare
+    from mebqat_lite.compare import QAT_PAIRS, compare
+    from mebqat_lite.jobs import PAIRS
     from mebqat_lite.methods import METHODS
     from mebqat_lite.paths import results
     from mebqat_lite.quantizers import QUANTIZERS

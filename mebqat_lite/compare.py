@@ -15,12 +15,11 @@ from mebqat_lite import methods, quantizers
 from mebqat_lite.bits import FULL, Bits, candidates, parse_all
 from mebqat_lite.costs import Costs
 from mebqat_lite.evaluate import interval
-from mebqat_lite.jobs import BUDGETS, PARTS, Job, Outcome, Variant, run_job, starts_cold, train_start
+from mebqat_lite.jobs import BUDGETS, PAIRS, PARTS, Job, Outcome, Variant, run_job, starts_cold, train_start
 from mebqat_lite.recipes import Setup
 from mebqat_lite.results import Cell
 from mebqat_lite.train import Run
 
-PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
 QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # what dedicated QAT is trained for
 Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 

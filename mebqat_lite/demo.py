@@ -10,8 +10,9 @@ from typing import Any
 from mebqat_lite import datasets, models, plots
 from mebqat_lite.bits import Listed, candidates
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.compare import PAIRS, QAT_PAIRS, compare
+from mebqat_lite.compare import QAT_PAIRS, compare
 from mebqat_lite.costs import saving, stored_bytes
+from mebqat_lite.jobs import PAIRS
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import recalibrate
 from mebqat_lite.paths import results

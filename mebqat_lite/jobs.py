@@ -25,6 +25,7 @@ from mebqat_lite.methods import Recipe
 from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Run, fit
 
+PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")  # what tables and curves show
 PARTS = ("val", "test")
 BUDGETS = ("steps", "backprops", "total")
 ALONE = 200  # images that are also classified one at a time
@@ -80,7 +81,7 @@ class Outcome:
     """What a job measured.
 
     accuracy: in percent by part and pair under the set-up's norm policy; native: the same under the method's own (of
-    many pairs only those of `methods.LISTED`); alone: percent of images that get the same class in a batch of one.
+    many pairs only those of `PAIRS`); alone: percent of images that get the same class in a batch of one.
     costs: of this training alone, without the common FP start.
     """
 
@@ -176,7 +177,7 @@ def measure(
 ) -> Outcome:
     """Measure a model on all parts under both norm policies, and save it with what was found."""
     accuracy, native = _accuracy(setup, model, data, pairs), methods.get(Variant.parse(job.variant).method).norm_stats
-    few = [pair for pair in pairs if pair in methods.LISTED or len(pairs) <= len(methods.LISTED) + 1]
+    few = [pair for pair in pairs if pair in PAIRS or len(pairs) <= len(PAIRS)]
     own = {part: _row(model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
     _save(setup, job.seed, model, folder / f"{job.name}.safetensors", accuracy)

@@ -1,5 +1,6 @@
 """The benchmarks run, and their page shows what was stored."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -101,10 +102,12 @@ def gap(name, variant, group="all", part="val"):
 
 
 def test_mebqat_costs_no_accuracy_on_the_digits():
+    for part, name in itertools.product(("val", "test"), ("digits-steps", "digits-backprops")):
+        found = stored(name)["paired"][part]
+        assert len(found) == 5 and all(abs(cell["mean"]) < 1 for cell in found.values())
+    assert stored("digits-backprops")["paired"]["test"]["W1A1"]["mean"] < 0
     found = stored("digits-steps")
     for part in ("val", "test"):
-        assert len(found["paired"][part]) == 5
-        assert all(abs(cell["mean"]) < 1 for cell in found["paired"][part].values())
         for other in ("adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive"):
             assert gap("digits-steps", other, "listed", part) == gap("digits-steps", other, "off_list", part) == 0
         assert gap("digits-steps", "ptq_mse", "off_list", part) == 0

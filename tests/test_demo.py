@@ -12,7 +12,7 @@ import pytest
 
 from mebqat_lite import demo, plots
 from mebqat_lite.checkpoint import read
-from mebqat_lite.compare import PAIRS
+from mebqat_lite.jobs import PAIRS
 from mebqat_lite.results import write_json
 
 SEEDS = 3
