@@ -18,6 +18,7 @@ prop = settings(deadline=None, max_examples=80, derandomize=True)
 F64, EPS = torch.float64, torch.finfo(torch.float64).eps
 NORMAL = torch.randn(3, 5000, dtype=F64, generator=torch.Generator().manual_seed(0))
 LOW_WIDTHS, SAT, LSQ = [2, 3, 4, 5, 6, 7, 8, 16], ["sat", "sat_centred", "sat_pact"], ["lsq", "lsq_shared"]
+SHARED = ("lsq_shared", "lsq_authors")  # the authors' clip: one activation level too many
 CASES = [(name, b) for name in QUANTIZERS for b in ([1] if QUANTIZERS[name].one_bit else []) + LOW_WIDTHS]
 vectors = st.lists(st.floats(-4, 4).map(lambda v: v * (abs(v) > 1e-6)), min_size=2, max_size=24).map(torch.DoubleTensor)
 widths, steps = st.sampled_from([1, *LOW_WIDTHS]), st.floats(0.01, 2.0)
@@ -61,23 +62,23 @@ def reference_tanh(w, b, scale=1.0, form="round"):
 
 def spans(name, b, signed, w):  # DESIGN: lowest and highest weight and activation where steps are 0.1, clips 8
     n, half, mid = 2**b, 2 ** (b - 1), name == "sat_centred"
-    if name in ["dorefa", *SAT]:  # sat: codes 0 to 2^b - 1 of 2^b, or the middles of those steps
+    if name in ["dorefa", "dorefa_fp_tanh", *SAT]:  # sat: codes 0 to 2^b - 1 of 2^b, or the middles of those steps
         sat = (-1 + mid / n, 1 - (2 - mid) / n), (0, 8)
         return sat if name in SAT else ((-w.abs().mean(), w.abs().mean()), (0, 1))
     if b == 1:  # post-training: sign(w) mean|w| and {0, s}
         return (-0.1, 0.1), (0, 0.1)
-    top = (half - 1 if signed else n - 1) + (name == "lsq_shared")  # the authors' clip: one level too many
+    top = (half - 1 if signed else n - 1) + (name in SHARED)
     return (-half / 10, (half - 1) / 10), (-half / 10 * signed, top / 10)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(("name", "b"), CASES)
 def test_levels_range_and_order(name, b, signed):
-    """2^b levels, all reached up to 6 bits (lsq_shared: five activations at two bits), the exact range, rising."""
+    """2^b levels, all reached up to 6 bits (authors' lsq: five activations at two bits), the exact range, rising."""
     w, quantizer = torch.linspace(-12, 12, 6001, dtype=F64)[None], QUANTIZERS[name]
     site = Site("layer", signed=signed and quantizer.signed_inputs)
     params = {k: v if k == "alpha" else torch.tensor(0.1, dtype=F64) for k, v in layer(name, w, w)[1].items()}
-    runs, extras = (quantizer.weight, quantizer.activation), (0, name == "lsq_shared")
+    runs, extras = (quantizer.weight, quantizer.activation), (0, name in SHARED)
     for run, span, extra in zip(runs, spans(name, b, site.signed, w), extras, strict=True):
         before, out = w.clone(), run(w, b, params, site)
         levels = out.unique()
