@@ -132,7 +132,7 @@ def block(name: str, found: dict[str, Any]) -> str:
 
 def store(name: str, found: dict[str, Any]) -> None:
     """Write ``accuracy/NAME.json`` and, from all such files, the README's tables."""
-    write_json(FOLDER / "accuracy" / f"{name}.json", _rounded(found))
+    write_json(FOLDER / "accuracy" / f"{name}.json", _rounded(found), indent=None)
     stored = {n: FOLDER / "accuracy" / f"{n}.json" for n in EXPERIMENTS}
     blocks = [block(n, json.loads(path.read_text())) for n, path in stored.items() if path.exists()]
     readme = (FOLDER / "README.md").read_text()

@@ -204,7 +204,7 @@ class Quantizer:
         return True
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Fake-quantized weights, same shape as ``w``; ``bits`` is below 32."""
+        """Fake-quantized weights, same shape as ``w``; ``bits`` is below 32, or 32 too without `float_weights`."""
         raise NotImplementedError(f"{type(self).__name__} must define weight()")
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:

@@ -20,10 +20,10 @@ Cell = dict[str, float]
 Table = Mapping[str, Mapping[str, Cell]]
 
 
-def write_json(path: str | Path, results: Mapping[str, Any]) -> Path:
-    """Write results atomically; NaN (an interval over one value, say) becomes null."""
+def write_json(path: str | Path, results: Mapping[str, Any], indent: int | None = 1) -> Path:
+    """Write results atomically; NaN (an interval over one value, say) becomes null. No indent: one line."""
     path = Path(path)
-    replace(path, (json.dumps(_plain(results), indent=1) + "\n").encode())
+    replace(path, (json.dumps(_plain(results), indent=indent) + "\n").encode())
     return path
 
 
