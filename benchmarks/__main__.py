@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import steps
+from benchmarks import fewshot_steps, steps
 from benchmarks.machine import machine
 from benchmarks.timing import Work, ratio
 from mebqat_lite import bits, datasets, models
@@ -27,6 +27,12 @@ def step(name: str) -> Benchmark:
     """The benchmark of one network's training step."""
     case = steps.CASES[name]
     return lambda: ratio(steps.mebqat_step(case), steps.plain_step(case), case.runs)
+
+
+def few_shot(name: str) -> Benchmark:
+    """The benchmark of a few-shot training step."""
+    case = fewshot_steps.CASES[name]
+    return lambda: ratio(fewshot_steps.our_step(case), fewshot_steps.plain_step(case), case.runs)
 
 
 def memory(name: str) -> Benchmark:
@@ -65,6 +71,7 @@ def imports() -> dict[str, Any]:
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{f"mebqat_step/{name}": step(name) for name in steps.CASES},
+    **{name: few_shot(name) for name in fewshot_steps.CASES},
     **{f"memory/{name}": memory(name) for name in steps.CASES},
     "grid/digits": digits_grid,
     "import": imports,

@@ -160,3 +160,11 @@ class Sampled:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken."""
         self.rng.bit_generator.state = state
+
+
+class Dealt(Sampled):
+    """One pair a task: the ``m`` pairs of a step are dealt out to ``m`` tasks (MEBQAT-MAML, ECCV 2022, algorithm 2)."""
+
+    def draw(self) -> list[list[Pair]]:
+        """The pairs of one step: ``m`` lists of one pair."""
+        return [[pair] for pair in super().draw()[0]]

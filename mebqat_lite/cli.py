@@ -6,13 +6,15 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mebqat_lite.recipes import Setup
 
 
@@ -73,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     pairs = command.add_mutually_exclusive_group()
     pairs.add_argument("--bits", help="as W2A2,W4A4,FP; default: all candidates")
     pairs.add_argument("--layers", metavar="MAP", help="a pair per layer, as *=W8A8,body.0.0=W2A2")
-    command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated"))
+    command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated", "support"))
+    for name, what in (("ways", "classes"), ("shots", "support images a class"), ("queries", "query images a class")):
+        command.add_argument(f"--{name}", type=int, help=f"new classes: {what} of an episode; default: as in training")
+    command.add_argument("--episodes", type=int, help="new classes: how many; default: 600")
     command.add_argument("--json", type=Path, help="also write the results here")
     command.add_argument("--save", type=Path, metavar="FILE", help="also write the table, as .csv or .parquet")
     command.set_defaults(run=_evaluate)
@@ -164,7 +169,9 @@ def _train(arguments: argparse.Namespace) -> int:
     with closing(RunFolder(out.with_suffix(".run"), described, arguments.tensorboard)) as folder:
         state = out.with_suffix(".training")
         run = fit(model, data, arguments.method, recipe, path=state, log=folder.log, **how)
-        checkpoint.save_model(model, out, data=setup.data, seed=arguments.seed, method=arguments.method)
+        checkpoint.save_model(
+            model, out, data=setup.data, seed=arguments.seed, method=arguments.method, setup=described["setup"]
+        )
         folder.finish(run)
     print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
     print(f"Each step's loss, the recipe and the machine: {folder.folder}")
@@ -177,12 +184,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite.checkpoint import load_model
     from mebqat_lite.costs import stored_bytes
     from mebqat_lite.evaluate import CALIBRATION_NORMS, grid
+    from mebqat_lite.fewshot import learns_new_classes
     from mebqat_lite.results import cells, check_frame_name, write_frame, write_json
 
     started = time.perf_counter()
     if arguments.save:
         check_frame_name(arguments.save)
     model, extra = load_model(arguments.checkpoint)
+    if learns_new_classes(extra):
+        return _evaluate_new_classes(arguments, model, extra)
+    if arguments.norm == "support" or any((arguments.ways, arguments.shots, arguments.queries, arguments.episodes)):
+        raise ValueError(
+            f"{arguments.checkpoint.name} is a classifier of fixed classes: it has no ways, shots, support"
+        )
     seed = extra.get("seed", 0) if arguments.seed is None else arguments.seed
     name = arguments.data or extra.get("data", "digits")
     data = datasets.load(name, seed)
@@ -201,6 +215,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
     print(frame[["mean"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}"}).to_string())
     print(f"norm statistics: {arguments.norm}; {len(part.labels)} images of {name}, split of seed {seed}")
+    return 0
+
+
+def _evaluate_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> int:
+    """Accuracy on episodes of classes that the model was not trained on."""
+    from mebqat_lite.bits import parse_all
+    from mebqat_lite.fewshot import episode_grid, episodes_for, give_statistics
+    from mebqat_lite.results import cells, write_frame, write_json
+
+    started = time.perf_counter()
+    if arguments.layers:
+        raise ValueError("--layers is for classifiers of fixed classes; give --bits")
+    asked = {name: getattr(arguments, name) for name in ("ways", "shots", "queries") if getattr(arguments, name)}
+    learner, episodes, name = episodes_for(model, extra, arguments.data, arguments.part, **asked)
+    pairs = arguments.bits and parse_all(arguments.bits)
+    if arguments.norm == "recalibrated":
+        give_statistics(model, extra, pairs)
+    count = {"count": arguments.episodes} if arguments.episodes else {}
+    frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
+    if arguments.save:
+        write_frame(arguments.save, frame)
+    if arguments.json:
+        record = {"accuracy": {arguments.checkpoint.stem: cells(frame)}, "norm_stats": arguments.norm, "costs": {}}
+        write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
+    shown = frame[["mean", "ci95"]].round(1).rename(columns={"mean": f"accuracy (%), {arguments.part}", "ci95": "±"})
+    print(shown.to_string())
+    kind = f"{episodes.ways}-way {episodes.shots}-shot, {episodes.queries} queries a class"
+    print(f"norm statistics: {arguments.norm}; {int(frame['n'].iloc[0])} episodes of {name}, {kind}; ± over episodes")
     return 0
 
 

@@ -20,6 +20,8 @@ from mebqat_lite.recipes import Setup
 from mebqat_lite.results import Cell
 from mebqat_lite.train import Run
 
+RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
+ONE_PAIR = [one for _, one in RIVALS.values()]  # trained for each listed pair anew
 QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # what dedicated QAT is trained for
 Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 
@@ -33,8 +35,10 @@ def list_jobs(
         raise ValueError(f"each method once: {', '.join(variant.name for variant in variants)}")
     jobs = []
     for seed in seeds:
-        for variant in sorted(variants, key=lambda variant: variant.method in ("qat", "fp", "ptq_naive", "ptq_mse")):
-            if variant.method == "qat":
+        for variant in sorted(
+            variants, key=lambda variant: variant.method in ONE_PAIR or not methods.get(variant.method).trains
+        ):
+            if variant.method in ONE_PAIR:
                 jobs += [Job(variant.name, seed, bits, lr) for bits in listed for lr in qat_lrs or (0.0,)]
             else:
                 jobs.append(Job(variant.name, seed))
@@ -74,6 +78,7 @@ def compare(
     started, folder = time.perf_counter(), Path(folder)
     pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
     jobs = list_jobs(names, listed, range(seeds), qat_lrs)
+    base_of(names)
     _check_bits(setup, names, {*pairs, *listed})
     starts, outcomes = _run_all(setup, jobs, pairs, listed, seeds, folder, budget, workers, progress)
     chosen, rates = choose_rates(outcomes)
@@ -84,6 +89,14 @@ def compare(
         "searched_backprops": sum(o.costs.backprops for o in outcomes if o not in chosen and o.job.seed == 0),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def base_of(names: Iterable[str]) -> str:
+    """The full-precision method that all of ``names`` start from; methods of two kinds cannot be compared."""
+    kinds = {methods.get(Variant.parse(name).method).base for name in names}
+    if len(kinds) > 1:
+        raise ValueError(f"these methods start from {', '.join(sorted(kinds))}: compare methods that share their start")
+    return kinds.pop()
 
 
 def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> None:
@@ -112,9 +125,10 @@ def _run_all(
 
     pool = Parallel(n_jobs=workers or os.cpu_count() or 1, return_as="generator")
     delivered = {job: len(listed) if job.bits else 1 for job in jobs}
+    base = base_of({job.variant for job in jobs})
     with tqdm(total=seeds + len(jobs), desc="training", disable=not progress) as bar:
         starts = []
-        for run in pool(delayed(train_start)(setup, seed, folder) for seed in range(seeds)):
+        for run in pool(delayed(train_start)(setup, seed, folder, base) for seed in range(seeds)):
             starts.append(run)
             bar.update()
         outcomes = []
@@ -141,14 +155,14 @@ def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, 
 
 def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome]) -> dict[str, Any]:
     """Outcomes of all seeds as one result: accuracy under two norm policies, paired differences, costs."""
-    values = {part: _values(names, outcomes, part) for part in PARTS}
+    values, rivals = {part: _values(names, outcomes, part) for part in PARTS}, RIVALS[base_of(names)]
     recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
     held_out = {width for recipe in recipes for width in recipe.exclude}
     native = {part: _values(names, outcomes, part, native=True) for part in PARTS}
     return {
         "accuracy": _table(values["test"]),
         "validation": _table(values["val"]),
-        "paired": {part: paired(values[part]) for part in PARTS},
+        "paired": {part: paired(values[part], *rivals) for part in PARTS},
         "means": {part: means(values[part], _listing(setup), held_out) for part in PARTS},
         "norm_stats": setup.norm_stats,
         "native": {
@@ -158,7 +172,8 @@ def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: lis
         },
         "alone": _alone(names, outcomes),
         "costs": _costs(setup, names, starts[0].costs, outcomes),
-        "break_even": break_even(outcomes),
+        "rivals": rivals,
+        "break_even": break_even(outcomes, *rivals),
         "setup": asdict(setup),
     }
 

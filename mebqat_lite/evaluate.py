@@ -86,7 +86,7 @@ def grid(
                 _calibrate(net, sample, pairs, progress)
             hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
         runs.append([100 * count / len(split.labels) for count in hits])
-    return _frame(pairs, runs, norm_stats)
+    return frame_of(pairs, runs, norm_stats)
 
 
 def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
@@ -151,8 +151,8 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
     return 100 * float((alone == together).double().mean())
 
 
-def _frame(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
-    """Rows of pairs from runs[seed][pair]; a per-layer map has the bits of ``*``."""
+def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
+    """Rows of pairs from runs[seed or episode][pair]; a per-layer map has the bits of ``*``."""
     import pandas as pd
 
     def row(pair: MapOrBits) -> dict[str, Any]:

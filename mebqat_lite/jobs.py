@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mebqat_lite import checkpoint, datasets, methods
 from mebqat_lite.convert import quantize, requantize
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets import Data
 from mebqat_lite.evaluate import CALIBRATION_NORMS, agreement, grid
+from mebqat_lite.fewshot import episode_scores, few_shot
 from mebqat_lite.methods import Recipe
+from mebqat_lite.norms import recalibrate
 from mebqat_lite.recipes import Setup
 from mebqat_lite.train import Run, fit
 
@@ -104,16 +106,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def start_path(folder: Path, base: str, seed: int) -> Path:
+    """Where the common start of a seed is kept."""
+    return folder / f"{base}-seed{seed}.safetensors"
+
+
 @one_thread()
-def train_start(setup: Setup, seed: int, folder: Path) -> Run:
-    """Train the FP network that every method of a seed starts from, and save it."""
+def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
+    """Train the full-precision network (``fp``, ``pn`` or ``fomaml``) that every method of a seed starts from."""
     data = datasets.load(setup.data, seed)
     model = _cold(setup, data, seed)
     recipe = setup.recipe.for_images(len(data.train.labels))
     steps = recipe.warm_steps or recipe.steps
-    run = fit(model, data, "fp", recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
-    accuracy = _accuracy(setup, model, data, ["FP"])
-    _save(setup, seed, model, folder / f"fp-seed{seed}.safetensors", accuracy)
+    run = fit(model, data, base, recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
+    _save(setup, base, seed, model, start_path(folder, base, seed), _accuracy(setup, base, model, data, ["FP"]))
     return run
 
 
@@ -129,15 +135,17 @@ def _cold(setup: Setup, data: Data, seed: int) -> nn.Module:
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
 
 
-def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int) -> Recipe:
+def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, base: str = "fp") -> Recipe:
     """The recipe with the steps that a method of ``pairs`` back-propagations a step has under a budget.
 
-    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs.
+    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs (of
+    MAML's steps with all tasks).
     ``total``: all the models that a method delivers share them.
     """
     if budget == "steps":
         return recipe
-    share = recipe.steps * recipe.m / pairs / (models_delivered if budget == "total" else 1)
+    reference = recipe.tasks if base == "fomaml" else recipe.m
+    share = recipe.steps * reference / pairs / (models_delivered if budget == "total" else 1)
     return recipe.with_options(steps=max(1, round(share)))
 
 
@@ -150,7 +158,7 @@ def run_job(
     setup, chosen, costs = setup.with_options(**variant.options), methods.get(variant.method), Costs()
     data = datasets.load(setup.data, job.seed)
     cold = starts_cold(setup, variant)
-    model, _ = checkpoint.load_model(folder / f"fp-seed{job.seed}.safetensors")
+    model, _ = checkpoint.load_model(start_path(folder, chosen.base, job.seed))
     if cold:
         model = _cold(setup, data, job.seed)
     if chosen.trains or "quantizer" in variant.options:
@@ -158,7 +166,8 @@ def run_job(
     if chosen.trains:
         recipe = setup.recipe.for_images(len(data.train.labels))
         recipe = _recipe(recipe, job, methods.teacher_of(chosen, recipe, warm=not cold))
-        recipe = within(budget, recipe, len(chosen.sampler(model, recipe).draw()[0]), models_delivered)
+        each_step = sum(map(len, chosen.sampler(model, recipe).draw()))
+        recipe = within(budget, recipe, each_step, models_delivered, chosen.base)
         costs = fit(model, data, variant.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
@@ -176,29 +185,55 @@ def measure(
     setup: Setup, job: Job, model: nn.Module, data: Data, pairs: Sequence[str], folder: Path, costs: Costs, size: int
 ) -> Outcome:
     """Measure a model on all parts under both norm policies, and save it with what was found."""
-    accuracy, native = _accuracy(setup, model, data, pairs), methods.get(Variant.parse(job.variant).method).norm_stats
+    method = Variant.parse(job.variant).method
+    accuracy, native = _accuracy(setup, method, model, data, pairs), methods.get(method).norm_stats
     few = [pair for pair in pairs if pair in PAIRS or len(pairs) <= len(PAIRS)]
-    own = {part: _row(model, data, part, few, norm_stats=native) for part in PARTS}
-    alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
-    _save(setup, job.seed, model, folder / f"{job.name}.safetensors", accuracy)
+    own = {part: _row(setup, method, model, data, part, few, norm_stats=native) for part in PARTS}
+    alone = {}
+    if not methods.get(method).learns_new_classes:
+        alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
+    _save(setup, method, job.seed, model, folder / f"{job.name}.safetensors", accuracy)
     return Outcome(job, accuracy, own, alone, costs, size)
 
 
-def _save(setup: Setup, seed: int, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]) -> None:
+def _save(
+    setup: Setup, method: str, seed: int, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]
+) -> None:
     """Save a model with its accuracy, and with what names its split, so that no one tests it on what it knows."""
-    checkpoint.save_model(model, path, accuracy=accuracy, setup=asdict(setup), data=setup.data, seed=seed)
+    how = {"method": method, "setup": asdict(setup), "data": setup.data, "seed": seed}
+    checkpoint.save_model(model, path, accuracy=accuracy, **how)
 
 
-def _accuracy(setup: Setup, model: nn.Module, data: Data, pairs: Sequence[str]) -> dict[str, dict[str, float]]:
+def _accuracy(
+    setup: Setup, method: str, model: nn.Module, data: Data, pairs: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """Accuracy in percent on both parts, with norm statistics measured once for each pair on training images."""
-    samples = {PARTS[0]: data.train.images[:CALIBRATION_NORMS]}
+    samples = {PARTS[0]: data.train.images[:CALIBRATION_NORMS]} if setup.norm_stats == "recalibrated" else {}
     return {
-        part: _row(model, data, part, pairs, norm_stats=setup.norm_stats, calibration=samples.get(part), lend_sets=True)
+        part: _row(setup, method, model, data, part, pairs, norm_stats=setup.norm_stats, calibration=samples.get(part))
         for part in PARTS
     }
 
 
-def _row(model: nn.Module, data: Data, part: str, pairs: Sequence[str], **how: Any) -> dict[str, float]:
-    """Accuracy in percent by pair on a part of the data."""
-    frame = grid(model, getattr(data, part), pairs, **how)
-    return {str(pair): float(value) for pair, value in frame["mean"].items()}
+def _row(
+    setup: Setup,
+    method: str,
+    model: nn.Module,
+    data: Data,
+    part: str,
+    pairs: Sequence[str],
+    norm_stats: str,
+    calibration: Tensor | None = None,
+) -> dict[str, float]:
+    """Accuracy in percent by pair on a part of the data, for few-shot methods the mean over episodes."""
+    images, chosen = getattr(data, part), methods.get(method)
+    if not chosen.learns_new_classes:
+        lend = calibration is not None or norm_stats == "recalibrated"
+        frame = grid(model, images, pairs, norm_stats=norm_stats, calibration=calibration, lend_sets=lend)
+        return {str(pair): float(value) for pair, value in frame["mean"].items()}
+    if calibration is not None:
+        recalibrate(model, calibration, pairs)
+    learner, episodes = few_shot(chosen, images, setup.recipe)
+    count = setup.episodes
+    scores = episode_scores(model, learner, episodes, pairs, count=count, norm_stats=norm_stats)
+    return dict(zip(pairs, scores.mean(1).tolist(), strict=True))

@@ -1,25 +1,29 @@
 """Methods as data: a method is a sampler x a learner, and what happens before and after.
 
-|                         | supervised                     |
-|-------------------------|--------------------------------|
-| always full precision   | ``fp``, then ``ptq_naive``, ``ptq_mse`` |
-| always one (w, a)       | ``qat``                        |
-| a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` |
-| M sampled, every step   | ``mebqat``                     |
+|                          | supervised                    | FOMAML                        | ProtoNet              |
+|--------------------------|-------------------------------|-------------------------------|-----------------------|
+| always full precision    | ``fp``                        | ``fomaml``                    | ``pn``                |
+| and then quantized       | ``ptq_naive``, ``ptq_mse``    | ``fomaml_ptq_mse``, ``_lsq``  | ``pn_ptq_mse``        |
+| always one (w, a)        | ``qat``                       | ``fomaml_qat``                | ``pn_qat``            |
+| a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` | |               |
+| M sampled, every step    | ``mebqat``                    | ``mebqat_maml``               | ``mebqat_pn``         |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike, Listed, Sampled, candidates, parse_all
-from mebqat_lite.convert import give_clips, quantized_layers, requantize
-from mebqat_lite.datasets.base import Data
-from mebqat_lite.learners import Learner, Supervised
+from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike, Dealt, Listed, Sampled, candidates, parse_all
+from mebqat_lite.convert import give_clips, norm_layers, quantized_layers, requantize
+from mebqat_lite.datasets.augment import Augment
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.datasets.batches import Batches
+from mebqat_lite.datasets.episodes import Episodes
+from mebqat_lite.learners import FOMAML, Learner, ProtoNet, QuantizeAdapted, Supervised
 from mebqat_lite.norms import give_norm_sets
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
@@ -49,12 +53,22 @@ class Recipe:
     m: int = 4  # pairs a step of a method that samples them
     teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
     quantizer: str = "dorefa"  # for a model that is not quantized yet
+    ways: int = 5  # few-shot: classes an episode
+    shots: int = 1  # support images a class
+    queries: int = 15  # query images a class
+    tasks: int = 4  # episodes a step of MAML, each at one pair
+    inner_steps: int = 5  # of SGD on the support
+    inner_lr: float = 0.1
+    test_steps: int = 0  # inner steps after training; 0: as in training
+    second_order: bool = False  # MAML instead of FOMAML; at full precision only
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, as JSON has it, is the same
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         for item in fields(self):
             kind, value = type(item.default), getattr(self, item.name)
+            if kind is bool and not isinstance(value, bool):
+                raise ValueError(f"{item.name} must be True or False, not {value!r}")
             if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, kind))):
                 raise ValueError(f"{item.name} must be a {'whole ' * (kind is int)}number, not {value!r}")
         if self.epochs < 0 or self.warm_steps < 0:
@@ -63,7 +77,7 @@ class Recipe:
         object.__setattr__(self, "exclude", tuple(exclude))
         if not set(self.exclude) < set(WIDTHS) - {FULL}:
             raise ValueError(f"exclude must hold some of the widths {WIDTHS[:-1]}, not {self.exclude}")
-        for name in ("steps", "batch_size", "m"):
+        for name in ("steps", "batch_size", "m", "shots", "queries", "tasks", "inner_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.schedule not in ("cosine", "milestones", "constant"):
@@ -85,16 +99,47 @@ class Recipe:
 Sampler = Listed | Sampled
 
 
+class Source(Protocol):
+    """Where a training loop takes its tasks from."""
+
+    def task(self, step: int, index: int = 0) -> Any:
+        """The batch or the episode of one task of a step: a function of the two numbers alone."""
+        ...
+
+
+def _batches(train: Split, recipe: Recipe) -> Source:
+    augment = Augment(recipe.pad, recipe.flip) if recipe.pad or recipe.flip else None
+    return Batches(train, recipe.batch_size, recipe.seed, augment)
+
+
+def _episodes(train: Split, recipe: Recipe) -> Source:
+    """One episode a step, seen at several pairs."""
+    return Episodes(train, recipe.ways, recipe.shots, recipe.queries, recipe.seed)
+
+
+def _many_episodes(train: Split, recipe: Recipe) -> Source:
+    """Several episodes a step, each at a pair of its own."""
+    return Episodes(train, recipe.ways, recipe.shots, recipe.queries, recipe.seed, recipe.tasks)
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table."""
 
     title: str
     sampler: Callable[[nn.Module, Recipe], Sampler]
-    learner: Callable[[str], Learner]  # from the teacher's name
+    learner: Callable[[Recipe, str], Learner]  # from the recipe and the teacher's name
     prepare: Callable[[nn.Module, Sampler], object] = lambda model, sampler: None
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
     trains: bool = True  # beyond full precision
+    base: str = "fp"  # the full-precision method that it may start from
+    source: Callable[[Split, Recipe], Source] = _batches
+
+    @property
+    def learns_new_classes(self) -> bool:
+        """Whether it is measured on episodes of classes that it was not trained on."""
+        return self.base != "fp"
+
     norm_stats: str = "batch"  # the policy it is meant to be evaluated under
     teacher: str = "fp"
     warm_teacher: str = ""  # for a run that starts from a trained FP network, if another one
@@ -111,14 +156,39 @@ def has_one_bit(model: nn.Module) -> bool:
     return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
 
 
+def _lowest(model: nn.Module, recipe: Recipe) -> list[Bits]:
+    """The lowest pair that a method may visit: W1A1, or W2A2 where there is no 1 bit; none if it is excluded."""
+    if has_one_bit(model) and 1 not in recipe.exclude:
+        return [Bits(1, 1)]
+    return [] if 2 in recipe.exclude else [Bits(2, 2)]
+
+
+def _pool(model: nn.Module, recipe: Recipe) -> list[Bits]:
+    """The pairs that a method may draw."""
+    one_bit = has_one_bit(model) and 1 not in recipe.exclude
+    return [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
+
+
 def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
     """FP and W1A1 are guaranteed (ECCV 2022, section 3.2); where there is no 1 bit W2A2 is, with ``sandwich``."""
-    one_bit = has_one_bit(model) and 1 not in recipe.exclude
-    lowest = [Bits(1, 1)] if one_bit else [Bits(2, 2)] * (recipe.sandwich and 2 not in recipe.exclude)
+    lowest = [b for b in _lowest(model, recipe) if b.w == 1 or recipe.sandwich]
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
     layers = body if recipe.per_layer else []
-    pool = [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
-    return Sampled(pool, recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
+    return Sampled(_pool(model, recipe), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
+
+
+def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
+    """What a few-shot method always visits: both ends with ``sandwich``, nothing in the paper."""
+    return [FP, *_lowest(model, recipe)] if recipe.sandwich else []
+
+
+def _sampled_pn(model: nn.Module, recipe: Recipe) -> Sampler:
+    return Sampled(_pool(model, recipe), recipe.m, _ends(model, recipe)[: recipe.m], seed=recipe.seed)
+
+
+def _dealt(model: nn.Module, recipe: Recipe) -> Sampler:
+    ends = _ends(model, recipe)[: recipe.tasks]
+    return Dealt(_pool(model, recipe), recipe.tasks, ends, seed=recipe.seed)
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:
@@ -132,44 +202,99 @@ def _switches(model: nn.Module, sampler: Sampler) -> None:
     give_clips(model, {pair.a for pair in sampler.pairs})
 
 
-def _one_pair(model: nn.Module, recipe: Recipe) -> Sampler:
+def _one_pair(model: nn.Module, recipe: Recipe) -> Listed:
     if len(recipe.bits) != 1:
         raise ValueError(f'qat trains exactly one pair: give bits="W2A2", not {recipe.bits or "none"}')
     return Listed(recipe.bits)
 
 
-def _full_precision(model: nn.Module, recipe: Recipe) -> Sampler:
+def _full_precision(model: nn.Module, recipe: Recipe) -> Listed:
     return Listed([FP])
+
+
+def _each_task(sampler: Callable[[nn.Module, Recipe], Listed]) -> Callable[[nn.Module, Recipe], Sampler]:
+    """The same pair for each of MAML's tasks."""
+    return lambda model, recipe: Listed(sampler(model, recipe).pairs, recipe.tasks)
 
 
 def _least_squares(model: nn.Module, data: Data) -> None:
     requantize(model, "least_squares", calibration(data))
 
 
-def _teacher_alone(teacher: str) -> Learner:
+def _quantize_lsq(model: nn.Module, data: Data) -> None:
+    requantize(model, "lsq", calibration(data))
+
+
+def _fix_gains(model: nn.Module, sampler: Sampler) -> None:
+    """MAML's batch norms have a shift and no gain: it stays what it is, 1."""
+    for norm in norm_layers(model).values():
+        norm.weight.requires_grad_(False)
+
+
+def _supervised(recipe: Recipe, teacher: str) -> Learner:
+    return Supervised(teacher)
+
+
+def _teacher_alone(recipe: Recipe, teacher: str) -> Learner:
     """Any-Precision's lower pairs learn from the next higher one, or from FP, and not from the labels."""
     return Supervised(teacher, alone=True)
 
 
-def _switchable(title: str, learner: Callable[[str], Learner], teacher: str) -> Method:
+def _proto_net(recipe: Recipe, teacher: str) -> Learner:
+    return ProtoNet(teacher)
+
+
+def _fomaml(recipe: Recipe, teacher: str) -> Learner:
+    return FOMAML(recipe.inner_steps, recipe.inner_lr, recipe.second_order, teacher, recipe.test_steps)
+
+
+def _quantizes_adapted(recipe: Recipe, teacher: str) -> Learner:
+    return QuantizeAdapted(recipe.inner_steps, recipe.inner_lr, recipe.second_order, teacher, recipe.test_steps)
+
+
+def _switchable(title: str, learner: Callable[[Recipe, str], Learner], teacher: str) -> Method:
     """Every listed pair in every step, each with norm statistics, gain, shift and (sat) clips of its own."""
     return Method(title, _listed, learner, _switches, norm_stats="running", teacher=teacher)
 
 
+def _ptq(title: str, finish: Callable[[nn.Module, Data], object] = lambda model, data: None) -> Method:
+    return Method(title, _full_precision, _supervised, finish=finish, trains=False, norm_stats="recalibrated")
+
+
+def _pn(title: str, sampler: Callable[[nn.Module, Recipe], Sampler], **options: Any) -> Method:
+    return Method(title, sampler, _proto_net, **{"base": "pn", "source": _episodes, "teacher": "labels", **options})
+
+
+def _maml(title: str, sampler: Callable[[nn.Module, Recipe], Sampler], **options: Any) -> Method:
+    common = {"learner": _fomaml, "base": "fomaml", "source": _many_episodes, "teacher": "labels"}
+    return Method(title, sampler, prepare=_fix_gains, **{**common, **options})
+
+
 METHODS: dict[str, Method] = {
-    "fp": Method("full precision", _full_precision, Supervised, trains=False, norm_stats="running"),
-    "ptq_naive": Method("FP + PTQ naive", _full_precision, Supervised, trains=False, norm_stats="recalibrated"),
-    "ptq_mse": Method(
-        "FP + PTQ-MSE", _full_precision, Supervised, finish=_least_squares, trains=False, norm_stats="recalibrated"
-    ),
+    "fp": Method("full precision", _full_precision, _supervised, trains=False, norm_stats="running"),
+    "ptq_naive": _ptq("FP + PTQ naive"),
+    "ptq_mse": _ptq("FP + PTQ-MSE", _least_squares),
     # A run that never trains FP has no use for its own FP as a teacher: it drifts away and teaches nonsense. It learns
     # from the network that it started from, if that was trained, else from the labels.
-    "qat": Method("QAT", _one_pair, Supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
-    "mebqat": Method("MEBQAT", _sampled, Supervised),
-    "adabits": _switchable("AdaBits", Supervised, "labels"),
-    "any_precision_hard": _switchable("Any-Precision, hard", Supervised, "labels"),
+    "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
+    "mebqat": Method("MEBQAT", _sampled, _supervised),
+    "adabits": _switchable("AdaBits", _supervised, "labels"),
+    "any_precision_hard": _switchable("Any-Precision, hard", _supervised, "labels"),
     "any_precision_soft": _switchable("Any-Precision, soft", _teacher_alone, "fp"),
     "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
+    "pn": _pn("PN", _full_precision, trains=False),
+    "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_least_squares),
+    "pn_qat": _pn("PN + QAT", _one_pair),
+    "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn),
+    "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False),
+    "fomaml_ptq_mse": _maml(
+        "FOMAML, adapted, then PTQ-MSE", _each_task(_full_precision), trains=False, learner=_quantizes_adapted
+    ),
+    "fomaml_ptq_lsq": _maml(
+        "FOMAML, quantized, then adapted", _each_task(_full_precision), trains=False, finish=_quantize_lsq
+    ),
+    "fomaml_qat": _maml("FOMAML + QAT", _each_task(_one_pair)),
+    "mebqat_maml": _maml("MEBQAT-MAML", _dealt),
 }
 
 

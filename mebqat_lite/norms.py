@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +26,49 @@ def recalibrate(
         bits: a pair, several (``"W2A2,FP"`` or a list), or a per-layer map or a list of them.
         progress: show a bar.
     """
-    norms, settings, (device, dtype) = norm_layers(model).values(), parse_settings(bits), place(model)
+    settings, (device, dtype) = parse_settings(bits), place(model)
     try:
         with torch.no_grad(), evaluating(model), frozen_weights(model):
             for batch in tqdm(
                 image_batches(images), desc="norm statistics", disable=not progress, leave=False, delay=2
             ):
                 _measure(model, batch.to(device, dtype), settings)
-        found = {norm: norm.take_measured() for norm in norms}
+        found = take_stats(model)
     finally:
-        for norm in norms:
-            norm.take_measured()
-    for norm, measured in found.items():  # all or none
-        for key, stats in measured.items():
-            norm.register_buffer(f"stats_{key}", stats)
+        take_stats(model)
+    norms = norm_layers(model)
+    for name, stats in found.items():  # all or none
+        owner, _, buffer = name.rpartition(".")
+        norms[owner].register_buffer(buffer, stats)
     return model
+
+
+def take_stats(model: nn.Module) -> dict[str, Tensor]:
+    """What batch norms measured under ``measure`` since the last call, by the name of the buffer that is to hold it.
+
+    Each is (2, channels), mean and variance: ``{"body.0.1.stats_W2A2": ...}``.
+    """
+    return {
+        f"{name}.stats_{key}": stats
+        for name, norm in norm_layers(model).items()
+        for key, stats in norm.take_measured().items()
+    }
+
+
+@contextlib.contextmanager
+def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the block the model has these recalibrated statistics, named as by `take_stats`; afterwards its own."""
+    norms = norm_layers(model)
+    before = {name: dict(norm._buffers) for name, norm in norms.items()}
+    try:
+        for name, value in stats.items():
+            owner, _, buffer = name.rpartition(".")
+            norms[owner]._buffers[buffer] = value
+        yield
+    finally:
+        for name, norm in norms.items():
+            norm._buffers.clear()
+            norm._buffers.update(before[name])
 
 
 def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from mebqat_lite import models
 from mebqat_lite.datasets.base import Data
+from mebqat_lite.fewshot import EPISODES
 from mebqat_lite.methods import Recipe
 
 
@@ -23,6 +24,7 @@ class Setup:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model
     recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
     norm_stats: str = "recalibrated"
+    episodes: int = EPISODES  # a few-shot method is measured on
 
     def with_options(self, **options: Any) -> Setup:
         """A copy with other values of the recipe; an unknown name is a TypeError that lists the known ones."""
@@ -43,11 +45,30 @@ _CIFAR = Recipe(epochs=400, batch_size=256, lr=1e-3, schedule="milestones", pad=
 _SVHN = Recipe(epochs=100, batch_size=256, lr=1e-3, schedule="milestones", milestones=(0.5, 0.75, 0.9))
 _MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, pad=4, flip=True, quantizer="sat", sandwich=False)
 
+# The same, section 4.2: lsq, Adam, pairs drawn uniformly, no guaranteed ones. PN's rate is halved every 4,000 steps.
+_PN = Recipe(
+    steps=20_000, lr=1e-3, weight_decay=0.0, schedule="milestones", milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.5
+).with_options(quantizer="lsq", sandwich=False, queries=15)
+_MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
+_EMBED: dict[str, Any] = {"channels": 64, "classes": None}
+
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
     "svhn-cnn8": Setup("svhn", "cnn8", {}, _SVHN),
+    "omniglot-pn": Setup("omniglot", "conv4", _EMBED, _PN.with_options(ways=60, queries=5)),
+    "omniglot-maml": Setup(
+        "omniglot", "conv4", {"channels": 64, "classes": 5}, _MAML.with_options(tasks=16), norm_stats="support"
+    ),
+    "miniimagenet-pn": Setup("miniimagenet:data/miniimagenet", "conv4", _EMBED, _PN.with_options(ways=30)),
+    "miniimagenet-maml": Setup(
+        "miniimagenet:data/miniimagenet",
+        "conv4",
+        {"channels": 32, "classes": 5},
+        _MAML.with_options(inner_lr=0.01, test_steps=10),
+        norm_stats="support",
+    ),
 }
 
 

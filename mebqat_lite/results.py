@@ -91,15 +91,17 @@ def report(
     gaps = outcome["paired"][part]
     count = max(int(cell["n"]) for row in outcome[key].values() for cell in row.values())
     seeds = f"{count} seed{'s' * (count > 1)}"
+    ours, other = outcome.get("rivals", ("mebqat", "qat"))
+    what = "images" if ours == "mebqat" else "classes"
     blocks = [
-        f"Accuracy (%), {part} images, {seeds}, norm statistics {outcome['norm_stats']}, budget: equal "
+        f"Accuracy (%), {part} {what}, {seeds}, norm statistics {outcome['norm_stats']}, budget: equal "
         f"{outcome['budget']}",
         table(outcome[key], pairs, titles),
         f"\nNorm statistics of each method's own policy ({whose if len(policies) > 1 else policies.pop()})",
         table(native[key], pairs, titles),
         _means(outcome["means"][part], len(max(outcome[key].values(), key=len)) > len(pairs), titles),
-        f"\nmebqat - qat, paired: {differences(gaps)}" if gaps else "",
-        f"\nBatches of one image: {_lowest(outcome['alone'])}",
+        f"\n{ours} - {other}, paired: {differences(gaps)}" if gaps else "",
+        f"\nBatches of one image: {_lowest(outcome['alone'])}" if any(outcome["alone"].values()) else "",
         "Back-propagations of the first seed, with the FP network that it starts from: "
         + ", ".join(f"{name} {cost['backprops']:,}" for name, cost in outcome["costs"].items()),
     ]
@@ -107,7 +109,7 @@ def report(
         found = ", ".join(f"{bits} {rate:g}" for bits, rate in rates.items())
         blocks.append(f"Learning rate of {name}, chosen on validation images: {found}")
     if outcome["break_even"]:
-        blocks.append(f"mebqat takes fewer than qat from {outcome['break_even']} delivered pairs on.")
+        blocks.append(f"{ours} takes fewer than {other} from {outcome['break_even']} delivered pairs on.")
     return "\n".join(block for block in blocks if block)
 
 

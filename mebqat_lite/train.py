@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,16 @@ from mebqat_lite.convert import (
     has_stem,
     plan_of,
     quantize,
-    quantized_layers,
     requantize,
     set_norm_stats,
     setting_of,
 )
 from mebqat_lite.costs import Costs
-from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
-from mebqat_lite.quantizers import TINY
-from mebqat_lite.tensors import as_float, best_device, keep_memory
+from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, learning_rate
+from mebqat_lite.tensors import best_device, keep_memory
 
 
 class TrainingError(RuntimeError):
@@ -100,11 +98,12 @@ def fit(
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
     chosen.sampler(model, recipe)  # refuses what it cannot draw, and the next line an unknown teacher, before all work
-    chosen.learner(methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
-    before = Run("fp", recipe)
+    chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
+    chosen.source(data.train, recipe)
+    before = Run(chosen.base, recipe)
     if recipe.warm_steps and chosen.trains:
         how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}
-        before = _warm_up(model, data, recipe, path, **how, log=log, amp=amp, compiled=compiled)
+        before = _warm_up(model, data, chosen.base, recipe, path, **how, log=log, amp=amp, compiled=compiled)
     loop = Loop(model, data.train, method, recipe, path, amp=amp, compiled=compiled)
     steps = range(loop.run.costs.steps, recipe.steps)
     try:
@@ -136,10 +135,10 @@ def _last_step(before: Run, run: Run) -> dict[str, Any]:
     }
 
 
-def _warm_up(model: nn.Module, data: Data, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
+def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
     """Train ``recipe.warm_steps`` at full precision, then set the learned steps anew, from the trained weights."""
     fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
-    run = fit(model, data, "fp", fp, path=None if path is None else f"{path}.fp", **how)
+    run = fit(model, data, base, fp, path=None if path is None else f"{path}.fp", **how)
     requantize(model, plan_of(model).quantizer, methods.calibration(data))
     return run
 
@@ -162,16 +161,15 @@ class Loop:
         chosen = methods.get(method)
         self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
         device = next(model.parameters()).device
-        self.train = Split(train.images.to(device), train.labels.to(device))
+        self.source = chosen.source(Split(train.images.to(device), train.labels.to(device)), recipe)
         teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
-        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(teacher)
+        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe, teacher)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.gradients = GradientMean(self.parameters.values())
-        self.optimizer = torch.optim.AdamW(_groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
         self.speed = {"amp": amp, "compile": compiled}
-        self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
         torch.manual_seed(recipe.seed)  # dropout
         self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
         self.buffers = list(model.buffers())
@@ -189,7 +187,10 @@ class Loop:
         started, costs = time.perf_counter(), self.run.costs
         before = [buffer.clone() for buffer in self.buffers]
         try:
-            total = sum(self.backpropagate(self.batch(costs.steps), pairs) for pairs in self.sampler.draw())
+            losses = [
+                self.backpropagate(self.source.task(costs.steps, index), pairs)
+                for index, pairs in enumerate(self.sampler.draw())
+            ]
         except TrainingError:
             torch._foreach_copy_(self.buffers, before)
             raise
@@ -201,11 +202,11 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)  # a parameter that no task uses gets no update, no decay
         keep_steps_positive(self.model)
         costs.steps += 1
-        self.run.losses.append(total)
+        self.run.losses.append(sum(losses) / len(losses))
         self.run.seconds += time.perf_counter() - started
 
-    def backpropagate(self, task: Split, pairs: Sequence[Pair]) -> float:
-        """Back-propagate the loss of each pair; returns their mean."""
+    def backpropagate(self, task: Any, pairs: Sequence[Pair]) -> float:
+        """Back-propagate the loss of each pair on a batch or an episode; returns their mean."""
         losses = []
         for bits, loss in self.in_precision(self.learner.losses(self.model, task, pairs)):
             if not math.isfinite(value := loss.item()):
@@ -231,25 +232,6 @@ class Loop:
             if found is None:
                 return
             yield found
-
-    def batch(self, step: int) -> Split:
-        """The batch of a step, a function of seed and step alone: a resumed run draws the same ones."""
-        count = len(self.train.labels)
-        size = min(self.recipe.batch_size, count)
-        epoch, position = divmod(step, count // size)
-        if self.order is None or self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            self.order = (epoch, torch.randperm(count, generator=generator))
-        index = self.order[1][position * size : (position + 1) * size]  # (batch,)
-        return self.augment(self.train.select(index.to(self.train.labels.device)), step)
-
-    def augment(self, batch: Split, step: int) -> Split:
-        """The batch as the network reads it, cropped and flipped if the recipe says so: a function of the step too."""
-        if not (self.recipe.pad or self.recipe.flip):
-            return Split(as_float(batch.images), batch.labels)
-        generator = torch.Generator().manual_seed(2**31 + self.recipe.seed * 1_000_003 + step)
-        changed = Augment(self.recipe.pad, self.recipe.flip)(batch.images, generator)
-        return Split(as_float(changed), batch.labels)
 
     def save(self) -> None:
         """Write everything that the rest of the run depends on."""
@@ -316,56 +298,6 @@ class Loop:
             counter.remove()
         for module in self.compiled:
             del module.forward
-
-
-class GradientMean:
-    """Sums gradients over tasks, counts which task used which parameter, and divides by that count."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.uses = dict.fromkeys(parameters, 0)
-        self.hooks = [p.register_post_accumulate_grad_hook(self._count) for p in self.uses]
-
-    def _count(self, parameter: Tensor) -> None:
-        self.uses[parameter] += 1  # type: ignore[index]
-
-    def average(self) -> None:
-        """Turn the sums in ``grad`` into means, and count anew."""
-        for parameter, count in self.uses.items():
-            if count > 1 and parameter.grad is not None:
-                parameter.grad.div_(count)
-            self.uses[parameter] = 0
-
-    def close(self) -> None:
-        """Remove the hooks."""
-        for hook in self.hooks:
-            hook.remove()
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step: a function of the step alone, so that it needs no state."""
-    done = step / recipe.steps
-    if recipe.schedule == "cosine":
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
-    passed = sum(done >= milestone for milestone in recipe.milestones)
-    return recipe.lr * recipe.gamma ** (passed if recipe.schedule == "milestones" else 0)
-
-
-def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The weights, and the learned steps with a learning rate of their own."""
-    steps = {p: layer.quantizer.step_lr for layer in quantized_layers(model).values() for p in layer.quant.values()}
-    weights = [p for p in model.parameters() if p.requires_grad and p not in steps]
-    groups: list[dict[str, Any]] = [{"params": weights, "scale": 1.0}]
-    for scale in sorted(set(steps.values())):
-        groups.append({"params": [p for p, s in steps.items() if s == scale and p.requires_grad], "scale": scale})
-    return [group for group in groups if group["params"]]
-
-
-def keep_steps_positive(model: nn.Module) -> None:
-    """Learned steps and clips stay at least `quantizers.TINY` after an update."""
-    learned = [p for layer in quantized_layers(model).values() for p in layer.quant.values()]
-    if learned:
-        with torch.no_grad():
-            torch._foreach_clamp_min_(learned, TINY)
 
 
 def compile_forwards(model: nn.Module) -> list[nn.Module]:

@@ -392,7 +392,7 @@ def test_options_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "folder:", "cifar", "digits:x", ",count=3"])
 def test_an_unknown_name_lists_the_known(name):
-    with pytest.raises(ValueError, match="known: digits, cifar10, svhn, folder:PATH"):
+    with pytest.raises(ValueError, match="known: digits, cifar10, svhn, glyphs, omniglot, folder:PATH"):
         load(name)
 
 
@@ -430,9 +430,9 @@ def test_the_training_loop_draws_float_batches():
     train = Split(torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 10)
     model = quantize(models.digit_net(widths=(4, 4, 4, 4)), sample=as_float(train.images))
     loop = Loop(model, train, "fp", Recipe(steps=2, batch_size=16))
-    batch = loop.batch(0)
+    batch = loop.source.task(0)
     assert batch.images.dtype == torch.float32 and 0.9 < batch.images.max() <= 1
-    assert loop.train.images.dtype == torch.uint8
+    assert loop.source.split.images.dtype == torch.uint8
     loop.step()
 
 
@@ -778,7 +778,7 @@ def test_augmentation_is_the_same_on_the_gpu():
 
 
 def test_exports():
-    assert set(datasets.DATASETS) == {"digits", "cifar10", "svhn"}
+    assert set(datasets.DATASETS) == {"digits", "cifar10", "svhn", "glyphs", "omniglot"}
     assert all(hasattr(datasets, name) for name in datasets.__all__)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

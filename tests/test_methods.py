@@ -66,7 +66,7 @@ def losses(method, **options):
     """The first step's losses by pair, and the logits at each pair, with the whole network at hand."""
     model = net().double()
     loop = Loop(model, Split(TRAIN.images.double(), TRAIN.labels), method, Recipe(batch_size=48, **options))
-    task = loop.batch(0)
+    task = loop.source.task(0)
     found = {str(bits): loss.item() for bits, loss in loop.learner.losses(model, task, loop.sampler.draw()[0])}
     logits = {}
     for bits in found:
@@ -105,10 +105,12 @@ def test_sandwich_guarantees_the_lowest_pair_where_there_is_no_one_bit():
 def test_augmented_batches_are_crops_and_flips_of_the_same_images_and_functions_of_the_step():
     loop = Loop(net(), TRAIN, "fp", Recipe(batch_size=16, pad=2, flip=True))
     plain = Loop(net(), TRAIN, "fp", Recipe(batch_size=16))
-    first, again, other = loop.batch(0), loop.batch(0), loop.batch(3)
+    first, again, other = loop.source.task(0), loop.source.task(0), loop.source.task(3)
     assert torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
-    assert torch.equal(first.labels, plain.batch(0).labels) and not torch.equal(first.images, plain.batch(0).images)
-    padded = torch.nn.functional.pad(plain.batch(0).images, (2, 2, 2, 2))
+    assert torch.equal(first.labels, plain.source.task(0).labels) and not torch.equal(
+        first.images, plain.source.task(0).images
+    )
+    padded = torch.nn.functional.pad(plain.source.task(0).images, (2, 2, 2, 2))
     for image, source in zip(first.images, padded, strict=True):
         crops = [source[:, y : y + 8, x : x + 8] for y in range(5) for x in range(5)]
         assert any(torch.equal(image, crop) or torch.equal(image, crop.flip(2)) for crop in crops)

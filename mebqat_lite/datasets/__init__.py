@@ -4,47 +4,92 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from typing import Any
 
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, DataError, Split
+from mebqat_lite.datasets.classes import class_folders, rotate
 from mebqat_lite.datasets.digits import digits
 from mebqat_lite.datasets.downloads import cifar10, svhn
+from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.datasets.folder import folder
+from mebqat_lite.datasets.glyphs import glyphs
+from mebqat_lite.datasets.miniimagenet import miniimagenet
+from mebqat_lite.datasets.omniglot import alphabets, omniglot
 from mebqat_lite.datasets.splits import subset
 
-DATASETS: dict[str, Callable[..., Data]] = {"digits": digits, "cifar10": cifar10, "svhn": svhn}
+DATASETS: dict[str, Callable[..., Data]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "svhn": svhn,
+    "glyphs": glyphs,
+    "omniglot": omniglot,
+}
+FOLDERS: dict[str, Callable[..., Data]] = {  # of your own, as kind:PATH
+    "folder": folder,
+    "classes": class_folders,
+    "omniglot": alphabets,
+    "miniimagenet": miniimagenet,
+}
 SUBSETS = {"count": "train", "val": "val", "test": "test"}  # option -> part
 
-__all__ = ["DATASETS", "Augment", "Data", "DataError", "Split", "cifar10", "digits", "folder", "load", "subset", "svhn"]
+__all__ = [
+    "DATASETS",
+    "FOLDERS",
+    "Augment",
+    "Data",
+    "DataError",
+    "Episode",
+    "Episodes",
+    "Split",
+    "alphabets",
+    "cifar10",
+    "class_folders",
+    "digits",
+    "folder",
+    "glyphs",
+    "load",
+    "miniimagenet",
+    "omniglot",
+    "rotate",
+    "subset",
+    "svhn",
+]
 
 
 def load(name: str, seed: int = 0) -> Data:
     """Load a dataset by name; the seed chooses the split.
 
-    ``folder:PATH`` is a `folder` of your own. Whole numbers may follow as options: ``folder:photos,size=32``, and
-    ``count``, ``val`` and ``test`` for a `subset` of the images of a part, as in ``cifar10,count=5000,test=1000``.
+    ``folder:PATH`` is a `folder` of your own; for methods that learn new classes there are ``classes:PATH``
+    (`class_folders`), ``omniglot:PATH`` (`alphabets`) and ``miniimagenet:PATH``. Options may follow:
+    ``folder:photos,size=32``, ``omniglot:images_background,test=Korean+Sanskrit``, and whole numbers for ``count``,
+    ``val`` and ``test`` for a `subset` of the images of a part, as in ``cifar10,count=5000,test=1000``.
     """
     plain, options = _parse(name)
     kind, _, path = plain.partition(":")
-    if kind == "folder" and path:
-        make: Callable[..., Data] = functools.partial(folder, path)
+    if kind in FOLDERS and path:
+        make: Callable[..., Data] = functools.partial(FOLDERS[kind], path)
     elif plain in DATASETS:
         make = DATASETS[plain]
     else:
-        raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, folder:PATH")
-    counts = {part: options.pop(name) for name, part in SUBSETS.items() if name in options}
-    known = set(inspect.signature(make).parameters) - {"seed"}
+        folders = ", ".join(f"{kind}:PATH" for kind in FOLDERS)
+        raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, {folders}")
+    counts = {part: options.pop(key) for key, part in SUBSETS.items() if isinstance(options.get(key), int)}
+    known = set(inspect.signature(make).parameters) - {"seed", "path"}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | set(SUBSETS)))}")
+    for key, value in options.items():
+        if isinstance(value, str) and key not in SUBSETS:
+            raise ValueError(f"{key} must be a whole number, not {value!r}, in {name!r}")
     data = make(seed=seed, **options)
     for part, count in counts.items():
         data = subset(data, count, seed, part)
     return data
 
 
-def _parse(name: str) -> tuple[str, dict[str, int]]:
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
     """``cifar10,count=5000`` -> ``cifar10`` and {"count": 5000}; commas elsewhere belong to the name."""
-    options = re.search(r"(,[a-z_]+=\d+)*$", name)
+    options = re.search(r"(,[a-z_]+=[\w+()-]+)*$", name)
     assert options is not None  # it may be empty
     pairs = (option.split("=") for option in options[0].split(",")[1:])
-    return name[: options.start()], {key: int(value) for key, value in pairs}
+    return name[: options.start()], {key: int(value) if value.isdigit() else value for key, value in pairs}

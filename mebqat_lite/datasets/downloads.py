@@ -24,6 +24,7 @@ from mebqat_lite.datasets.splits import complete
 VALIDATION = 5000  # images, of the training set
 PARTIAL = 206  # the HTTP status of an answer that begins where it was asked to
 TIMEOUT = 15.0  # seconds without an answer until a download is given up
+INSTEAD = 'take the digits, which need no download: data="digits"'
 
 
 class Remote(NamedTuple):
@@ -115,10 +116,11 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
-def fetch(dataset: str, files: Sequence[Remote]) -> list[Path]:
+def fetch(dataset: str, files: Sequence[Remote], instead: str = INSTEAD) -> list[Path]:
     """The files in the folder for downloads, downloaded unless they are there with their checksum.
 
-    A file comes into the folder under its name when it is whole; a download that broke off is continued.
+    A file comes into the folder under its name when it is whole; a download that broke off is continued. Where it
+    fails, the message says which files to put where, and what to do ``instead``.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -128,7 +130,7 @@ def fetch(dataset: str, files: Sequence[Remote]) -> list[Path]:
         for file in missing:
             _download(file, place)
     except (OSError, HTTPException, RuntimeError) as error:
-        raise DataError(_not_there(dataset, missing, place, error)) from None
+        raise DataError(_not_there(dataset, missing, place, error, instead)) from None
     return [place / file.name for file in files]
 
 
@@ -162,11 +164,11 @@ def _receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it broke off at {size:,} of {total:,} bytes; another try continues there")
 
 
-def _not_there(dataset: str, files: Sequence[Remote], place: Path, error: Exception) -> str:
+def _not_there(dataset: str, files: Sequence[Remote], place: Path, error: Exception, instead: str) -> str:
     there = [file.name for file in files if (place / file.name).exists()]
     damaged = f" ({', '.join(there)} there is not whole: its checksum differs)" if there else ""
     sources = ", ".join(f"{file.name} (from {file.url})" for file in files)
     return (
         f"{dataset} cannot be downloaded ({getattr(error, 'reason', error)}). Put {sources} into the folder {place}"
-        f'{damaged} and try again, or take the digits, which need no download: data="digits"'
+        f"{damaged} and try again, or {instead}"
     )

@@ -38,8 +38,9 @@ def folder(path: str | Path, seed: int = 0, size: int | None = None) -> Data:
     validation where a test folder is given. Folders below a class folder belong to the class; hidden files do not.
 
     The images are decoded once and kept by `cache.cached`. The key of the file is a checksum over the relative names,
-    sizes and modification times of the images, and ``size``: after a change the folder is decoded again. Within a
-    given part the images are shuffled, always in the same way: a batch of one class would spoil batch statistics.
+    classes, sizes and modification times of the images, and ``size``: after a change the folder is decoded again.
+    Within a given part the images are shuffled, always in the same way: a batch of one class would spoil batch
+    statistics.
 
     Args:
         path: the folder.
@@ -73,7 +74,7 @@ def find(root: Path) -> Files:
             raise DataError(f"{place} and {parts[part]} are both the {part} part: keep one of them")
         parts[part] = place
     return {
-        part: {place.name: sorted(_images(place)) for place in _folders(parent)}
+        part: {place.name: sorted(image_files(place)) for place in _folders(parent)}
         for part, parent in (parts or {"train": root}).items()
     }
 
@@ -82,7 +83,7 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(path for path in parent.iterdir() if path.is_dir() and not _is_hidden(path.name))
 
 
-def _images(place: Path) -> Iterator[str]:
+def image_files(place: Path) -> Iterator[str]:
     """The paths of the images in a folder and in those below it."""
     for parent, folders, names in os.walk(place):
         folders[:] = [name for name in folders if not _is_hidden(name)]
@@ -117,12 +118,13 @@ def _check(root: Path, files: Files) -> None:
 
 
 def fingerprint(root: Path, files: Files, size: int | None) -> str:
-    """A checksum over the images' relative names, sizes, modification times (ns), and the size asked for."""
-    checksum = hashlib.sha256(f"1 {size}\n".encode())  # 1: the form of what is kept
+    """A checksum over parts, classes, relative names, sizes and modification times (ns) of images, and ``size``."""
+    checksum = hashlib.sha256(f"2 {size}\n".encode())  # 2: the form of what is kept
     start = len(os.path.join(root, ""))
-    for _, _, path in _listed(files):
+    for part, name, path in _listed(files):
         stat = os.stat(path)
-        line = f"{path[start:].replace(os.sep, '/')}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        relative = path[start:].replace(os.sep, "/")
+        line = f"{part}\0{name}\0{relative}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         checksum.update(line.encode("utf-8", "surrogateescape"))
     return checksum.hexdigest()[:16]
 
@@ -134,14 +136,16 @@ def _listed(files: Files) -> list[tuple[str, str, str]]:
 
 def decode(files: Files, size: int | None) -> Parts:
     """Read every image into memory; each part is shuffled, always in the same way."""
-    listed, classes = _listed(files), tuple(files["train"])
+    listed = _listed(files)
+    classes = tuple(dict.fromkeys(name for _, name, _ in listed))  # all parts may share them, or each have its own
     counts = {part: sum(map(len, of_class.values())) for part, of_class in files.items()}
     starts = np.cumsum([0, *counts.values()])
     order = [np.random.default_rng(0).permutation(count) for count in counts.values()]
     places = np.concatenate([start + within for start, within in zip(starts, order, strict=False)])  # (images,)
     images = _read_all([path for _, _, path in listed], places, size)  # (images, channels, height, width)
     labels = torch.empty(len(listed), dtype=torch.int64)
-    labels[torch.from_numpy(places)] = torch.tensor([classes.index(name) for _, name, _ in listed])
+    number = {name: label for label, name in enumerate(classes)}
+    labels[torch.from_numpy(places)] = torch.tensor([number[name] for _, name, _ in listed])
     ends = zip(counts, starts[:-1], starts[1:], strict=True)
     return Parts({part: Split(images[start:end], labels[start:end]) for part, start, end in ends}, classes)
 

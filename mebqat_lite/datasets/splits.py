@@ -81,7 +81,7 @@ def subset(data: Data, count: int, seed: int = 0, part: str = "train") -> Data:
         raise DataError(
             f"no stratified subset of {count} of the {total} {PART_NAMES[part]} images of {data.name}: choose from "
             f"{classes} to {total - classes}, and enough for one of each class (the smallest has "
-            f"{int(images.labels.bincount().min())})"
+            f"{int(images.labels.unique(return_counts=True)[1].min())})"
         ) from None
     option = "count" if part == "train" else part
     parts = {name: getattr(data, name) for name in PART_NAMES} | {part: images.select(chosen)}

@@ -1,0 +1,80 @@
+"""A MEBQAT-PN or MEBQAT-MAML step over the plain FP32 arithmetic of the same episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.timing import Work
+from mebqat_lite import models
+from mebqat_lite.convert import quantize
+from mebqat_lite.datasets import Split
+from mebqat_lite.datasets.episodes import Episode, Episodes
+from mebqat_lite.learners import ProtoNet
+from mebqat_lite.methods import Recipe
+from mebqat_lite.train import Loop
+
+TASKS = 4  # pairs of a PN step, class tasks of a MAML step
+INNER_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method, the width of its Conv4, and its episodes."""
+
+    method: str
+    channels: int
+    ways: int
+    queries: int
+    runs: int = 12
+
+
+CASES = {
+    "mebqat_pn_step/conv4_64": Case("mebqat_pn", 64, 20, 5),
+    "mebqat_pn_step/conv4_32": Case("mebqat_pn", 32, 20, 5),
+    "mebqat_maml_step/conv4_64": Case("mebqat_maml", 64, 5, 15),
+}
+
+
+def images() -> Split:
+    """Random images of 100 classes, 20 each, 28 x 28."""
+    generator = torch.Generator().manual_seed(0)
+    return Split(torch.rand(2000, 1, 28, 28, generator=generator), torch.arange(100).repeat_interleave(20))
+
+
+def network(case: Case) -> torch.nn.Module:
+    """Conv4, with a classifier for MAML."""
+    return models.conv4(channels=case.channels, classes=case.ways if case.method == "mebqat_maml" else None)
+
+
+def our_step(case: Case) -> Work:
+    """The training loop's own step, drawing of episodes included."""
+    data = images()
+    model = quantize(network(case), "lsq", sample=data.images[:8])
+    recipe = Recipe(ways=case.ways, queries=case.queries, m=TASKS, tasks=TASKS, inner_steps=INNER_STEPS)
+    return Loop(model, data, case.method, recipe).step
+
+
+def plain_step(case: Case) -> Work:
+    """The passes of the same episodes through one fixed float network, forward and backward; no optimizer."""
+    model = models.channels_last(network(case)).train()
+    episodes = [Episodes(images(), case.ways, 1, case.queries)[number] for number in range(TASKS)]
+    learner = ProtoNet("labels")
+    joint, labels = learner.read(episodes[0])
+
+    def embed() -> None:
+        for _ in range(TASKS):
+            F.cross_entropy(learner.score(model(joint), episodes[0]), labels).backward()
+        model.zero_grad(set_to_none=True)
+
+    def adapt() -> None:
+        for support, query in episodes:
+            known, asked = support.flatten(0, 1), query.flatten(0, 1)
+            for _ in range(INNER_STEPS):
+                F.cross_entropy(model(known), Episode(support, support).labels).backward()
+            F.cross_entropy(model(asked), Episode(support, query).labels).backward()
+        model.zero_grad(set_to_none=True)
+
+    return adapt if case.method == "mebqat_maml" else embed

@@ -1,0 +1,64 @@
+"""What the training loop does around the optimizer: mean gradients over tasks, learning rates, steps kept positive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mebqat_lite.convert import quantized_layers
+from mebqat_lite.methods import Recipe
+from mebqat_lite.quantizers import TINY
+
+
+class GradientMean:
+    """Sums gradients over tasks, counts which task used which parameter, and divides by that count."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.uses = dict.fromkeys(parameters, 0)
+        self.hooks = [p.register_post_accumulate_grad_hook(self._count) for p in self.uses]
+
+    def _count(self, parameter: Tensor) -> None:
+        self.uses[parameter] += 1  # type: ignore[index]
+
+    def average(self) -> None:
+        """Turn the sums in ``grad`` into means, and count anew."""
+        for parameter, count in self.uses.items():
+            if count > 1 and parameter.grad is not None:
+                parameter.grad.div_(count)
+            self.uses[parameter] = 0
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step: a function of the step alone, so that it needs no state."""
+    done = step / recipe.steps
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+    passed = sum(done >= milestone for milestone in recipe.milestones)
+    return recipe.lr * recipe.gamma ** (passed if recipe.schedule == "milestones" else 0)
+
+
+def groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The weights, and the learned steps with a learning rate of their own."""
+    steps = {p: layer.quantizer.step_lr for layer in quantized_layers(model).values() for p in layer.quant.values()}
+    weights = [p for p in model.parameters() if p.requires_grad and p not in steps]
+    groups: list[dict[str, Any]] = [{"params": weights, "scale": 1.0}]
+    for scale in sorted(set(steps.values())):
+        groups.append({"params": [p for p, s in steps.items() if s == scale and p.requires_grad], "scale": scale})
+    return [group for group in groups if group["params"]]
+
+
+def keep_steps_positive(model: nn.Module) -> None:
+    """Learned steps and clips stay at least `quantizers.TINY` after an update."""
+    learned = [p for layer in quantized_layers(model).values() for p in layer.quant.values()]
+    if learned:
+        with torch.no_grad():
+            torch._foreach_clamp_min_(learned, TINY)
