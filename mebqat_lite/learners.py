@@ -185,7 +185,7 @@ class FOMAML:
                 soft = self._teach(model, task) if self.teacher == "fp" and bits != FP else None
                 with at(model, bits):
                     fast = self.inner_loop(model, task.support, self.inner_steps)
-                    logits = functional_call(model, fast, (query,))  # (N Q, N)
+                    logits = _call(model, fast, query)  # (N Q, N)
                 yield bits, _cross_entropies(logits, task.labels, soft)
         finally:
             setting_of(model).track_running = True
@@ -199,7 +199,7 @@ class FOMAML:
         images, labels = support.flatten(0, 1), Episode(support, support).labels
         fast: dict[str, Tensor] = adaptable(model)
         for _ in range(steps):
-            loss = F.cross_entropy(functional_call(model, fast, (images,)), labels)
+            loss = F.cross_entropy(_call(model, fast, images), labels)
             names = list(fast)
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=self.second_order, allow_unused=True)
             fast = {
@@ -214,7 +214,7 @@ class FOMAML:
         with at(model, FP):
             fast = self.inner_loop(model, task.support, self.inner_steps)
             with torch.no_grad():
-                return functional_call(model, fast, (task.query.flatten(0, 1),)).softmax(1)
+                return _call(model, fast, task.query.flatten(0, 1)).softmax(1)
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
         """Learn the classes of ``support``, (N, K, channels, height, width), at ``bits``: weights of its own.
@@ -261,8 +261,17 @@ def adaptable(model: nn.Module) -> dict[str, Tensor]:
 
 def _updated(name: str, value: Tensor, grad: Tensor, lr: float) -> Tensor:
     """A step of SGD; learned quantizer steps stay positive."""
-    new = value - lr * grad
+    new = torch.sub(value, grad, alpha=lr)
     return new.clamp_min(TINY) if ".quant." in name else new
+
+
+def _call(model: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    """``model`` with other ``weights``. The images come channels-last: adapted weights of a first convolution with one
+    channel do not show that layout any more, and all layers after it would leave it.
+    """
+    if images.dim() == 4:
+        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+    return functional_call(model, weights, (images,))
 
 
 def prototype_logits(query: Tensor, prototypes: Tensor) -> Tensor:
@@ -283,7 +292,7 @@ def _run(
     """``model`` on ``images`` without a gradient, with statistics (``support``) and weights of an adaptation."""
     policy = "recalibrated" if norm_stats == "support" else norm_stats
     with torch.no_grad(), evaluating(model), at(model, bits, policy), lent_stats(model, stats or {}):
-        return functional_call(model, weights or {}, (images,))
+        return _call(model, weights or {}, images)
 
 
 def _support_stats(

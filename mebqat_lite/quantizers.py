@@ -45,6 +45,15 @@ def codes(v: Tensor, bits: int, form: str) -> Tensor:
     return (code.add_(0.5) if form == "centred" else code).div_(count)
 
 
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """sum(a b) of two tensors of one shape, without the products in between where both lie in memory alike."""
+    dense = a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)
+    if not dense or a.stride() != b.stride():
+        return (a * b).sum()
+    flat = (a.numel(),), (1,)  # in memory order
+    return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+
+
 class _TanhWeight(Function):
     """scale (2 codes((u + 1) / 2) - 1), u = tanh(w) / max|tanh(w)|: gradient through tanh and the maximum."""
 
@@ -62,7 +71,7 @@ class _TanhWeight(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         t, peak, scale = ctx.saved_tensors
         grad_t = grad * (scale / peak)  # d out / dt at a constant maximum
-        grad_peak = (grad_t * t).sum() / peak  # minus d out / d peak, which is spread over the maxima
+        grad_peak = inner_product(grad_t, t) / peak  # minus d out / d peak, which is spread over the maxima
         sign = t.div(peak).trunc_()  # of the maxima; 0 elsewhere
         grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
         return torch.ops.aten.tanh_backward(grad_t, t), None, None, None
@@ -118,8 +127,8 @@ class _StepClip(Function):
         size = float(step)
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
         # Everywhere out / step is the code; inside, where grad_x is grad, the code loses x / step (or itself).
-        lost = (grad_x * (x if ctx.inside else out)).sum()
-        grad_step = ((grad * out).sum() - lost) * (ctx.grad_scale / size)
+        lost = inner_product(grad_x, x if ctx.inside else out)
+        grad_step = (inner_product(grad, out) - lost) * (ctx.grad_scale / size)
         return grad_x, grad_step.reshape(step.shape), None, None, None, None
 
 
