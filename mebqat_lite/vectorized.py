@@ -57,7 +57,7 @@ class _TensorStepClip(Function):
 class _Widths(NamedTuple):
     """One kind of bits of all tasks, each (tasks,); inside vmap of one task, each a scalar."""
 
-    index: Tensor  # which of the steps in use; any where ``full``
+    choice: Tensor  # which of the steps in use; any where ``full``
     low: Tensor  # codes: quantizers.integer_range
     high: Tensor
     full: Tensor  # 32 bits: not quantized
@@ -80,11 +80,11 @@ class _TensorLSQ(LSQ):
 
     def _table(self, kind: str, signed: bool, like: Tensor) -> _Widths:
         known = self.widths[kind]
-        index = [known.index(bits) if bits < FULL else 0 for bits in self.asked[kind]]
+        choice = [known.index(bits) if bits < FULL else 0 for bits in self.asked[kind]]
         ranges = [integer_range(bits if bits < FULL else 2, signed) for bits in self.asked[kind]]
         low, high = (like.new_tensor(side) for side in zip(*ranges, strict=True))
         full = torch.tensor([bits == FULL for bits in self.asked[kind]], device=like.device)
-        return _Widths(torch.tensor(index, device=like.device), low, high, full)
+        return _Widths(torch.tensor(choice, device=like.device), low, high, full)
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """LSQ's weights, or ``w`` of a task at 32 bits."""
@@ -99,7 +99,7 @@ class _TensorLSQ(LSQ):
         if not self.widths[kind]:  # no task quantizes it
             return x
         steps = torch.stack([params[f"{kind}{bits}"] for bits in self.widths[kind]])
-        step = steps.index_select(0, now.index.reshape(1)).reshape(())  # steps[index] would ask for index.item()
+        step = steps.index_select(0, now.choice.reshape(1)).reshape(())  # steps[choice] would call item()
         scale = (count * now.high).sqrt().reciprocal()  # 1 / sqrt(N p)
         return torch.where(now.full, x, _TensorStepClip.apply(x, step, now.low, now.high, scale))
 
@@ -132,7 +132,7 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
 
     tasks = Episode(torch.stack([e.support for e in episodes]), torch.stack([e.query for e in episodes]))
     with _lent(model, quantizer):
-        return vmap(query_loss)(tasks, quantizer.tables(torch.empty(0, **_kind(model))))
+        return vmap(query_loss)(tasks, quantizer.tables(tasks.support))
 
 
 def uses(model: nn.Module, pairs: Sequence[Bits]) -> dict[nn.Parameter, int]:
@@ -184,11 +184,6 @@ def _check(model: nn.Module, learner: Learner, episodes: Sequence[Episode], pair
         quantizer.check(width)
 
 
-def _kind(model: nn.Module) -> dict[str, Any]:
-    device, dtype = place(model)
-    return {"device": device, "dtype": dtype}
-
-
 @contextlib.contextmanager
 def _lent(model: nn.Module, quantizer: _TensorLSQ) -> Iterator[None]:
     """Inside the block every layer quantizes by ``quantizer``, on batch statistics; afterwards all is as before."""
@@ -216,7 +211,7 @@ def faster(
     """
     if refusal(model, learner, pairs):
         return False
-    device, _ = place(model)
+    device = place(model)[0]
     seconds: list[list[float]] = [[], []]
     ways = (_serial_gradients, _vectorized_gradients)
     try:

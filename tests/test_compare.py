@@ -274,9 +274,12 @@ def test_an_unknown_budget_is_answered_with_the_known(tmp_path):
 
 
 def test_the_paper_s_set_ups_build_and_count_their_steps():
-    """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256."""
+    """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256; 4.2: 75 x 800 steps of MAML, 20,000 of PN."""
     steps = {name: setup.recipe.for_images(45_000).steps for name, setup in SETUPS.items()}
     epochs = {"cifar10-preact_resnet20": 400, "cifar10-mobilenet_v2": 600, "svhn-cnn8": 100}
-    assert steps == {"digits": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
+    wanted = {"digits": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
+    for data in ("omniglot", "miniimagenet"):
+        wanted |= {f"{data}-maml": 75 * 800, f"{data}-pn": 20_000}
+    assert {name: steps[name] for name in wanted} == wanted
     for setup in SETUPS.values():
         models.build(setup.model, **setup.options)

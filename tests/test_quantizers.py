@@ -289,7 +289,7 @@ def test_a_quantizer_of_ones_own_takes_a_few_lines_and_unknown_ones_are_answered
     model = mq.quantize(net, "ternary", sample=torch.rand(2, 4), keep=[])
     with mq.at(model, "W2A32"):
         model(torch.rand(2, 4)).sum().backward()
-    assert model[1].quantizer is own and model[1].quantized_weight(2).unique().numel() <= 3
+    assert model[1].quantizer is own and model[1].quantized_weight(2).round(decimals=5).unique().numel() <= 3
     assert all(p.grad is not None for p in model.parameters())
     assert all(qz.get(name) == (name, known) == qz.get(known) for name, known in qz.QUANTIZERS.items())
     with pytest.raises(ValueError, match=f"^no quantizer 'dorfea'; known: {', '.join(QUANTIZERS)}, ternary$"):
