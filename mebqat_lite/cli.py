@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, compare, doctor, test."""
+"""The command line: demo, train, evaluate, compare, benchmark, doctor, test."""
 
 from __future__ import annotations
 
@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, help="folder; default: results/compare")
     command.set_defaults(run=_compare)
 
+    command = commands.add_parser("benchmark", help="few-shot networks on the frozen episodes, at every bitwidth")
+    command.add_argument("checkpoints", nargs="*", type=Path, help="files or folders; default: the shipped ones")
+    command.add_argument("--set", default="glyphs-20way", help="glyphs-20way, glyphs-5way, omniglot-20way or -5way")
+    command.add_argument("--part", default="test", choices=("val", "test"))
+    command.add_argument("--bits", help="as W2A2,W4A4,FP; default: all 73")
+    command.add_argument("--episodes", type=int, help="default: 600")
+    command.add_argument("--out", type=Path, help="folder; default: results/benchmark")
+    command.set_defaults(run=_benchmark)
+
     command = commands.add_parser("doctor", help="check this installation, with a cure for what fails")
     command.set_defaults(run=_doctor)
     commands.add_parser("test", help="all that CI runs (from a checkout); stages and pytest options may follow")
@@ -193,7 +202,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     model, extra = load_model(arguments.checkpoint)
     if learns_new_classes(extra):
         return _evaluate_new_classes(arguments, model, extra)
-    if arguments.norm == "support" or any((arguments.ways, arguments.shots, arguments.queries, arguments.episodes)):
+    if arguments.norm == "support" or any(
+        number is not None for number in (arguments.ways, arguments.shots, arguments.queries, arguments.episodes)
+    ):
         raise ValueError(
             f"{arguments.checkpoint.name} is a classifier of fixed classes: it has no ways, shots, support"
         )
@@ -227,12 +238,13 @@ def _evaluate_new_classes(arguments: argparse.Namespace, model: nn.Module, extra
     started = time.perf_counter()
     if arguments.layers:
         raise ValueError("--layers is for classifiers of fixed classes; give --bits")
-    asked = {name: getattr(arguments, name) for name in ("ways", "shots", "queries") if getattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in ("ways", "shots", "queries", "episodes")}
+    asked = {name: number for name, number in given.items() if number is not None}
+    count = {"count": asked.pop("episodes")} if "episodes" in asked else {}
     learner, episodes, name = episodes_for(model, extra, arguments.data, arguments.part, **asked)
     pairs = arguments.bits and parse_all(arguments.bits)
     if arguments.norm == "recalibrated":
         give_statistics(model, extra, pairs)
-    count = {"count": arguments.episodes} if arguments.episodes else {}
     frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
     if arguments.save:
         write_frame(arguments.save, frame)
@@ -283,6 +295,22 @@ def _compare(arguments: argparse.Namespace) -> int:
     write_json(folder / "compare.json", outcome)
     print(report(outcome, shown, titles={name: METHODS[name].title for name in METHODS}))
     print(f"Written: {folder / 'compare.json'}")
+    return 0
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import benchmark
+    from mebqat_lite.bits import parse_all
+    from mebqat_lite.paths import results, shipped
+
+    pairs = [str(pair) for pair in parse_all(arguments.bits)] if arguments.bits else None
+    how = {} if arguments.episodes is None else {"count": arguments.episodes}
+    found = benchmark.sheet(
+        arguments.checkpoints or [shipped("checkpoints")], arguments.set, part=arguments.part, bits=pairs, **how
+    )
+    print(benchmark.text(found))
+    written = benchmark.write(found, arguments.out or results() / "benchmark")
+    print("Written:", ", ".join(str(path) for path in written))
     return 0
 
 

@@ -62,6 +62,8 @@ def episode_scores(
         raise TypeError(f"{type(learner).__name__} learns no new classes; take ProtoNet or FOMAML")
     if norm_stats not in POLICIES:
         raise ValueError(f"no norm policy {norm_stats!r} for episodes; choose one of {', '.join(POLICIES)}")
+    if count < 1:
+        raise ValueError(f"accuracy is measured on at least 1 episode, not {count}")
     pairs = parse_settings(bits)
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
     if isinstance(learner, ProtoNet) and norm_stats in STORED:
@@ -116,6 +118,8 @@ def enrolment(
     """
     import pandas as pd
 
+    if norm_stats not in STORED:
+        raise ValueError(f"enrolment needs stored statistics, {' or '.join(STORED)}, not {norm_stats!r}")
     pairs, shots = parse_settings(bits), episodes.shots
     index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
     bar = tqdm(embeddings(model, episodes, pairs, norm_stats), disable=not progress, leave=False, delay=2)

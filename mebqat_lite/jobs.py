@@ -119,7 +119,8 @@ def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
     recipe = setup.recipe.for_images(len(data.train.labels))
     steps = recipe.warm_steps or recipe.steps
     run = fit(model, data, base, recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
-    _save(setup, base, seed, model, start_path(folder, base, seed), _accuracy(setup, base, model, data, ["FP"]))
+    accuracy = _accuracy(setup, base, model, data, ["FP"])
+    _save(setup, Job(base, seed), model, start_path(folder, base, seed), accuracy)
     return run
 
 
@@ -192,16 +193,15 @@ def measure(
     alone = {}
     if not methods.get(method).learns_new_classes:
         alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
-    _save(setup, method, job.seed, model, folder / f"{job.name}.safetensors", accuracy)
+    _save(setup, job, model, folder / f"{job.name}.safetensors", accuracy)
     return Outcome(job, accuracy, own, alone, costs, size)
 
 
-def _save(
-    setup: Setup, method: str, seed: int, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]
-) -> None:
+def _save(setup: Setup, job: Job, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]) -> None:
     """Save a model with its accuracy, and with what names its split, so that no one tests it on what it knows."""
-    how = {"method": method, "setup": asdict(setup), "data": setup.data, "seed": seed}
-    checkpoint.save_model(model, path, accuracy=accuracy, **how)
+    described: dict[str, Any] = {"method": Variant.parse(job.variant).method, "variant": job.variant, "bits": job.bits}
+    described |= {"setup": asdict(setup), "data": setup.data, "seed": job.seed}
+    checkpoint.save_model(model, path, accuracy=accuracy, **described)
 
 
 def _accuracy(

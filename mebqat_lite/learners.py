@@ -19,7 +19,7 @@ from torch.func import functional_call
 from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.convert import MapOrBits, at, has_norm_sets, has_stem, norm_layers, requantize, setting_of
 from mebqat_lite.datasets.episodes import Episode
-from mebqat_lite.norms import lent_stats, take_stats
+from mebqat_lite.norms import lent_stats, stored_stats, take_stats
 from mebqat_lite.quantizers import TINY
 from mebqat_lite.tensors import evaluating
 
@@ -176,10 +176,10 @@ class FOMAML:
 
     def losses(self, model: nn.Module, task: Episode, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
         """Yield ``(bits, query loss)`` of the weights that each pair adapts for itself."""
-        setting_of(model).track_running = False  # statistics are the episode's
         query = task.query.flatten(0, 1)  # (N Q, channels, height, width)
         try:
             for bits in sorted(pairs, key=height, reverse=True):
+                setting_of(model).track_running = bits == FP  # running statistics are those of full precision
                 if self.second_order and bits != FP:
                     raise ValueError(f"{bits} has no second order: rounding has no second derivative; first order has")
                 soft = self._teach(model, task) if self.teacher == "fp" and bits != FP else None
@@ -199,12 +199,17 @@ class FOMAML:
         images, labels = support.flatten(0, 1), Episode(support, support).labels
         fast: dict[str, Tensor] = adaptable(model)
         for _ in range(steps):
-            loss = F.cross_entropy(_call(model, fast, images), labels)
-            names = list(fast)
-            grads = torch.autograd.grad(loss, list(fast.values()), create_graph=self.second_order, allow_unused=True)
+            logits = _call(model, fast, images)
+            if logits.shape[1] != len(support):
+                raise ValueError(
+                    f"{len(support)} ways need a classifier of as many outputs, this has {logits.shape[1]}"
+                )
+            grads = torch.autograd.grad(
+                F.cross_entropy(logits, labels), list(fast.values()), create_graph=self.second_order, allow_unused=True
+            )
             fast = {
-                name: _updated(name, fast[name], grad, self.inner_lr)
-                for name, grad in zip(names, grads, strict=True)
+                name: _updated(name, value, grad, self.inner_lr)
+                for (name, value), grad in zip(fast.items(), grads, strict=True)
                 if grad is not None  # the steps of other bitwidths
             }
         return fast
@@ -232,24 +237,29 @@ class FOMAML:
 class QuantizeAdapted(FOMAML):
     """FOMAML at full precision; what it adapted is then quantized, with steps of least squared error on the support."""
 
-    adapted: tuple[Tensor, nn.Module] | None = None  # the last support and its network, for the next bitwidth
+    kept: tuple[Any, nn.Module] | None = None  # what was adapted last, and its network, for the next bitwidth
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
         """Adapt a copy to the classes of ``support``, (N, K, ...), and quantize it to ``bits``."""
         known = support.flatten(0, 1)
-        if self.adapted is None or self.adapted[0] is not support:
-            self.adapted = (support, self._quantized(model, support))
-        copied = self.adapted[1]
-        stats = _support_stats(copied, known, bits) if norm_stats == "support" else {}
+        copied = self._quantized(model, support)
+        stats = _support_stats(copied, known, bits) if norm_stats == "support" else stored_stats(model)
         return functools.partial(_run, copied, bits=bits, norm_stats=norm_stats, stats=stats)
 
     def _quantized(self, model: nn.Module, support: Tensor) -> nn.Module:
-        """A copy of the network with weights adapted at full precision and new steps."""
+        """A copy of the network with weights adapted at full precision and new steps; for all bitwidths the same."""
+        key = [support, model, *(p._version for p in model.parameters())]
+        if self.kept is not None and all(
+            a is b or (type(a) is int and a == b) for a, b in zip(self.kept[0], key, strict=False)
+        ):
+            return self.kept[1]
         copied = copy.deepcopy(model)
         with torch.enable_grad(), evaluating(copied), at(copied, FP, "batch"):
             fast = self.inner_loop(copied, support, self.test_steps)
         copied.load_state_dict({n: p.detach() for n, p in fast.items()}, strict=False)
-        return requantize(copied, "least_squares", support.flatten(0, 1))
+        requantize(copied.train(), "least_squares", support.flatten(0, 1))  # on statistics of this batch
+        self.kept = key, copied
+        return copied
 
 
 def adaptable(model: nn.Module) -> dict[str, Tensor]:

@@ -55,6 +55,16 @@ def take_stats(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def stored_stats(model: nn.Module) -> dict[str, Tensor]:
+    """The recalibrated statistics that a model keeps, named as by `take_stats`."""
+    return {
+        f"{name}.{buffer}": stats
+        for name, norm in norm_layers(model).items()
+        for buffer, stats in norm.named_buffers(recurse=False)
+        if buffer.startswith("stats_")
+    }
+
+
 @contextlib.contextmanager
 def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block the model has these recalibrated statistics, named as by `take_stats`; afterwards its own."""

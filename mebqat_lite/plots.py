@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -70,6 +71,12 @@ def _draw(
     halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
     means, xs = [cell["mean"] for cell in cells], [i + shift for i in places]
     axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure and close it."""
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -152,18 +159,38 @@ def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figur
 def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
     """Accuracy in percent over all pairs of a grid: weight bits upwards, activation bits to the right."""
     table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
+    named = table.rename(index=_width, columns=_width)
+    return matrix(named, "activation bits", "weight bits", title)
+
+
+def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Figure:
+    """Accuracy in percent by row and column, as numbers on colours."""
     with style(), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
         image = axes.imshow(table, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(table.columns)), table.columns.map(_width))
-        axes.set_yticks(range(len(table.index)), table.index.map(_width))
+        axes.set_xticks(range(len(table.columns)), table.columns)
+        axes.set_yticks(range(len(table.index)), table.index)
         middle = (np.nanmax(table) + np.nanmin(table)) / 2
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if np.isfinite(value):
                 ink = "white" if value < middle else "black"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
-        axes.set(xlabel="activation bits", ylabel="weight bits", title=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         figure.colorbar(image, label="accuracy (%)")
+    return figure
+
+
+def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str]) -> Figure:
+    """Accuracy in percent over the bit operations of an image, a point for each pair of a method."""
+    looks = zip((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP", strict=True)
+    with style():
+        figure, axes = plt.subplots(figsize=(7.0, 4.2))
+        for (name, row), (color, marker) in zip(accuracy.items(), looks, strict=False):
+            known = [pair for pair in row if pair in bitops and is_known(row[pair]["mean"])]
+            x, y = [bitops[pair] for pair in known], [row[pair]["mean"] for pair in known]
+            axes.scatter(x, y, s=22, color=color, marker=marker, label=titles.get(name, name), alpha=0.8)
+        axes.set(xscale="log", xlabel="bit operations of an image", ylabel="accuracy (%)")
+        axes.legend(loc="lower right")
     return figure
 
 

@@ -52,11 +52,21 @@ _PN = Recipe(
 _MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
 _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 
+# Quick ones on the embedded glyphs, for two cores.
+_GLYPHS_PN = Recipe(
+    warm_steps=1200, steps=400, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
+)
+_GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quantizer="lsq")
+
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
     "svhn-cnn8": Setup("svhn", "cnn8", {}, _SVHN),
+    "glyphs-pn": Setup("glyphs", "conv4", {"channels": 32, "classes": None}, _GLYPHS_PN),
+    "glyphs-maml": Setup(
+        "glyphs", "conv4", {"channels": 32, "classes": 5}, _GLYPHS_MAML, norm_stats="support", episodes=200
+    ),
     "omniglot-pn": Setup("omniglot", "conv4", _EMBED, _PN.with_options(ways=60, queries=5)),
     "omniglot-maml": Setup(
         "omniglot", "conv4", {"channels": 64, "classes": 5}, _MAML.with_options(tasks=16), norm_stats="support"

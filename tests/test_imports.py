@@ -29,6 +29,7 @@ ORDER += [
     "plots",
     "jobs",
     "compare",
+    "benchmark",
     "demo",
 ]
 ORDER += ["doctor", "selftest", "__init__", "exercises", "widgets", "cli"]

@@ -8,10 +8,11 @@ from torch import nn
 
 from mebqat_lite import give_norm_sets, models, quantize, vectorized
 from mebqat_lite.bits import FP, Bits, parse_all
-from mebqat_lite.convert import quantized_layers, set_bits, set_norm_stats, setting_of
+from mebqat_lite.convert import at, quantized_layers, set_bits, set_norm_stats, setting_of
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners import FOMAML, ProtoNet
 from mebqat_lite.optim import GradientMean
+from mebqat_lite.quantizers import TINY, integer_range, step_clip
 from mebqat_lite.vectorized import faster, query_losses, uses
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
@@ -91,6 +92,8 @@ def assert_as_serial(model, pairs, learner=None):
         assert (gradient is None) == (found[name] is None), name
         if gradient is not None:
             torch.testing.assert_close(found[name], gradient, **CLOSE, msg=name)
+    for (name, buffer), wanted_buffer in zip(model.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(buffer, wanted_buffer, **CLOSE, msg=name)
     return found
 
 
@@ -115,7 +118,9 @@ def test_signed_inputs_and_a_layer_that_follows():
     assert model.wide.shared_input.left is None
 
 
-@pytest.mark.parametrize("form", ["no steps", "one step", "large steps", "channels last", "fixed", "evaluating"])
+@pytest.mark.parametrize(
+    "form", ["no steps", "one step", "large steps", "channels last", "fixed", "evaluating", "averaging"]
+)
 def test_other_forms_are_serial_too(form):
     model = net()
     learner = {"no steps": FOMAML(0), "one step": FOMAML(1), "large steps": FOMAML(3, 2.0)}.get(form)
@@ -126,18 +131,40 @@ def test_other_forms_are_serial_too(form):
             p.requires_grad_(not name.endswith((".1.weight", "0.0.quant.w2", "0.0.quant.a2")))
     if form == "evaluating":
         set_norm_stats(model.eval(), "batch")
+    if form == "averaging":
+        model.body[0][1].momentum = None
     assert_as_serial(model, MIXED, learner)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_clip_is_step_clip_also_on_its_edges(bits, signed):
+    low, high = integer_range(bits, signed)
+    codes = torch.tensor([low - 1, low, low + 0.4, 0, high - 0.4, high, high + 3, -1e9, 1e9], dtype=torch.float64)
+    found = []
+    for clip in (step_clip, vectorized._TensorStepClip.apply):
+        step = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+        x = (codes * 0.25).requires_grad_()
+        numbers = (low, high, 0.3) if clip is step_clip else map(codes.new_tensor, (low, high, 0.3))
+        out = clip(x, step, *numbers)
+        found.append((out, *torch.autograd.grad((out * codes.cos()).sum(), (x, step))))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
 def test_steps_stay_positive_in_the_inner_loop():
-    """Gradients that large push steps below zero: they are clamped, and a clamped step gives theta none."""
-    model = net()
+    """Steps that an update would push below zero are clamped, and give theta no gradient."""
+    model, learner, (task,) = net(), FOMAML(3, 1.0), episodes(1)
     with torch.no_grad():
         for layer in quantized_layers(model).values():
             for step in layer.quant.values():
-                step.mul_(1e-3)
-    found = assert_as_serial(model, "W2A2,W4A4,FP", FOMAML(2, 20.0))
-    assert any(g is not None and not g.any() for n, g in found.items() if ".quant." in n)
+                step.mul_(0.1)
+    with at(model, "W2A2", "batch"):
+        fast = learner.inner_loop(model, task.support, learner.inner_steps)
+    clamped = [name for name, value in fast.items() if ".quant." in name and value == TINY]
+    assert clamped
+    found = assert_as_serial(model, "W2A2,W4A4,FP", learner)
+    assert all(found[name] == 0 for name in clamped)
 
 
 def test_uses_count_the_tasks_of_each_parameter():
@@ -188,7 +215,8 @@ def used():
 
 def test_the_model_is_left_as_it_was(used):
     before = state_of(used)
-    query_losses(used, FOMAML(2), episodes(2), parse_all("FP,W2A2"))
+    query_losses(used, FOMAML(2), episodes(2), parse_all("W32A4,W2A2"))
+    assert not any(module._forward_pre_hooks for module in used.modules())
     assert_state(used, before)
 
 
@@ -221,12 +249,14 @@ def test_other_learning_is_left_to_serial_tasks(learner, pair, reason):
     assert not faster(model, learner, episodes(1), [pair])
 
 
-def test_other_norms_and_dropout_are_left_to_serial_tasks():
+def test_other_norms_precision_and_dropout_are_left_to_serial_tasks():
     with pytest.raises(ValueError, match=r"norm sets per pair.*serial tasks"):
         query_losses(give_norm_sets(net(), "W2A2"), FOMAML(), episodes(1), [FP])
     with pytest.raises(ValueError, match=r"stored norm statistics.*serial tasks"):
         query_losses(net().eval(), FOMAML(), episodes(1), [FP])
     model = net()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"mixed precision.*serial tasks"):
+        query_losses(model, FOMAML(), episodes(1), [FP])
     model.body.append(nn.Dropout(0.5))
     with pytest.raises(ValueError, match=r"dropout.*serial tasks"):
         query_losses(model, FOMAML(), episodes(1), [FP])
