@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite import checkpoint, datasets, methods
-from mebqat_lite.convert import quantize, requantize
+from mebqat_lite.convert import quantize
 from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets import Data
 from mebqat_lite.evaluate import CALIBRATION_NORMS, agreement, grid
@@ -163,7 +163,7 @@ def run_job(
     if cold:
         model = _cold(setup, data, job.seed)
     if chosen.trains or "quantizer" in variant.options:
-        requantize(model, setup.recipe.quantizer, methods.calibration(data))  # steps of trained weights
+        methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps of trained weights
     if chosen.trains:
         recipe = setup.recipe.for_images(len(data.train.labels))
         recipe = _recipe(recipe, job, methods.teacher_of(chosen, recipe, warm=not cold))

@@ -176,10 +176,10 @@ class FOMAML:
 
     def losses(self, model: nn.Module, task: Episode, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
         """Yield ``(bits, query loss)`` of the weights that each pair adapts for itself."""
+        setting_of(model).track_running = False  # statistics are the episode's
         query = task.query.flatten(0, 1)  # (N Q, channels, height, width)
         try:
             for bits in sorted(pairs, key=height, reverse=True):
-                setting_of(model).track_running = bits == FP  # running statistics are those of full precision
                 if self.second_order and bits != FP:
                     raise ValueError(f"{bits} has no second order: rounding has no second derivative; first order has")
                 soft = self._teach(model, task) if self.teacher == "fp" and bits != FP else None

@@ -151,6 +151,17 @@ def calibration(data: Data) -> Tensor:
     return data.train.images[: max(16, min(512, 2**19 // pixels))]
 
 
+def set_steps(model: nn.Module, quantizer: str, data: Data, base: str = "fp") -> None:
+    """Choose learned steps anew, from trained weights and from what the layers read on training images.
+
+    A network trained by MAML has no running statistics: its layers read what they read under those of a batch.
+    """
+    mode = model.training
+    model.train(mode or base == "fomaml")
+    requantize(model, quantizer, calibration(data))
+    model.train(mode)
+
+
 def has_one_bit(model: nn.Module) -> bool:
     """Whether every quantizer of the model defines one bit."""
     return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
@@ -218,11 +229,11 @@ def _each_task(sampler: Callable[[nn.Module, Recipe], Listed]) -> Callable[[nn.M
 
 
 def _least_squares(model: nn.Module, data: Data) -> None:
-    requantize(model, "least_squares", calibration(data))
+    set_steps(model, "least_squares", data)
 
 
 def _quantize_lsq(model: nn.Module, data: Data) -> None:
-    requantize(model, "lsq", calibration(data))
+    set_steps(model, "lsq", data, "fomaml")
 
 
 def _fix_gains(model: nn.Module, sampler: Sampler) -> None:

@@ -21,7 +21,6 @@ from mebqat_lite.convert import (
     has_stem,
     plan_of,
     quantize,
-    requantize,
     set_norm_stats,
     setting_of,
 )
@@ -139,7 +138,7 @@ def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str 
     """Train ``recipe.warm_steps`` at full precision, then set the learned steps anew, from the trained weights."""
     fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
     run = fit(model, data, base, fp, path=None if path is None else f"{path}.fp", **how)
-    requantize(model, plan_of(model).quantizer, methods.calibration(data))
+    methods.set_steps(model, plan_of(model).quantizer, data, base)
     return run
 
 

@@ -244,7 +244,8 @@ def _track(model: nn.Module, passes: list[Seen], pairs: Sequence[Bits]) -> None:
         for name, stats in calls:
             norm, (var, mean) = norms[name], stats[task].detach()
             count = norm.get_buffer("num_batches_tracked").add_(1)
-            momentum = vars(norm)["momentum"] or 1 / float(count)  # None: the plain average
+            momentum = vars(norm)["momentum"]
+            momentum = 1 / float(count) if momentum is None else momentum  # None: the plain average
             norm.get_buffer("running_mean").lerp_(mean, momentum)
             norm.get_buffer("running_var").lerp_(var, momentum)
 
