@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mebqat_lite.compare import compare
 from mebqat_lite.jobs import PAIRS
 from mebqat_lite.methods import Recipe
 from mebqat_lite.paths import results
-from mebqat_lite.recipes import Setup
+from mebqat_lite.recipes import Setup, get
 from mebqat_lite.results import report, write_json
 
 FOLDER = Path(__file__).parent
@@ -42,6 +43,7 @@ class Experiment:
     seeds: int = 5
     budget: str = "steps"
     qat_lrs: Sequence[float] = ()
+    parts: Sequence[str] = ("test",)  # that the page shows: where something is chosen, not the test images
 
 
 DIGITS = Experiment(
@@ -66,7 +68,7 @@ def _ablation(setup: Setup, quantizer: str, where: str, changes: Sequence[str], 
     cold = base + COLD.format(recipe.steps + recipe.warm_steps // recipe.m)
     names = (base, cold, *(change if change.startswith("mebqat") else f"{base}+{change}" for change in changes))
     why, listed = f"Ablations, {quantizer}, {where}; validation images", [p for p in SOME[:-1] if p in pairs]
-    return Experiment(why, setup.with_options(quantizer=quantizer), names, pairs, listed)
+    return Experiment(why, setup.with_options(quantizer=quantizer), names, pairs, listed, parts=("val",))
 
 
 _CHANGES = {"dorefa": ("teacher='next'", "teacher='labels'", "exclude=(3,5,7)")}
@@ -90,6 +92,55 @@ EXPERIMENTS: dict[str, Experiment] = {
         qat_lrs=(0.003, 0.01),
     ),
 }
+FEW = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "W5A5", "FP")
+PN, MAML = (get(name) for name in ("glyphs-pn", "glyphs-maml"))
+_total = PN.recipe.steps + PN.recipe.warm_steps // PN.recipe.m
+EXPERIMENTS |= {
+    "glyphs-pn": Experiment(
+        "New classes: PN, 20-way 1-shot on glyphs, equal back-propagations per model",
+        PN,
+        ("mebqat_pn", "pn_qat", "pn", "pn_ptq_mse"),
+        FEW,
+        ("W2A2", "W4A4"),
+        seeds=3,
+        budget="backprops",
+        parts=("val", "test"),
+    ),
+    "glyphs-pn-ablations": Experiment(
+        "New classes: what helps MEBQAT-PN; validation scripts",
+        PN,
+        (
+            "mebqat_pn+sandwich=False",
+            f"mebqat_pn+sandwich=False{COLD.format(_total)}",
+            "mebqat_pn",
+            "mebqat_pn+teacher='fp'",
+            "mebqat_pn+exclude=(3,5,7)",
+        ),
+        FEW,
+        ("W2A2", "W4A4"),
+        seeds=3,
+        parts=("val",),
+    ),
+    "glyphs-maml": Experiment(
+        "New classes: MAML, 5-way 1-shot on glyphs, equal back-propagations per model",
+        MAML,
+        ("mebqat_maml", "mebqat_maml+sandwich=False", "fomaml_qat", "fomaml", "fomaml_ptq_lsq", "fomaml_ptq_mse"),
+        ("W2A2", "W4A4", "FP"),
+        ("W2A2", "W4A4"),
+        seeds=3,
+        budget="backprops",
+        parts=("val", "test"),
+    ),
+    "omniglot-pn": Experiment(
+        "New classes: PN, 20-way 1-shot, six alphabets of Omniglot, Korean and Sanskrit held out",
+        replace(PN, data="omniglot"),
+        ("mebqat_pn", "pn_qat"),
+        FEW,
+        ("W2A2", "W4A4"),
+        seeds=3,
+        budget="backprops",
+    ),
+}
 for _quantizer, _changes in _CHANGES.items():
     _pairs = ALL if _quantizer == "dorefa" else ALL_FROM_2
     EXPERIMENTS[f"digits-{_quantizer}"] = _ablation(NARROW, _quantizer, "digits 8-16-16-16", _changes, _pairs)
@@ -100,11 +151,11 @@ for _quantizer, _changes in _CHANGES.items():
 
 
 def run(name: str, data: str = "", seeds: int = 0, workers: int | None = None) -> dict[str, Any]:
-    """Run an experiment; ``data`` replaces ``cifar10`` where that is asked for (``folder:PATH``)."""
+    """Run an experiment; ``data`` replaces ``cifar10`` or ``omniglot`` where that is asked for (``folder:PATH``)."""
     experiment = EXPERIMENTS[name]
     setup = experiment.setup
     if data:
-        setup = replace(setup, data=setup.data.replace("cifar10", data, 1))
+        setup = replace(setup, data=re.sub("^(cifar10|omniglot)", lambda _: data, setup.data))
     outcome = compare(
         setup,
         experiment.names,
@@ -123,8 +174,7 @@ def run(name: str, data: str = "", seeds: int = 0, workers: int | None = None) -
 def block(name: str, found: dict[str, Any]) -> str:
     """An experiment as the README shows it."""
     pairs = [pair for pair in PAIRS if any(pair in row for row in found["accuracy"].values())]
-    chooses = name.rpartition("-")[2] in _CHANGES  # then the test images stay out of it
-    text = report(found, pairs, "val" if chooses else "test")
+    text = "\n\n".join(report(found, pairs, part) for part in EXPERIMENTS[name].parts)
     head = f"### {EXPERIMENTS[name].why}\n\n`python -m benchmarks.accuracy {name}`, {found['seeds']} seeds, each with"
     when = f"{found['seconds'] / 60:.0f} min; {found['machine']}"
     return f"{head} its own split; {when}\n\n```text\n{text}\n```\n"
@@ -155,7 +205,9 @@ def main() -> None:
     """Run the experiments that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--data", default="", help="instead of cifar10: folder:PATH")
+    parser.add_argument(
+        "--data", default="", help="instead of cifar10: folder:PATH; of omniglot: omniglot:PATH,test=Korean+Sanskrit"
+    )
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--store", action="store_true")

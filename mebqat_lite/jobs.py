@@ -208,11 +208,12 @@ def _accuracy(
     setup: Setup, method: str, model: nn.Module, data: Data, pairs: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Accuracy in percent on both parts, with norm statistics measured once for each pair on training images."""
-    samples = {PARTS[0]: data.train.images[:CALIBRATION_NORMS]} if setup.norm_stats == "recalibrated" else {}
-    return {
-        part: _row(setup, method, model, data, part, pairs, norm_stats=setup.norm_stats, calibration=samples.get(part))
-        for part in PARTS
-    }
+    calibration = data.train.images[:CALIBRATION_NORMS] if setup.norm_stats == "recalibrated" else None
+    found: dict[str, dict[str, float]] = {}
+    for part in PARTS:
+        sample = None if any(found.values()) else calibration  # measured once
+        found[part] = _row(setup, method, model, data, part, pairs, setup.norm_stats, sample)
+    return found
 
 
 def _row(
@@ -225,8 +226,12 @@ def _row(
     norm_stats: str,
     calibration: Tensor | None = None,
 ) -> dict[str, float]:
-    """Accuracy in percent by pair on a part of the data, for few-shot methods the mean over episodes."""
+    """Accuracy in percent by pair on a part of the data, for few-shot methods the mean over episodes; {} if there is
+    no such part.
+    """
     images, chosen = getattr(data, part), methods.get(method)
+    if not len(images.labels):
+        return {}
     if not chosen.learns_new_classes:
         lend = calibration is not None or norm_stats == "recalibrated"
         frame = grid(model, images, pairs, norm_stats=norm_stats, calibration=calibration, lend_sets=lend)

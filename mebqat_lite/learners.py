@@ -208,7 +208,7 @@ class FOMAML:
                 F.cross_entropy(logits, labels), list(fast.values()), create_graph=self.second_order, allow_unused=True
             )
             fast = {
-                name: _updated(name, value, grad, self.inner_lr)
+                name: updated(name, value, grad, self.inner_lr)
                 for (name, value), grad in zip(fast.items(), grads, strict=True)
                 if grad is not None  # the steps of other bitwidths
             }
@@ -269,7 +269,7 @@ def adaptable(model: nn.Module) -> dict[str, Tensor]:
     return {n: p for n, p in found if not any(n.startswith(prefix) for prefix in fixed)}
 
 
-def _updated(name: str, value: Tensor, grad: Tensor, lr: float) -> Tensor:
+def updated(name: str, value: Tensor, grad: Tensor, lr: float) -> Tensor:
     """A step of SGD; learned quantizer steps stay positive."""
     new = torch.sub(value, grad, alpha=lr)
     return new.clamp_min(TINY) if ".quant." in name else new

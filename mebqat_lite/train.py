@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, learning_rate
-from mebqat_lite.tensors import best_device, keep_memory
+from mebqat_lite.tensors import best_device, keep_memory, place
+from mebqat_lite.vectorized import faster, query_losses, refusal, uses
 
 
 class TrainingError(RuntimeError):
@@ -63,6 +64,7 @@ def fit(
     log: Log | None = None,
     amp: bool = False,
     compiled: bool = False,
+    vectorized: bool | None = None,
     **options: Any,
 ) -> Run:
     """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
@@ -83,8 +85,11 @@ def fit(
             8 significant bits at most. Offered, not measured on a GPU yet.
         compiled: compile the forward passes with `torch.compile`, once for each pair that is visited: seconds each.
             Roundings may fall another way. Offered, not measured on a GPU yet.
+        vectorized: adapt all tasks of a FOMAML step in one pass (`mebqat_lite.vectorized`). By default what is measured
+            to be faster on CUDA, and serial tasks on the CPU. Roundings may fall another way.
 
     Raises:
+        ValueError: ``vectorized`` where it cannot be (`mebqat_lite.vectorized.refusal`).
         TrainingError: the loss is not finite. That step changes neither weights nor norm statistics.
     """
     chosen = methods.get(method)
@@ -102,8 +107,9 @@ def fit(
     before = Run(chosen.base, recipe)
     if recipe.warm_steps and chosen.trains:
         how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}
-        before = _warm_up(model, data, chosen.base, recipe, path, **how, log=log, amp=amp, compiled=compiled)
-    loop = Loop(model, data.train, method, recipe, path, amp=amp, compiled=compiled)
+        how |= {"log": log, "amp": amp, "compiled": compiled, "vectorized": vectorized}
+        before = _warm_up(model, data, chosen.base, recipe, path, **how)
+    loop = Loop(model, data.train, method, recipe, path, amp=amp, compiled=compiled, vectorized=vectorized)
     steps = range(loop.run.costs.steps, recipe.steps)
     try:
         for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
@@ -155,6 +161,7 @@ class Loop:
         *,
         amp: bool = False,
         compiled: bool = False,
+        vectorized: bool | None = None,
     ) -> None:
         keep_memory()
         chosen = methods.get(method)
@@ -168,7 +175,7 @@ class Loop:
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
-        self.speed = {"amp": amp, "compile": compiled}
+        self.speed: dict[str, bool | None] = {"amp": amp, "compile": compiled, "vectorized": vectorized}
         torch.manual_seed(recipe.seed)  # dropout
         self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
         self.buffers = list(model.buffers())
@@ -176,6 +183,7 @@ class Loop:
         self.fingerprint = "" if path is None else checkpoint.checksum(train)
         if path is not None and Path(path).exists():
             self.load()
+        self.speed["vectorized"] = self.decide_vectorized()  # before passes are counted or compiled
         self.compiled = compile_forwards(model) if compiled else []
         counted = [self.compiled[-1] if self.compiled else _last_layer(model)]
         counted += [_last_layer(self.learner.frozen)] if self.learner.frozen else []
@@ -186,10 +194,13 @@ class Loop:
         started, costs = time.perf_counter(), self.run.costs
         before = [buffer.clone() for buffer in self.buffers]
         try:
-            losses = [
-                self.backpropagate(self.source.task(costs.steps, index), pairs)
-                for index, pairs in enumerate(self.sampler.draw())
-            ]
+            if self.speed["vectorized"]:
+                losses = self.backpropagate_together(*self.tasks())
+            else:
+                losses = [
+                    self.backpropagate(self.source.task(costs.steps, index), pairs)
+                    for index, pairs in enumerate(self.sampler.draw())
+                ]
         except TrainingError:
             torch._foreach_copy_(self.buffers, before)
             raise
@@ -208,15 +219,52 @@ class Loop:
         """Back-propagate the loss of each pair on a batch or an episode; returns their mean."""
         losses = []
         for bits, loss in self.in_precision(self.learner.losses(self.model, task, pairs)):
-            if not math.isfinite(value := loss.item()):
-                raise TrainingError(
-                    f"the loss is {value} at step {self.run.costs.steps}, {bits}: lower lr "
-                    f"(now {self.recipe.lr:g}) or look for bad values in the images"
-                )
+            value = self.finite(loss.item(), bits)
             loss.backward()
             self.run.costs.backprops += 1
             losses.append(value)
         return sum(losses) / len(losses)
+
+    def finite(self, value: float, bits: Pair) -> float:
+        """The loss at ``bits``, or a TrainingError if it is none."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} at step {self.run.costs.steps}, {bits}: lower lr "
+                f"(now {self.recipe.lr:g}) or look for bad values in the images"
+            )
+        return value
+
+    def tasks(self) -> tuple[list[Any], list[Pair]]:
+        """What the next step learns: each task once for each of its pairs, and these pairs."""
+        drawn = [(index, pair) for index, pairs in enumerate(self.sampler.draw()) for pair in pairs]
+        return [self.source.task(self.run.costs.steps, index) for index, _ in drawn], [pair for _, pair in drawn]
+
+    def decide_vectorized(self) -> bool:
+        """Whether steps are vectorized: as asked for or as the checkpoint was, else as measured; the CPU never is."""
+        asked = self.speed["vectorized"]
+        together = " and ".join(name for name in ("amp", "compile") if self.speed[name])
+        if asked is False or (asked is None and (together or place(self.model)[0].type != "cuda")):
+            return False
+        state = self.sampler.state_dict()
+        episodes, pairs = self.tasks()
+        self.sampler.load_state_dict(state)  # the next step draws the same again
+        if asked is None:
+            return faster(self.model, self.learner, episodes, pairs)
+        reason = f"vectorized tasks do not go with {together}" if together else ""
+        if reason := reason or refusal(self.model, self.learner, pairs):
+            raise ValueError(reason)
+        return True
+
+    def backpropagate_together(self, episodes: list[Any], pairs: list[Pair]) -> list[float]:
+        """Back-propagate the losses of all tasks in one pass, with the counts that one after the other has."""
+        costs, before = self.run.costs, self.run.costs.forwards
+        losses = query_losses(self.model, self.learner, episodes, pairs)  # type: ignore[arg-type]
+        costs.forwards += (costs.forwards - before) * (len(pairs) - 1)  # a pass of all was counted once
+        values = [self.finite(value, bits) for value, bits in zip(losses.tolist(), pairs, strict=True)]
+        losses.sum().backward()
+        self.gradients.uses |= uses(self.model, pairs)  # type: ignore[arg-type]  # backward has counted one each
+        costs.backprops += len(pairs)
+        return values
 
     def in_precision(self, losses: Iterator[tuple[Pair, Tensor]]) -> Iterator[tuple[Pair, Tensor]]:
         """The losses as they come, computed in mixed precision if the run is to; `backward` must stay outside.
@@ -224,7 +272,7 @@ class Loop:
         Autocast keeps no cast weights: in some versions those of a teacher would have no gradient in the next pass.
         That a learner goes backward through a shared stem in here gives the same gradients as outside.
         """
-        kind, amp = next(iter(self.parameters.values())).device.type, self.speed["amp"]
+        kind, amp = next(iter(self.parameters.values())).device.type, bool(self.speed["amp"])
         while True:
             with torch.autocast(kind, torch.bfloat16, enabled=amp, cache_enabled=False):
                 found = next(losses, None)
@@ -262,7 +310,10 @@ class Loop:
                 f"{name} belongs to another run ({meta['run']['method']}, {_difference(recipe, self.recipe)}): "
                 "give another path, or delete it to start again"
             )
-        if (speed := meta.get("speed", dict.fromkeys(self.speed, False))) != self.speed:
+        speed = dict.fromkeys(self.speed, False) | meta.get("speed", {})
+        if self.speed["vectorized"] is None:
+            self.speed["vectorized"] = speed["vectorized"]  # not measured again: roundings would fall another way
+        if speed != self.speed:
             raise checkpoint.CheckpointError(
                 f"{name} was trained with {_words(speed)}, this run is with {_words(self.speed)}: "
                 "take the same, give another path, or delete it"
@@ -327,9 +378,9 @@ def _count_forwards(module: nn.Module, costs: Costs) -> torch.utils.hooks.Remova
     return module.register_forward_hook(count)
 
 
-def _words(speed: dict[str, bool]) -> str:
-    """``amp and compile``, ``amp``, ``neither amp nor compile``."""
-    return " and ".join(name for name, on in speed.items() if on) or "neither amp nor compile"
+def _words(speed: Mapping[str, bool | None]) -> str:
+    """``amp and compile``, ``amp``, ``none of amp, compile, vectorized``."""
+    return " and ".join(name for name, on in speed.items() if on) or f"none of {', '.join(speed)}"
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,15 +21,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import functional_call, grad, vmap
 
-from mebqat_lite.bits import FP, FULL, Bits, Pair
+from mebqat_lite.bits import FULL, Bits, Pair
 from mebqat_lite.convert import has_norm_sets, norm_layers, quantized_layers, setting_of
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.layers import QuantizedLayer
-from mebqat_lite.learners import FOMAML, Learner, _updated, adaptable
+from mebqat_lite.learners import FOMAML, Learner, adaptable, updated
 from mebqat_lite.quantizers import LSQ, Params, Site, integer_range
 from mebqat_lite.tensors import place
-
-Seen = dict[str, list[Tensor]]  # batch norm -> (2, channels), variance and mean, of each of its calls in one pass
 
 
 class _TensorStepClip(Function):
@@ -111,7 +109,7 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
 
     The gradient of their sum is the sum of the gradients that `FOMAML.losses` gives task by task: first order, at the
     adapted weights (MEBQAT-MAML, ECCV 2022, algorithm 2). A step that no task uses gets none. `uses` says how many
-    tasks have a part in each sum. Running statistics move as with serial tasks: by those at full precision.
+    tasks have a part in each sum.
 
     Raises:
         ValueError: what `refusal` names, bits that the quantizer does not define, episodes of different shapes.
@@ -120,25 +118,22 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
     quantizer, counts = _TensorLSQ(pairs), uses(model, pairs)
     start = {n: p for n, p in adaptable(model).items() if counts[p]}  # type: ignore[index]  # others have no part
 
-    def support_loss(fast: dict[str, Tensor], task: Episode) -> tuple[Tensor, Seen]:
+    def support_loss(fast: dict[str, Tensor], task: Episode) -> Tensor:
         logits = functional_call(model, fast, (task.support.flatten(0, 1),))  # (N K, N)
-        return F.cross_entropy(logits, Episode(task.support, task.support).labels), take()
+        return F.cross_entropy(logits, Episode(task.support, task.support).labels)
 
-    def query_loss(task: Episode, widths: dict[str, _Widths]) -> tuple[Tensor, list[Seen]]:
-        quantizer.now, fast, seen = widths, start, []
+    def query_loss(task: Episode, widths: dict[str, _Widths]) -> Tensor:
+        quantizer.now, fast = widths, start
         for _ in range(learner.inner_steps):
             with torch.no_grad():  # to the outer backward inner gradients are constants
-                grads, found = grad(support_loss, has_aux=True)(fast, task)
-            fast = {name: _updated(name, value, grads[name], learner.inner_lr) for name, value in fast.items()}
-            seen.append(found)
+                grads = grad(support_loss)(fast, task)
+            fast = {name: updated(name, value, grads[name], learner.inner_lr) for name, value in fast.items()}
         logits = functional_call(model, fast, (task.query.flatten(0, 1),))  # (N Q, N)
-        return F.cross_entropy(logits, task.labels), [*seen, take()]
+        return F.cross_entropy(logits, task.labels)
 
     tasks = Episode(torch.stack([e.support for e in episodes]), torch.stack([e.query for e in episodes]))
-    with _lent(model, quantizer), _watched(model, FP in pairs) as take:
-        losses, seen = vmap(query_loss)(tasks, quantizer.tables(tasks.support))
-    _track(model, seen, pairs)
-    return losses
+    with _lent(model, quantizer):
+        return vmap(query_loss)(tasks, quantizer.tables(tasks.support))
 
 
 def uses(model: nn.Module, pairs: Sequence[Bits]) -> dict[nn.Parameter, int]:
@@ -207,47 +202,6 @@ def _lent(model: nn.Module, quantizer: _TensorLSQ) -> Iterator[None]:
         vars(setting).update(before)
         for layer, quantizer_before in zip(layers, own, strict=True):
             layer.quantizer = quantizer_before
-
-
-@contextlib.contextmanager
-def _watched(model: nn.Module, wanted: bool) -> Iterator[Callable[[], Seen]]:
-    """Inside the block batch norms that would track running statistics write down what they see, if ``wanted``; the
-    function takes what there is. (Under vmap a norm cannot track: it would write all tasks into one buffer.)
-    """
-    seen: Seen = {}
-
-    def see(name: str, x: Tensor) -> None:
-        dims = [d for d in range(x.dim()) if d != 1]
-        seen.setdefault(name, []).append(torch.stack(torch.var_mean(x.detach(), dims)))
-
-    def take() -> Seen:
-        taken = dict(seen)
-        seen.clear()
-        return taken
-
-    tracking = {n: m for n, m in norm_layers(model).items() if wanted and m.training and m.track_running_stats}
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0])) for name, norm in tracking.items()
-    ]
-    try:
-        yield take
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _track(model: nn.Module, passes: list[Seen], pairs: Sequence[Bits]) -> None:
-    """Move running statistics by what full-precision tasks saw, (tasks, 2, channels) in each pass, task by task."""
-    norms = norm_layers(model)
-    calls = [(name, stats) for seen in passes for name, found in seen.items() for stats in found]
-    for task in [index for index, pair in enumerate(pairs) if pair == FP]:
-        for name, stats in calls:
-            norm, (var, mean) = norms[name], stats[task].detach()
-            count = norm.get_buffer("num_batches_tracked").add_(1)
-            momentum = vars(norm)["momentum"]
-            momentum = 1 / float(count) if momentum is None else momentum  # None: the plain average
-            norm.get_buffer("running_mean").lerp_(mean, momentum)
-            norm.get_buffer("running_var").lerp_(var, momentum)
 
 
 def faster(

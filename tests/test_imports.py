@@ -18,6 +18,7 @@ ORDER += [
     "checkpoint",
     "datasets",
     "learners",
+    "vectorized",
     "methods",
     "optim",
     "train",

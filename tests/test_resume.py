@@ -222,7 +222,7 @@ def parameters(model):
 def spoiled(step):
     """Data with a NaN in an image of the batch number ``step`` of the first epoch, and in none before."""
     rest = Split(IMAGES.clone(), torch.arange(64))
-    index = Loop(net(), rest, "fp", FAST).batch(step).labels[0]
+    index = Loop(net(), rest, "fp", FAST).source.task(step).labels[0]
     rest.images[index] = math.nan
     return Data("spoiled", Split(rest.images, DATA.train.labels), None, None, ())
 

@@ -147,7 +147,7 @@ def _alphabet(character: str) -> str:
 
 def _names(given: Names | None) -> list[str] | None:
     if isinstance(given, str):
-        return [name for name in given.split("+") if name]
+        return [name for name in given.split("+") if name not in ("", "()")]
     return None if given is None else list(given)
 
 
