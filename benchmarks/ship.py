@@ -1,0 +1,75 @@
+"""Make the shipped few-shot checkpoints: ``python -m benchmarks.ship [FOLDER]`` (default: ``data``), some minutes.
+
+Each is seed 0 of a named recipe, with the norm statistics of every pair that it serves; ``checkpoints/glyphs.json``
+holds what each scores on the validation scripts, on which the recipes were chosen. The digits come from
+``mebqat-lite demo --ship data``; Any-Precision on them is made here.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from mebqat_lite import datasets
+from mebqat_lite.benchmark import SHOWN, sheet, text
+from mebqat_lite.bits import candidates
+from mebqat_lite.checkpoint import load_model, save_model
+from mebqat_lite.evaluate import CALIBRATION_NORMS
+from mebqat_lite.jobs import Job, run_job, train_start
+from mebqat_lite.norms import recalibrate
+from mebqat_lite.recipes import Setup, get
+from mebqat_lite.results import write_json
+
+FEW_SHOT = {  # recipe -> jobs, each with the name of its file
+    "glyphs-pn": {"pn": Job("pn", 0), "pn_qat_w2a2": Job("pn_qat", 0, "W2A2"), "mebqat_pn": Job("mebqat_pn", 0)},
+    "glyphs-maml": {"fomaml": Job("fomaml", 0), "mebqat_maml": Job("mebqat_maml", 0)},
+}
+LIMIT = 300_000  # bytes
+
+
+def train(name: str, setup: Setup, job: Job, folder: Path, out: Path) -> None:
+    """Train one job at the back-propagations of its recipe and write it to ``out``, with statistics for its pairs."""
+    pairs = [job.bits] if job.bits else ["W2A2", "FP"]
+    run_job(setup, job, pairs, folder, budget="backprops")
+    model, extra = load_model(folder / f"{job.name}.safetensors")
+    if setup.norm_stats == "recalibrated":
+        images = datasets.load(setup.data, job.seed).train.images[:CALIBRATION_NORMS]
+        served = [job.bits] if job.bits else [str(pair) for pair in candidates(one_bit=False)]
+        recalibrate(model, images, served if job.variant != "pn" else ["W2A2", "W4A4", "W8A8", "FP"])
+    save_model(model, out, **extra)
+    if (size := out.stat().st_size) > LIMIT:
+        raise SystemExit(f"{out.name} has {size:,} bytes, more than {LIMIT:,}")
+    print(f"{name}: {size:,} bytes", flush=True)
+
+
+def main(data: Path) -> None:
+    """Train all, and write their figures."""
+    out = data / "checkpoints"
+    sheets = {}
+    for recipe, jobs in FEW_SHOT.items():
+        with tempfile.TemporaryDirectory() as folder:
+            setup, paths = get(recipe), []
+            train_start(setup, 0, Path(folder), "pn" if recipe == "glyphs-pn" else "fomaml")
+            for name, job in jobs.items():
+                paths.append(out / f"glyphs-{name}.safetensors")
+                train(name, setup, job, Path(folder), paths[-1])
+        frozen = "glyphs-20way" if recipe == "glyphs-pn" else "glyphs-5way"
+        shown = SHOWN if recipe == "glyphs-pn" else ("W2A2", "W4A4", "FP")
+        sheets[frozen] = sheet(paths, frozen, part="val", bits=shown)
+        print(text(sheets[frozen]), flush=True)
+    write_json(out / "glyphs.json", sheets)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup()
+        train_start(setup, 0, Path(folder))
+        train(
+            "any_precision_recursive",
+            setup,
+            Job("any_precision_recursive", 0),
+            Path(folder),
+            out / "digits-any_precision.safetensors",
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))
