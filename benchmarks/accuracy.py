@@ -126,7 +126,7 @@ EXPERIMENTS |= {
         MAML,
         ("mebqat_maml", "mebqat_maml+sandwich=False", "fomaml_qat", "fomaml", "fomaml_ptq_lsq", "fomaml_ptq_mse"),
         ("W2A2", "W4A4", "FP"),
-        ("W2A2", "W4A4"),
+        ("W2A2",),
         seeds=3,
         budget="backprops",
         parts=("val", "test"),

@@ -115,6 +115,14 @@ def test_mebqat_costs_no_accuracy_on_the_digits():
     assert set(found["qat_lr"]["qat"]) == set(found["paired"]["val"])
 
 
+def test_on_cifar_a_dedicated_network_is_better():
+    for part in ("val", "test"):
+        assert gap("cifar", "adabits", "all", part) == 0 and gap("cifar", "any_precision_recursive", "all", part) == -1
+        found = stored("cifar")["paired"][part]
+        assert set(found) == {"W1A1", "W2A2", "W4A4"} and all(-6 < cell["mean"] < -3.5 for cell in found.values())
+    assert gap("cifar", "ptq_mse", "off_list", "test") == 0 and gap("cifar", "ptq_mse", "listed", "test") == -1
+
+
 def test_what_the_ablations_say():
     assert gap("digits-sat", "mebqat", "listed") == 1 and gap("digits-lsq", "mebqat") == 0
     low = stored("digits-sat")["validation"]
@@ -123,6 +131,8 @@ def test_what_the_ablations_say():
         name = f"digits-{quantizer}"
         assert gap(name, f"{form}+warm_steps=0+steps=375") == (1 if quantizer == "sat" else 0)
         assert gap(name, f"{form}+teacher='next'") == 0
+    assert gap("cifar-dorefa", "mebqat+warm_steps=0+steps=850") == -1
+    assert gap("cifar-dorefa", "mebqat+teacher='next'") == gap("cifar-dorefa", "mebqat+exclude=(3,5,7)") == 0
     assert gap("digits-dorefa", "mebqat+exclude=(3,5,7)", "held_out") >= 0
 
 
