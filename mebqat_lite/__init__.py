@@ -12,10 +12,11 @@ mq.grid(model, data.test)
 from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers, results
 from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates
 from mebqat_lite.checkpoint import CheckpointError, load_model, save_model
-from mebqat_lite.convert import NotQuantizedError, at, quantize, restore_float, set_bits, set_norm_stats
+from mebqat_lite.convert import quantize, restore_float
 from mebqat_lite.evaluate import accuracy, grid, sensitivity
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import give_norm_sets, recalibrate
+from mebqat_lite.state import NotQuantizedError, at, set_bits, set_norm_stats
 from mebqat_lite.summary import summary
 from mebqat_lite.train import Run, TrainingError, fit
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from mebqat_lite import models
 from mebqat_lite.bits import parse_all
-from mebqat_lite.convert import Plan, norm_layers, plan_of, quantize, setting_of
+from mebqat_lite.convert import quantize
 from mebqat_lite.norms import give_norm_sets
 from mebqat_lite.quantizers import Site
+from mebqat_lite.state import Plan, norm_layers, plan_of, setting_of
 from mebqat_lite.tensors import place
 
 FORMAT = "mebqat_lite"

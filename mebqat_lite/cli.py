@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--amp", action="store_true", help="mixed precision (bfloat16); not measured on a GPU yet")
     command.add_argument("--compile", action="store_true", help="torch.compile; not measured on a GPU yet")
     command.add_argument(
+        "--vectorized",
+        action=argparse.BooleanOptionalAction,
+        help="MAML's tasks in one pass; default: on CUDA if measured to be faster, on the CPU not",
+    )
+    command.add_argument(
         "--tensorboard",
         action=argparse.BooleanOptionalAction,
         help='TensorBoard curves in the run\'s folder; default: if installed (pip install "mebqat_lite[logs]")',
@@ -173,7 +178,8 @@ def _train(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     model = setup.build(data)
     recipe = recipe.with_options(seed=arguments.seed)
-    how = {"save_every": arguments.save_every, "amp": arguments.amp, "compiled": arguments.compile}
+    how: dict[str, Any] = {"save_every": arguments.save_every, "amp": arguments.amp, "compiled": arguments.compile}
+    how["vectorized"] = arguments.vectorized
     described = {"method": arguments.method, "setup": asdict(replace(setup, recipe=recipe)), **how}
     with closing(RunFolder(out.with_suffix(".run"), described, arguments.tensorboard)) as folder:
         state = out.with_suffix(".training")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP
-from mebqat_lite.convert import MapOrBits, at
 from mebqat_lite.layers import LAYERS, QuantizedLayer
+from mebqat_lite.state import MapOrBits, at
 from mebqat_lite.tensors import evaluating, place
 
 

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
-from mebqat_lite.convert import (
+from mebqat_lite.datasets.base import Split
+from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
+from mebqat_lite.methods import has_one_bit
+from mebqat_lite.norms import recalibrate
+from mebqat_lite.state import (
     MapOrBits,
     at,
     frozen_weights,
@@ -24,10 +28,6 @@ from mebqat_lite.convert import (
     quantized_layers,
     setting_of,
 )
-from mebqat_lite.datasets.base import Split
-from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
-from mebqat_lite.methods import has_one_bit
-from mebqat_lite.norms import recalibrate
 from mebqat_lite.tensors import Images, as_float, evaluating, place
 
 if TYPE_CHECKING:

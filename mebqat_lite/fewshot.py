@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 
 from mebqat_lite import datasets, methods
 from mebqat_lite.bits import candidates
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, parse_settings
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.evaluate import BATCH, CALIBRATION_NORMS, frame_of, interval
 from mebqat_lite.learners import FOMAML, Learner, ProtoNet, prototype_logits
 from mebqat_lite.methods import Method, Recipe, has_one_bit
 from mebqat_lite.norms import is_recalibrated, recalibrate
+from mebqat_lite.state import MapOrBits, at, frozen_weights, parse_settings
 from mebqat_lite.tensors import as_float, evaluating, place
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mebqat_lite.bits import FP, Pair, height
-from mebqat_lite.convert import MapOrBits, at, has_norm_sets, has_stem, norm_layers, requantize, setting_of
+from mebqat_lite.convert import requantize
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.norms import lent_stats, stored_stats, take_stats
 from mebqat_lite.quantizers import TINY
+from mebqat_lite.state import MapOrBits, at, has_norm_sets, has_stem, norm_layers, setting_of
 from mebqat_lite.tensors import evaluating
 
 Predictor = Callable[[Tensor], Tensor]  # images, (batch, channels, height, width) -> logits, (batch, N)

@@ -18,13 +18,14 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike, Dealt, Listed, Sampled, candidates, parse_all
-from mebqat_lite.convert import give_clips, norm_layers, quantized_layers, requantize
+from mebqat_lite.convert import give_clips, requantize
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.datasets.batches import Batches
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import FOMAML, Learner, ProtoNet, QuantizeAdapted, Supervised
 from mebqat_lite.norms import give_norm_sets
+from mebqat_lite.state import norm_layers, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 

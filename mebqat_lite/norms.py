@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, BitsLike, parse_all
-from mebqat_lite.convert import MapOrBits, at, frozen_weights, has_stem, norm_layers, parse_settings, setting_of
 from mebqat_lite.layers import FLOAT_CLASS, SwitchableNorm
+from mebqat_lite.state import MapOrBits, at, frozen_weights, has_stem, norm_layers, parse_settings, setting_of
 from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mebqat_lite.convert import quantized_layers
 from mebqat_lite.methods import Recipe
 from mebqat_lite.quantizers import TINY
+from mebqat_lite.state import quantized_layers
 
 
 class GradientMean:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from mebqat_lite.bits import FULL
-from mebqat_lite.convert import plan_of, setting_of
 from mebqat_lite.layers import QuantizedLayer
 from mebqat_lite.quantizers import Site
+from mebqat_lite.state import plan_of, setting_of
 
 HEADER = ("layer", "kind", "weights", "inputs", "signed", "bytes", "why")
 

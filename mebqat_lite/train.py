@@ -16,19 +16,13 @@ from tqdm.auto import tqdm
 
 from mebqat_lite import checkpoint, methods
 from mebqat_lite.bits import Pair
-from mebqat_lite.convert import (
-    NotQuantizedError,
-    has_stem,
-    plan_of,
-    quantize,
-    set_norm_stats,
-    setting_of,
-)
+from mebqat_lite.convert import quantize
 from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, learning_rate
+from mebqat_lite.state import NotQuantizedError, has_stem, plan_of, set_norm_stats, setting_of
 from mebqat_lite.tensors import best_device, keep_memory, place
 from mebqat_lite.vectorized import faster, query_losses, refusal, uses
 

@@ -22,11 +22,11 @@ from torch.autograd import Function
 from torch.func import functional_call, grad, vmap
 
 from mebqat_lite.bits import FULL, Bits, Pair
-from mebqat_lite.convert import has_norm_sets, norm_layers, quantized_layers, setting_of
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.layers import QuantizedLayer
 from mebqat_lite.learners import FOMAML, Learner, adaptable, updated
 from mebqat_lite.quantizers import LSQ, Params, Site, integer_range
+from mebqat_lite.state import has_norm_sets, norm_layers, quantized_layers, setting_of
 from mebqat_lite.tensors import place
 
 

@@ -25,9 +25,9 @@ from mebqat_lite import (
 )
 from mebqat_lite import checkpoint as module
 from mebqat_lite.checkpoint import read, write
-from mebqat_lite.convert import quantized_layers, setting_of
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.quantizers import QUANTIZERS
+from mebqat_lite.state import quantized_layers, setting_of
 
 IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 MAP = {"*": "W8A8", "body.1.0": "W2A4"}

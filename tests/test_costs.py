@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mebqat_lite import candidates, datasets, fit, models, quantize, recalibrate, save_model, train
-from mebqat_lite.convert import quantized_layers
 from mebqat_lite.costs import Costs, saving, stored_bytes
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.state import quantized_layers
 
 
 @pytest.fixture(scope="module")

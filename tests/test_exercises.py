@@ -36,7 +36,7 @@ def one_line_candidate(w, a):
 
 @torch.no_grad()
 def accuracy_with_reset(model, images, labels, bits):
-    before = mq.convert.setting_of(model).bits
+    before = mq.state.setting_of(model).bits
     mq.set_bits(model, bits)
     hits = sum(int(model(images[i : i + 1]).argmax()) == int(labels[i]) for i in range(len(labels)))
     mq.set_bits(model, before)

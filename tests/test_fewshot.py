@@ -13,7 +13,6 @@ from mebqat_lite import METHODS, Recipe, checkpoint, datasets, load_model, model
 from mebqat_lite.bits import Bits, candidates
 from mebqat_lite.cli import main
 from mebqat_lite.compare import base_of, compare
-from mebqat_lite.convert import at, set_norm_stats, setting_of
 from mebqat_lite.datasets import Episodes, Split
 from mebqat_lite.fewshot import (
     EVALUATION_SEED,
@@ -30,6 +29,7 @@ from mebqat_lite.jobs import within
 from mebqat_lite.learners import FOMAML, ProtoNet, QuantizeAdapted, Supervised
 from mebqat_lite.norms import is_recalibrated
 from mebqat_lite.recipes import SETUPS, Setup
+from mebqat_lite.state import at, set_norm_stats, setting_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,20 @@ import mebqat_lite
 PACKAGE = Path(mebqat_lite.__file__).parent
 HEAVY = ["pandas", "matplotlib", "sklearn", "ipywidgets", "scipy", "joblib", "IPython"]
 # From the bottom to the top: a room imports earlier ones only. A room that is not here is above all of these.
-ORDER = ["paths", "bits", "quantizers", "tensors", "layers", "convert", "norms", "ptq", "models", "costs", "summary"]
+ORDER = [
+    "paths",
+    "bits",
+    "quantizers",
+    "tensors",
+    "layers",
+    "state",
+    "convert",
+    "norms",
+    "ptq",
+    "models",
+    "costs",
+    "summary",
+]
 ORDER += [
     "checkpoint",
     "datasets",

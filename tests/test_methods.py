@@ -7,10 +7,10 @@ import torch
 
 from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, sensitivity
 from mebqat_lite.bits import FP, Bits, height
-from mebqat_lite.convert import at, norm_layers
 from mebqat_lite.datasets import Data, Split
 from mebqat_lite.methods import calibration
 from mebqat_lite.recipes import Setup
+from mebqat_lite.state import at, norm_layers
 from mebqat_lite.train import Loop
 
 TRAIN = Split(torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 10)

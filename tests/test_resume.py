@@ -17,10 +17,10 @@ from torch import nn
 
 from mebqat_lite import CheckpointError, TrainingError, checkpoint, fit, models, quantize
 from mebqat_lite.bits import FP, Bits
-from mebqat_lite.convert import setting_of
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.learners import Supervised
 from mebqat_lite.methods import Recipe
+from mebqat_lite.state import setting_of
 from mebqat_lite.train import Loop
 
 STEPS = 12

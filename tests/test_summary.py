@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.convert import frozen_weights, plan_of, quantized_layers, setting_of
+from mebqat_lite.state import frozen_weights, plan_of, quantized_layers, setting_of
 from mebqat_lite.summary import HEADER, packed_bytes
 
 

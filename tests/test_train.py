@@ -10,10 +10,10 @@ from torch import nn
 
 from mebqat_lite import datasets, fit, models, quantize
 from mebqat_lite.bits import FP, Listed, parse_all
-from mebqat_lite.convert import at, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.quantizers import TINY
+from mebqat_lite.state import at, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.train import Loop, learning_rate
 
 FAST = {"batch_size": 16, "progress": False}

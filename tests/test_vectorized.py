@@ -8,11 +8,11 @@ from torch import nn
 
 from mebqat_lite import give_norm_sets, models, quantize, vectorized
 from mebqat_lite.bits import FP, Bits, parse_all
-from mebqat_lite.convert import at, quantized_layers, set_bits, set_norm_stats, setting_of
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners import FOMAML, ProtoNet
 from mebqat_lite.optim import GradientMean
 from mebqat_lite.quantizers import TINY, integer_range, step_clip
+from mebqat_lite.state import at, quantized_layers, set_bits, set_norm_stats, setting_of
 from mebqat_lite.vectorized import faster, query_losses, uses
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}

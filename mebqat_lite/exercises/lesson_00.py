@@ -234,7 +234,7 @@ def _wrong_accuracies(right: dict[str, float], bits: str, start: str, count: int
 def _state(model: nn.Module) -> dict[str, Any]:
     """What a function that only evaluates must leave as it was."""
     try:
-        setting = mq.convert.setting_of(model)
+        setting = mq.state.setting_of(model)
     except mq.NotQuantizedError:
         raise Mistake("the model is no longer quantized afterwards: switch bits, do not restore") from None
     weights = torch.cat([value.flatten() for value in model.state_dict().values()])

@@ -16,11 +16,11 @@ from torch import nn
 from mebqat_lite import datasets, paths
 from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.convert import at
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.layers import MissingNormSetError
 from mebqat_lite.methods import has_one_bit
 from mebqat_lite.norms import is_recalibrated, recalibrate
+from mebqat_lite.state import at
 from mebqat_lite.summary import packed_bytes
 from mebqat_lite.tensors import place
 from mebqat_lite.widgets import svg
