@@ -56,7 +56,8 @@ def test_train_saves_a_model_that_evaluate_reads(capsys, elsewhere):
     printed = capsys.readouterr().out
     assert "4 steps, 10 back-propagations" in printed and str(out) in printed
     _, extra = load_model(out)
-    assert extra == {"data": "digits", "seed": 3, "method": "mebqat"}
+    assert {key: extra[key] for key in ("data", "seed", "method")} == {"data": "digits", "seed": 3, "method": "mebqat"}
+    assert extra["setup"]["recipe"]["seed"] == 3 and extra["setup"]["model"] == "digit_net"
     command = printed.split("Next: mebqat-lite ")[1].split()
     assert main([*command, "--bits", "W2A2"]) == 0  # what it tells to do next works
     assert "W2A2" in capsys.readouterr().out
