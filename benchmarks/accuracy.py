@@ -108,7 +108,7 @@ EXPERIMENTS |= {
     ),
     "glyphs-pn-ablations": Experiment(
         "New classes: what helps MEBQAT-PN; validation scripts",
-        PN,
+        replace(PN, episodes=300),
         (
             "mebqat_pn+sandwich=False",
             f"mebqat_pn+sandwich=False{COLD.format(_total)}",
@@ -124,7 +124,15 @@ EXPERIMENTS |= {
     "glyphs-maml": Experiment(
         "New classes: MAML, 5-way 1-shot on glyphs, equal back-propagations per model",
         MAML,
-        ("mebqat_maml", "mebqat_maml+sandwich=False", "fomaml_qat", "fomaml", "fomaml_ptq_lsq", "fomaml_ptq_mse"),
+        (
+            "mebqat_maml",
+            "mebqat_maml+sandwich=False",
+            "mebqat_maml+teacher='fp'",
+            "fomaml_qat",
+            "fomaml",
+            "fomaml_ptq_lsq",
+            "fomaml_ptq_mse",
+        ),
         ("W2A2", "W4A4", "FP"),
         ("W2A2",),
         seeds=3,

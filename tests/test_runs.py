@@ -85,7 +85,8 @@ def test_a_refused_run_leaves_the_folder_as_it_was(tmp_path, capsys):
     before = {path: path.read_bytes() for path in (tmp_path / "a.run").iterdir()}
     assert main([*command, "--lr", "0.5"]) == 2 and main([*command, "--amp"]) == 2
     error = capsys.readouterr().err
-    assert "lr 0.01 there, 0.5 here" in error and "a.training was trained with none of amp, compile, vectorized" in error
+    assert "lr 0.01 there, 0.5 here" in error
+    assert "a.training was trained with none of amp, compile, vectorized" in error
     assert {path: path.read_bytes() for path in (tmp_path / "a.run").iterdir()} == before
 
 
@@ -271,6 +272,6 @@ def test_a_run_is_continued_with_the_same_options(option, tmp_path, monkeypatch)
     with pytest.raises(Stop):
         trained(path, save_every=2, log=stop, **{option: True})
     word = {"amp": "amp", "compiled": "compile"}[option]
-    with pytest.raises(CheckpointError, match=f"trained with {word}, this run is with none of amp, compile, vectorized"):
+    with pytest.raises(CheckpointError, match=f"trained with {word}, this run is with none of amp, compile, vectori"):
         trained(path)
     assert_same(trained(path, **{option: True}), whole)
