@@ -8,16 +8,34 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.timing import Work
 from mebqat_lite import models
 from mebqat_lite.convert import quantize
 from mebqat_lite.datasets import Split
 from mebqat_lite.methods import Recipe
+from mebqat_lite.quantizers import Params, Quantizer, Site, register
 from mebqat_lite.train import Loop
 
 TASKS = 4
+
+
+class Identity(Quantizer):
+    """Quantizes nothing: what a step costs beyond it is the loop's."""
+
+    one_bit = True
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """``w``."""
+        return w
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """``x``."""
+        return x
+
+
+register("identity", Identity())
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class Case:
 
 CASES = {
     "digits": Case(models.digit_net, (128, 1, 8, 8), 60),
+    "digits_identity": Case(models.digit_net, (128, 1, 8, 8), 60, "identity"),
     "cnn8": Case(models.cnn8, (64, 3, 40, 40), 12),
     "preact_resnet20_w1": Case(functools.partial(models.preact_resnet20, width=1), (64, 3, 32, 32), 12),
     "preact_resnet20_w5": Case(functools.partial(models.preact_resnet20, width=5), (8, 3, 32, 32), 8),

@@ -494,3 +494,12 @@ def test_a_budget_of_back_propagations_is_that_of_the_method_that_samples(base, 
     assert within("backprops", recipe, 3, 5, base).steps == steps
     assert within("total", recipe, 3, 5, base).steps == steps // 5
     assert within("steps", recipe, 3, 5, base) is recipe
+
+
+def test_a_part_that_is_empty_is_not_measured(elsewhere, monkeypatch):
+    whole = made()
+    bare = replace(whole, val=whole.val.select(torch.tensor([], dtype=torch.int64)))
+    monkeypatch.setitem(datasets.DATASETS, "made", lambda seed=0: bare)
+    found = compared(elsewhere / "c", ["pn", "mebqat_pn"])
+    assert found["validation"] == {"pn": {}, "mebqat_pn": {}}
+    assert set(found["accuracy"]["mebqat_pn"]) == {"W2A2", "FP"}
