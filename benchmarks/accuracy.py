@@ -92,6 +92,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         qat_lrs=(0.003, 0.01),
     ),
 }
+EXPERIMENTS["cifar-preact_resnet20"] = replace(
+    EXPERIMENTS["cifar"],
+    why="The same with the paper's PreActResNet-20, of width 0.25",
+    setup=replace(CIFAR, model="preact_resnet20", options={"width": 0.25}),
+    listed=("W1A1", "W2A2", "W4A4", "W8A8"),
+    seeds=2,
+    qat_lrs=(),
+)
 FEW = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "W5A5", "FP")
 PN, MAML = (get(name) for name in ("glyphs-pn", "glyphs-maml"))
 _total = PN.recipe.steps + PN.recipe.warm_steps // PN.recipe.m

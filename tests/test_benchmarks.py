@@ -50,7 +50,8 @@ def test_an_unknown_benchmark_is_answered_with_the_known(capsys):
 def test_an_experiment_can_be_run(name):
     experiment = accuracy.EXPERIMENTS[name]
     assert len({Variant.parse(variant).name for variant in experiment.names}) == len(experiment.names)
-    assert experiment.seeds >= (5 if name.startswith(("digits", "cifar")) else 3)
+    few = {"cifar-preact_resnet20": 2}
+    assert experiment.seeds >= few.get(name, 5 if name.startswith(("digits", "cifar")) else 3)
     parse_all(experiment.pairs), parse_all(experiment.listed)
 
 
