@@ -102,6 +102,7 @@ EXPERIMENTS["cifar-preact_resnet20"] = replace(
 )
 FEW = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "W5A5", "FP")
 PN, MAML = (get(name) for name in ("glyphs-pn", "glyphs-maml"))
+PAPER_PN = "mebqat_pn+sandwich=False+teacher='labels'"
 _total = PN.recipe.steps + PN.recipe.warm_steps // PN.recipe.m
 EXPERIMENTS |= {
     "glyphs-pn": Experiment(
@@ -118,11 +119,11 @@ EXPERIMENTS |= {
         "New classes: what helps MEBQAT-PN; validation scripts",
         replace(PN, episodes=300),
         (
-            "mebqat_pn+sandwich=False",
-            f"mebqat_pn+sandwich=False{COLD.format(_total)}",
+            PAPER_PN,
+            f"{PAPER_PN}{COLD.format(_total)}",
+            "mebqat_pn+teacher='labels'",
             "mebqat_pn",
-            "mebqat_pn+teacher='fp'",
-            "mebqat_pn+exclude=(3,5,7)",
+            "mebqat_pn+teacher='labels'+exclude=(3,5,7)",
         ),
         FEW,
         ("W2A2", "W4A4"),

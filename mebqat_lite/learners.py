@@ -112,7 +112,7 @@ class ProtoNet(Supervised):
     """Prototypical networks (Snell et al., 2017): the network is an embedding, a class the mean of its support.
 
     logits(x) = -|f_wa(x) - c_n|^2, c_n = mean_k f_wa(x_nk). MEBQAT-PN (ECCV 2022, algorithm 3) learns one episode at
-    several pairs; the teacher is the paper's labels or, beyond it, the query logits of a higher pair.
+    several pairs; the teacher is the paper's labels or, beyond it, the query logits of a higher pair (`methods`).
     """
 
     def read(self, task: Episode) -> tuple[Tensor, Tensor]:

@@ -296,8 +296,8 @@ METHODS: dict[str, Method] = {
     "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
     "pn": _pn("PN", _full_precision, trains=False),
     "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_least_squares),
-    "pn_qat": _pn("PN + QAT", _one_pair),
-    "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn),
+    "pn_qat": _pn("PN + QAT", _one_pair, warm_teacher="start"),
+    "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn, teacher="fp"),
     "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False),
     "fomaml_ptq_mse": _maml(
         "FOMAML, adapted, then PTQ-MSE", _each_task(_full_precision), trains=False, learner=_quantizes_adapted

