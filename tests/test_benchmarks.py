@@ -11,8 +11,8 @@ from benchmarks import accuracy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
 from mebqat_lite.bits import parse_all
 from mebqat_lite.jobs import Variant
-from mebqat_lite.methods import Recipe
-from mebqat_lite.recipes import Setup
+from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.recipes import Setup, get
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -141,6 +141,20 @@ def test_what_the_ablations_say():
             assert gap(where, "mebqat") == 0 and low["mebqat"]["W2A2"]["mean"] > low[form]["W2A2"]["mean"] + 3
     assert gap("cifar-dorefa", "mebqat+exclude=(3,5,7)") == 0
     assert gap("digits-dorefa", "mebqat+exclude=(3,5,7)", "held_out") >= 0
+
+
+def test_what_helps_new_classes():
+    name, paper = "glyphs-pn-ablations", accuracy.PAPER_PN
+    found = stored(name)["validation"]
+    cold = next(variant for variant in found if "warm_steps=0" in variant)
+    assert gap(name, cold) == -1 and -4 < stored(name)["means"]["val"]["minus_first"]["all"][cold]["mean"] < -2.5
+    ends, ours = "mebqat_pn+teacher='labels'", "mebqat_pn"
+    low = [found[variant]["W2A2"]["mean"] for variant in (paper, ends, ours)]
+    assert low[0] + 1 < low[1] < low[2] and gap(name, ours) == 1
+    full = [found[variant]["FP"]["mean"] for variant in (paper, ends, ours)]
+    assert max(full) - min(full) < 0.2
+    assert gap(name, f"{ends}+exclude=(3,5,7)", "held_out") == 0
+    assert METHODS["mebqat_pn"].teacher == "fp" and Recipe().sandwich and get("glyphs-pn").recipe.warm_steps > 0
 
 
 def test_one_image_alone_is_classified_as_in_a_large_batch():
