@@ -238,7 +238,7 @@ class FOMAML:
 class QuantizeAdapted(FOMAML):
     """FOMAML at full precision; what it adapted is then quantized, with steps of least squared error on the support."""
 
-    kept: tuple[Any, nn.Module] | None = None  # what was adapted last, and its network, for the next bitwidth
+    kept: tuple[Tensor, nn.Module, list[int], nn.Module] | None = None  # what was adapted last, for the next bitwidth
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
         """Adapt a copy to the classes of ``support``, (N, K, ...), and quantize it to ``bits``."""
@@ -249,17 +249,17 @@ class QuantizeAdapted(FOMAML):
 
     def _quantized(self, model: nn.Module, support: Tensor) -> nn.Module:
         """A copy of the network with weights adapted at full precision and new steps; for all bitwidths the same."""
-        key = [support, model, *(p._version for p in model.parameters())]
-        if self.kept is not None and all(
-            a is b or (type(a) is int and a == b) for a, b in zip(self.kept[0], key, strict=False)
-        ):
-            return self.kept[1]
+        versions = [p._version for p in model.parameters()]
+        if self.kept is not None:
+            last, of, then, copied = self.kept
+            if last is support and of is model and then == versions:
+                return copied
         copied = copy.deepcopy(model)
         with torch.enable_grad(), evaluating(copied), at(copied, FP, "batch"):
             fast = self.inner_loop(copied, support, self.test_steps)
         copied.load_state_dict({n: p.detach() for n, p in fast.items()}, strict=False)
         requantize(copied.train(), "least_squares", support.flatten(0, 1))  # on statistics of this batch
-        self.kept = key, copied
+        self.kept = support, model, versions, copied
         return copied
 
 

@@ -560,7 +560,7 @@ def test_quantizing_what_was_adapted_puts_each_channel_on_a_two_bit_grid():
     learner = QuantizeAdapted(3, 0.1)
     two, full = (learner.adapt(model, task.support, bits)(task.query.flatten(0, 1)) for bits in ("W2A2", FP))
     assert not torch.allclose(two, full)
-    copied = learner.kept[1]
+    copied = learner.kept[3]
     with at(frozen_running(model), FP):
         fast = FOMAML(3, 0.1).inner_loop(model, task.support, 3)
     for name, layer in quantized_layers(copied).items():
@@ -600,7 +600,7 @@ def test_steps_set_after_full_precision_training_fit_what_normalised_layers_read
 def test_steps_of_what_was_adapted_fit_what_normalised_layers_read():
     model, task, learner = small(3).eval(), episode(), QuantizeAdapted(2, 0.1)
     learner.adapt(model, task.support.float(), "W2A2")
-    copied = learner.kept[1]
+    copied = learner.kept[3]
     for name, mean in inputs_of(copied, task.support.flatten(0, 1).float()).items():
         assert 0.25 < float(copied.get_submodule(name).quant["a2"].detach()) / mean < 4, name
 
