@@ -6,7 +6,6 @@ import inspect
 import io
 import os
 import shutil
-import socket
 import urllib.error
 import urllib.request
 import zipfile
@@ -26,17 +25,7 @@ room = importlib.import_module("mebqat_lite.datasets.omniglot")  # whose name in
 PARTS = ("train", "val", "test")
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
-    """The folder for downloads, which is not there yet; a connection is an error."""
-    place = tmp_path_factory.mktemp("home") / "downloads"
-    monkeypatch.setenv("MEBQAT_DATA", str(place))
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    return place
-
-
-def no_network(request, *args, **kwargs):
-    raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def no_decoding(*args, **kwargs):

@@ -33,17 +33,7 @@ PARTS = ("train", "val", "test")
 URLOPEN = urllib.request.urlopen
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
-    """The folder for downloads, which is not there yet; a connection is an error."""
-    place = tmp_path_factory.mktemp("home") / "downloads"
-    monkeypatch.setenv("MEBQAT_DATA", str(place))
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    return place
-
-
-def no_network(request, *args, **kwargs):
-    raise urllib.error.URLError(socket.gaierror(-2, "Name or service not known"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def picture(number, mode="RGB", size=(WIDTH, HEIGHT)):
