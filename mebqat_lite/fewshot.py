@@ -15,7 +15,8 @@ from mebqat_lite.bits import candidates
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.evaluate import BATCH, CALIBRATION_NORMS, frame_of, interval
-from mebqat_lite.learners import FOMAML, Learner, ProtoNet, prototype_logits
+from mebqat_lite.learners import Learner, ProtoNet, prototype_logits
+from mebqat_lite.maml import FOMAML
 from mebqat_lite.methods import Method, Recipe, has_one_bit
 from mebqat_lite.norms import is_recalibrated, recalibrate
 from mebqat_lite.state import MapOrBits, at, frozen_weights, parse_settings

@@ -23,7 +23,8 @@ from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.datasets.batches import Batches
 from mebqat_lite.datasets.episodes import Episodes
-from mebqat_lite.learners import FOMAML, Learner, ProtoNet, QuantizeAdapted, Supervised
+from mebqat_lite.learners import Learner, ProtoNet, Supervised
+from mebqat_lite.maml import FOMAML, QuantizeAdapted
 from mebqat_lite.norms import give_norm_sets
 from mebqat_lite.state import norm_layers, quantized_layers
 

@@ -1,6 +1,6 @@
 """FOMAML's tasks in one pass: bits as tensors, so that one `torch.vmap` adapts tasks of different bitwidths.
 
-The same losses and gradients as one task after the other (`learners.FOMAML.losses`), in another order of addition. On a
+The same losses and gradients as one task after the other (`maml.FOMAML.losses`), in another order of addition. On a
 GPU small tasks are too little work each, and a pass over all of them may be faster (`faster` measures it); on a CPU it
 is slower. For LSQ with a step per bitwidth, first order and batch statistics; `refusal` names what is left to serial
 tasks.
@@ -24,7 +24,8 @@ from torch.func import functional_call, grad, vmap
 from mebqat_lite.bits import FULL, Bits, Pair
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.layers import QuantizedLayer
-from mebqat_lite.learners import FOMAML, Learner, adaptable, updated
+from mebqat_lite.learners import Learner
+from mebqat_lite.maml import FOMAML, adaptable, updated
 from mebqat_lite.quantizers import LSQ, Params, Site, integer_range
 from mebqat_lite.state import has_norm_sets, norm_layers, quantized_layers, setting_of
 from mebqat_lite.tensors import place

@@ -26,7 +26,8 @@ from mebqat_lite.fewshot import (
     paired_difference,
 )
 from mebqat_lite.jobs import within
-from mebqat_lite.learners import FOMAML, ProtoNet, QuantizeAdapted, Supervised
+from mebqat_lite.learners import ProtoNet, Supervised
+from mebqat_lite.maml import FOMAML, QuantizeAdapted
 from mebqat_lite.norms import is_recalibrated
 from mebqat_lite.recipes import SETUPS, Setup
 from mebqat_lite.state import at, set_norm_stats, setting_of

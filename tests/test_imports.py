@@ -31,6 +31,7 @@ ORDER += [
     "checkpoint",
     "datasets",
     "learners",
+    "maml",
     "vectorized",
     "methods",
     "optim",

@@ -9,7 +9,8 @@ from torch import nn
 from mebqat_lite import give_norm_sets, models, quantize, vectorized
 from mebqat_lite.bits import FP, Bits, parse_all
 from mebqat_lite.datasets.episodes import Episode
-from mebqat_lite.learners import FOMAML, ProtoNet
+from mebqat_lite.learners import ProtoNet
+from mebqat_lite.maml import FOMAML
 from mebqat_lite.optim import GradientMean
 from mebqat_lite.quantizers import TINY, integer_range, step_clip
 from mebqat_lite.state import at, quantized_layers, set_bits, set_norm_stats, setting_of
