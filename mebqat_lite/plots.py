@@ -170,11 +170,11 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Fi
         image = axes.imshow(table, cmap="cividis", aspect="auto")
         axes.set_xticks(range(len(table.columns)), table.columns)
         axes.set_yticks(range(len(table.index)), table.index)
-        middle = (np.nanmax(table) + np.nanmin(table)) / 2
+        middle, decimals = (np.nanmax(table) + np.nanmin(table)) / 2, int(table.size <= 36)
         for (row, column), value in np.ndenumerate(table.to_numpy()):
             if np.isfinite(value):
                 ink = "white" if value < middle else "black"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         figure.colorbar(image, label="accuracy (%)")
     return figure
