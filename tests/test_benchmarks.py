@@ -121,6 +121,11 @@ def test_on_cifar_a_dedicated_network_is_better():
         assert gap("cifar", "adabits", "all", part) == 0 and gap("cifar", "any_precision_recursive", "all", part) == -1
         found = stored("cifar")["paired"][part]
         assert set(found) == {"W1A1", "W2A2", "W4A4"} and all(-6 < cell["mean"] < -3.5 for cell in found.values())
+        small = "cifar-preact_resnet20"
+        assert gap(small, "adabits", "all", part) == 0
+        assert len(stored(small)["paired"][part]) == 4 and all(
+            c["mean"] < 0 for c in stored(small)["paired"][part].values()
+        )
     assert gap("cifar", "ptq_mse", "off_list", "test") == 0 and gap("cifar", "ptq_mse", "listed", "test") == -1
 
 
