@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from mebqat_lite import models
 from mebqat_lite.convert import quantize
 from mebqat_lite.datasets import Split
 from mebqat_lite.methods import Recipe
-from mebqat_lite.quantizers import Params, Quantizer, Site, register
+from mebqat_lite.quantizers import QUANTIZERS, Params, Quantizer, Site, register
 from mebqat_lite.train import Loop
 
 TASKS = 4
@@ -35,7 +36,14 @@ class Identity(Quantizer):
         return x
 
 
-register("identity", Identity())
+@contextlib.contextmanager
+def registered(name: str, quantizer: Quantizer) -> Iterator[None]:
+    """Inside the block the quantizer is known by ``name``; elsewhere the registry holds what users may choose."""
+    register(name, quantizer)
+    try:
+        yield
+    finally:
+        del QUANTIZERS[name]
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ def batch(case: Case) -> Split:
 def mebqat_step(case: Case) -> Work:
     """The training loop's own step: four pairs, teacher, sampler, gradient mean, clipping, AdamW."""
     data = batch(case)
-    model = quantize(case.build(), case.quantizer, sample=data.images[:8])
+    with registered("identity", Identity()):
+        model = quantize(case.build(), case.quantizer, sample=data.images[:8])
     return Loop(model, data, "mebqat", Recipe(batch_size=case.shape[0], m=TASKS)).step
 
 
