@@ -230,10 +230,10 @@ def _row(
     calibration: Tensor | None = None,
 ) -> dict[str, float]:
     """Accuracy in percent by pair on a part of the data, for few-shot methods the mean over episodes; {} if there is
-    no such part.
+    no such part, or no pair.
     """
     images, chosen = getattr(data, part), methods.get(method)
-    if not len(images.labels):
+    if not len(images.labels) or not pairs:
         return {}
     if not chosen.learns_new_classes:
         lend = calibration is not None or norm_stats == "recalibrated"

@@ -504,3 +504,8 @@ def test_a_part_that_is_empty_is_not_measured(elsewhere, monkeypatch):
     found = compared(elsewhere / "c", ["pn", "mebqat_pn"])
     assert found["validation"] == {"pn": {}, "mebqat_pn": {}}
     assert set(found["accuracy"]["mebqat_pn"]) == {"W2A2", "FP"}
+
+
+def test_a_network_of_a_middle_pair_has_no_row_at_the_ends(elsewhere):
+    found = compared(elsewhere / "c", ["pn_qat"], pairs=("W3A3",), listed=("W3A3",))
+    assert list(found["accuracy"]["pn_qat"]) == ["W3A3"] and found["native"]["accuracy"] == {"pn_qat": {}}
