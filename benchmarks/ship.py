@@ -33,7 +33,7 @@ def train(name: str, setup: Setup, job: Job, folder: Path, out: Path) -> None:
     pairs = [job.bits] if job.bits else ["W2A2", "FP"]
     run_job(setup, job, pairs, folder, budget="backprops")
     model, extra = load_model(folder / f"{job.name}.safetensors")
-    if setup.norm_stats == "recalibrated":
+    if job in FEW_SHOT["glyphs-pn"].values():
         images = datasets.load(setup.data, job.seed).train.images[:CALIBRATION_NORMS]
         served = [job.bits] if job.bits else [str(pair) for pair in candidates(one_bit=False)]
         recalibrate(model, images, served if job.variant != "pn" else ["W2A2", "W4A4", "W8A8", "FP"])

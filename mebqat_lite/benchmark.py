@@ -124,9 +124,9 @@ def _measure(
 ) -> None:
     """Add what one checkpoint scores; a network of one pair is measured there only."""
     method = METHODS[extra["method"]]
-    learner, mine = method.learner(Recipe(**extra["setup"]["recipe"]), method.teacher), [extra["bits"]]
-    if not extra.get("bits"):
-        mine = list(pairs)
+    recipe = Recipe(**extra["setup"]["recipe"])
+    learner = method.learner(recipe, method.teacher)
+    mine = [extra["bits"]] if extra.get("bits") else [str(pair) for pair in recipe.bits or pairs]
     stored = isinstance(learner, ProtoNet)
     norm_stats = found["norm_stats"][row] = "recalibrated" if stored else "support"
     if stored:

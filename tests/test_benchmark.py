@@ -83,6 +83,16 @@ def test_regret_is_what_a_row_loses_where_a_network_was_trained_for_the_pair(fou
     assert found["regret"] == {"mebqat_pn": wanted}
 
 
+def test_what_the_command_line_trained_is_measured_too(folder, tmp_path):
+    """`train` names a network's one pair in its recipe, and has neither ``bits`` nor ``variant``."""
+    for name, method, bits in (("own", "pn_qat", ("W2A2",)), ("all", "mebqat_pn", ())):
+        model, _ = benchmark.load_model(folder / "a.safetensors")
+        described = {"setup": {"recipe": vars(RECIPE) | {"bits": bits}}, "data": "made", "seed": 0}
+        save_model(model, tmp_path / f"{name}.safetensors", method=method, **described)
+    found = benchmark.sheet([tmp_path], "made-3way", bits=PAIRS, count=5, progress=False)
+    assert {row: list(cells) for row, cells in found["accuracy"].items()} == {"pn_qat": ["W2A2"], "mebqat_pn": PAIRS}
+
+
 def test_enrolling_at_a_pair_and_asking_at_it_is_the_accuracy_there(folder):
     found = benchmark.sheet([folder / "a.safetensors"], "made-3way", bits=PAIRS, count=20, progress=False)
     matrix = found["enrolment"]["mebqat_pn"]
