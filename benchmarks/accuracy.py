@@ -132,7 +132,7 @@ EXPERIMENTS |= {
     ),
     "glyphs-maml": Experiment(
         "New classes: MAML, 5-way 1-shot on glyphs, equal back-propagations per model",
-        MAML,
+        replace(MAML, episodes=600),
         (
             "mebqat_maml",
             "mebqat_maml+sandwich=False",

@@ -1,130 +1,36 @@
-"""The graders, tried on right answers of several kinds and on every wrong answer that they claim to name."""
+"""The graders, tried on right answers of several kinds and on every wrong answer that they claim to name.
 
+The answers of each lesson stand in ``answers/lesson_NN.py``.
+"""
+
+import importlib
 import inspect
+import pkgutil
 import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from answers.lesson_00 import saved
+from answers.lesson_01 import product
 
 import mebqat_lite as mq
-from mebqat_lite.datasets.base import Split
+from mebqat_lite import exercises
 from mebqat_lite.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
 
-EXERCISES = (*lesson_00.EXERCISES, *lesson_01.EXERCISES)
+NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
+LESSONS = [importlib.import_module(f"mebqat_lite.exercises.{name}") for name in NAMES]
+ANSWERS = [importlib.import_module(f"answers.{name}") for name in NAMES]
+EXERCISES = [exercise for lesson in LESSONS for exercise in lesson.EXERCISES]
+RIGHT = {name: answers for module in ANSWERS for name, answers in module.RIGHT.items()}
+WRONG = {name: answers for module in ANSWERS for name, answers in module.WRONG.items()}
 SEEDS = (0, 1, 2)
-WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 every = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 
 
-def signed(bits):
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-
-# --- right answers, each written another way -------------------------------------------------------------------
-
-
-def table_of_candidates(w, a):
-    excluded = {(32, a) for a in WIDTHS[:-1]} | {(1, a) for a in WIDTHS[1:-1]} | {(w, 1) for w in WIDTHS[1:]}
-    return (w, a) not in excluded
-
-
-def one_line_candidate(w, a):
-    return np.bool_((w != 32 or a == 32) and (w != 1 or a in [1, 32]) and (a != 1 or w == 1))
-
-
-@torch.no_grad()
-def accuracy_with_reset(model, images, labels, bits):
-    before = mq.state.setting_of(model).bits
-    mq.set_bits(model, bits)
-    hits = sum(int(model(images[i : i + 1]).argmax()) == int(labels[i]) for i in range(len(labels)))
-    mq.set_bits(model, before)
-    return 100 * hits / len(labels)
-
-
-def accuracy_as_tensor(model, images, labels, bits):
-    with mq.at(model, bits):
-        return (model(images).softmax(1).max(1).indices == labels).double().mean() * 100
-
-
-def uniform_by_hand(x, step, low, high):
-    out = torch.zeros_like(x)
-    for code in range(low, high + 1):
-        below = -torch.inf if code == low else (code - 0.5) * step
-        above = torch.inf if code == high else (code + 0.5) * step
-        out[(x >= below) & (x < above)] = code * step
-    return out
-
-
-def uniform_double(x, step, low, high):
-    return torch.fake_quantize_per_tensor_affine(x, step, 0, low, high).double()
-
-
-def step_by_golden_section(x, bits):
-    low, high = signed(bits)
-
-    def error(step):
-        return float((step * (x / step).round().clamp(low, high) - x).square().sum())
-
-    a, b = float(x.std()) / 2**bits, 4 * float(x.std()) / 2 ** (bits - 1)
-    for _ in range(40):
-        c, d = b - (b - a) * 0.618, a + (b - a) * 0.618
-        a, b = (a, d) if error(c) < error(d) else (c, b)
-    return torch.tensor([(a + b) / 2])
-
-
-def step_by_alternation(x, bits):
-    """Codes of a step, then the step of least error for these codes, from two starts."""
-    best = []
-    for step in (float(x.std()) / 2 ** (bits - 2), 1.5 * float(x.std()) / 2 ** (bits - 2)):
-        for _ in range(200):
-            codes = (x / step).round().clamp(*signed(bits))
-            step = float((codes * x).sum() / codes.square().sum())
-        best.append((float((step * codes - x).square().mean()), step))
-    return np.float32(min(best)[1])
-
-
-def steps_of_ptq(x, bits):
-    return mq.ptq.mse_step(x.reshape(1, -1), *signed(bits)).item()
-
-
-def matmul_in_float(x, w, x_step, w_step):
-    return (x.float() * x_step) @ (w.float() * w_step).T
-
-
-def matmul_in_loops(x, w, x_step, w_step):
-    rows = [[sum(map(int.__mul__, a, b)) * x_step * w_step for b in w.tolist()] for a in x.tolist()]
-    return torch.tensor(rows)
-
-
-RIGHT = {
-    "is_candidate": [table_of_candidates, one_line_candidate, lambda w, a: mq.Bits(w, a).is_candidate],
-    "saving": [
-        lambda used, baseline: 100 - used / (baseline / 100),
-        lambda used, baseline: torch.tensor((baseline - used) * 100.0, dtype=torch.float64) / baseline,
-        lambda few, many: np.float64(-100) * np.subtract(few, many) / many,
-    ],
-    "accuracy_at": [
-        accuracy_with_reset,
-        accuracy_as_tensor,
-        lambda model, images, labels, bits: mq.accuracy(model, Split(images, labels), bits),
-    ],
-    "uniform": [
-        uniform_by_hand,
-        uniform_double,
-        lambda x, step, low, high: torch.clip(torch.floor(x / step + 0.5), low, high) * step,
-        lambda x, step, low, high: (x.clamp(low * step, high * step) / step).round() * step,
-        lambda x, step, low, high: mq.quantizers.step_clip(x.requires_grad_(), torch.tensor(step), low, high),
-    ],
-    "best_step": [step_by_golden_section, step_by_alternation, steps_of_ptq],
-    "integer_matmul": [
-        matmul_in_float,
-        matmul_in_loops,
-        lambda x, w, s, t: (x.long()[:, None] * w[None]).sum(-1).double() * s * t,
-        lambda x, w, s, t: torch.nn.functional.linear(x.int(), w.int()) * torch.tensor(s) * torch.tensor(t),
-    ],
-}
+def test_no_two_exercises_have_one_name():
+    assert len({exercise.name for exercise in EXERCISES}) == len(EXERCISES) == len(RIGHT) == len(WRONG)
 
 
 @every
@@ -143,208 +49,6 @@ def test_other_right_answers_pass(name, answer, seed, capsys):
 
 def by_name(name):
     return next(exercise for exercise in EXERCISES if exercise.name == name)
-
-
-# --- wrong answers, each with the message that names it --------------------------------------------------------
-
-is_valid = lesson_00.is_candidate.reference
-saved = lesson_00.saving.reference
-accuracy = lesson_00.accuracy_at.reference
-
-
-def at_the_start(model, images, labels, bits):
-    return 100 * (model(images).argmax(1) == labels).float().mean().item()
-
-
-def left_switched(model, images, labels, bits):
-    mq.set_bits(model, bits)
-    return at_the_start(model, images, labels, bits)
-
-
-def back_to_fp(model, images, labels, bits):
-    percent = left_switched(model, images, labels, bits)
-    mq.set_bits(model, "FP")
-    return percent
-
-
-def left_training(model, images, labels, bits):
-    percent = accuracy(model, images, labels, bits)
-    model.train()
-    return percent
-
-
-def left_with_other_norms(model, images, labels, bits):
-    mq.set_norm_stats(model, "batch")
-    return accuracy(model, images, labels, bits)
-
-
-def left_with_quantized_weights(model, images, labels, bits):
-    percent = accuracy(model, images, labels, bits)
-    with torch.no_grad():
-        model[3].weight.copy_(model[3].weight.sign())
-    return percent
-
-
-def left_as_float(model, images, labels, bits):
-    percent = accuracy(model, images, labels, bits)
-    mq.restore_float(model)
-    return percent
-
-
-def clip_round(x, step, low, high):
-    return (x / step).round().clamp(low, high)
-
-
-def search(x, bits, low, high, error=torch.square, pick=min):
-    steps = [float(x.abs().max()) / 2 ** (bits - 1) * k / 200 for k in range(1, 240)]
-    return pick((float(error(step * (x / step).round().clamp(low, high) - x).mean()), step) for step in steps)
-
-
-def product(x, w, wide=torch.int32):
-    return x.to(wide) @ w.to(wide).T
-
-
-WRONG = {
-    "is_candidate": [
-        ("w = 32 with a < 32", lambda w, a: is_valid(w, a) or w == 32),
-        ("w = 32 with a < 32", lambda w, a: (w == 32 and a > 1) or is_valid(w, a)),
-        ("W1A4 is not valid", lambda w, a: is_valid(w, a) or w == 1),
-        ("W3A1 is not valid", lambda w, a: is_valid(w, a) or (a == 1 and w < 32)),
-        ("W1A32 is forgotten", lambda w, a: is_valid(w, a) and (w, a) != (1, 32)),
-        ("W1A1 is forgotten", lambda w, a: is_valid(w, a) and (w, a) != (1, 1)),
-        ("FP is forgotten", lambda w, a: is_valid(w, a) and w != 32),
-        ("a = 32 is forgotten", lambda w, a: is_valid(w, a) and (a < 32 or w in (1, 32))),
-        ("16 is forgotten", lambda w, a: is_valid(w, a) and 16 not in (w, a)),
-        ("only the diagonal", lambda w, a: w == a),
-        ("only the diagonal", lambda w, a: w == a and w < 32),
-        ("True for all 100", lambda w, a: True),
-        ("False for all 100", lambda w, a: False),
-        ("swapped", lambda w, a: is_valid(a, w)),
-        ("yes for no", lambda w, a: not is_valid(w, a)),
-        ("among them W7A5", lambda w, a: is_valid(w, a) and (w, a) not in [(7, 5), (8, 2)]),
-        ("return True or False", lambda w, a: int(is_valid(w, a))),
-        ("return True or False", lambda w, a: "yes"),
-        ("let every branch|does every branch end with return", lambda w, a: is_valid(w, a) or None),
-    ],
-    "saving": [
-        ("fraction", lambda used, baseline: 1 - used / baseline),
-        ("swapped", lambda used, baseline: saved(baseline, used)),
-        ("stops at zero", lambda used, baseline: max(0, saved(used, baseline))),
-        ("rounded", lambda used, baseline: round(saved(used, baseline))),
-        ("rounded", lambda used, baseline: round(saved(used, baseline), 1)),
-        ("rounded", lambda used, baseline: round(saved(used, baseline), 2)),
-        ("rounded", lambda used, baseline: int(saved(used, baseline))),
-        ("divide by the baseline", lambda used, baseline: 100 * (baseline - used) / used),
-        ("the part that is used", lambda used, baseline: 100 * used / baseline),
-        ("sign is wrong", lambda used, baseline: -saved(used, baseline)),
-        ("lost its sign", lambda used, baseline: abs(saved(used, baseline))),
-        ("whole-number division", lambda used, baseline: 100 * (1 - used // baseline)),
-        ("this is the difference", lambda used, baseline: baseline - used),
-        ("right is", lambda used, baseline: 98.7),
-        ("type str: return a number", lambda used, baseline: f"{saved(used, baseline):.1f} %"),
-        ("type bool: return a number", lambda used, baseline: used < baseline),
-        ("NaN or infinity", lambda used, baseline: float("nan")),
-        ("tensor of 2 values", lambda used, baseline: torch.tensor([used, baseline])),
-    ],
-    "accuracy_at": [
-        ("ignores bits: this is the accuracy at .*, where the model stood", at_the_start),
-        ("ignores bits: .*(FP|where the model stood)", lambda m, x, y, bits: accuracy(m, x, y, "FP")),
-        ("ignores bits: .*(W2A2|where the model stood)", lambda m, x, y, bits: accuracy(m, x, y, "W2A2")),
-        ("left at", left_switched),
-        ("is left at FP", back_to_fp),
-        ("fraction: multiply", lambda m, x, y, bits: accuracy(m, x, y, bits) / 100),
-        ("this is the error: ", lambda m, x, y, bits: 100 - accuracy(m, x, y, bits)),
-        ("the error, and as a fraction", lambda m, x, y, bits: 1 - accuracy(m, x, y, bits) / 100),
-        ("number of right answers", lambda m, x, y, bits: accuracy(m, x, y, bits) / 100 * len(y)),
-        ("rounded", lambda m, x, y, bits: round(accuracy(m, x, y, bits))),
-        ("rounded", lambda m, x, y, bits: round(accuracy(m, x, y, bits), 1)),
-        ("left in training mode", left_training),
-        ("another norm policy", left_with_other_norms),
-        ("weights have changed", left_with_quantized_weights),
-        ("no longer quantized", left_as_float),
-        ("tensor of 60 values", lambda m, x, y, bits: m(x).argmax(1) == y),
-        ("for bits = .* and a model left at .*: it returns 33.7, right is", lambda m, x, y, bits: 33.7),
-    ],
-    "uniform": [
-        ("beyond high .* clip the codes, not x", lambda x, s, low, high: s * (x / s).round()),
-        ("clip.* codes", lambda x, s, low, high: s * (x.clamp(low, high) / s).round()),
-        ("it clips x at low and high", lambda x, s, low, high: (s * (x / s).round()).clamp(low, high)
-         if s > 1 else s * clip_round(x, s, low, high)),
-        ("it clips x at low and high", lambda x, s, low, high: s * (x.clamp(low, high) / s).round()
-         if s > 1 else s * clip_round(x, s, low, high)),
-        ("rounds down", lambda x, s, low, high: s * (x / s).floor().clamp(low, high)),
-        ("rounds down", lambda x, s, low, high: s * (x // s).clamp(low, high)),
-        ("towards zero", lambda x, s, low, high: s * (x / s).clamp(low, high).int().float()),
-        ("towards zero", lambda x, s, low, high: s * (x / s).trunc().clamp(low, high)),
-        ("rounds up", lambda x, s, low, high: s * (x / s).ceil().clamp(low, high)),
-        ("multiply them by step again", clip_round),
-        ("highest code is high, not high", lambda x, s, low, high: s * clip_round(x, s, low, high + 1)),
-        ("lowest code is low, not low", lambda x, s, low, high: s * clip_round(x, s, low - 1, high)),
-        ("one level is missing", lambda x, s, low, high: s * clip_round(x, s, low, high - 1)),
-        ("clip at low, not at 0", lambda x, s, low, high: s * clip_round(x, s, 0, high)),
-        ("not symmetric", lambda x, s, low, high: s * clip_round(x, s, -high, high)),
-        ("does not round", lambda x, s, low, high: s * (x / s).clamp(low, high)),
-        ("divide first", lambda x, s, low, high: s * (x.round() / s).clamp(low, high)),
-        ("never divided by step", lambda x, s, low, high: s * x.round().clamp(low, high)),
-        ("divided by step: multiply", lambda x, s, low, high: clip_round(x, s, low, high) / s),
-        ("x comes back", lambda x, s, low, high: x),
-        ("below low . step", lambda x, s, low, high: s * (x / s).round().clamp(max=high)),
-        ("beyond high", lambda x, s, low, high: s * (x / s).floor()),
-        ("not multiples of step", lambda x, s, low, high: s * clip_round(x, s, low, high) * 0.9),
-        ("for step = .* values are wrong", lambda x, s, low, high: torch.zeros_like(x)),
-        ("has shape", lambda x, s, low, high: (s * clip_round(x, s, low, high)).flatten()),
-        ("dtype torch.int32", lambda x, s, low, high: clip_round(x, s, low, high).int()),
-        ("dtype torch.float16", lambda x, s, low, high: (s * clip_round(x, s, low, high)).half()),
-        ("type list: return a tensor", lambda x, s, low, high: (s * clip_round(x, s, low, high)).tolist()),
-        ("NaN or infinity", lambda x, s, low, high: x / 0),
-        ("changes its input x in place", lambda x, s, low, high: x.div_(s).round_().clamp_(low, high).mul_(s)),
-    ],
-    "best_step": [
-        ("clips nothing", lambda x, bits: float(x.abs().max()) / signed(bits)[1]),
-        ("clips nothing", lambda x, bits: float(x.abs().max()) / 2 ** (bits - 1)),
-        ("clips nothing", lambda x, bits: float(x.max() - x.min()) / (2**bits - 1)),
-        ("too small", lambda x, bits: float(x.abs().mean()) / 4**bits),
-        ("too large", lambda x, bits: 3 * search(x, bits, *signed(bits))[1]),
-        ("the same step whatever x and bits are", lambda x, bits: 0.1),
-        ("the same step whatever x is", lambda x, bits: 1 / 2**bits),
-        ("fewer levels need a larger step", lambda x, bits: float(x.std()) / 2),
-        ("fewer levels need a larger step", lambda x, bits: float(x.abs().max())),
-        ("this is the least error", lambda x, bits: search(x, bits, *signed(bits))[0]),
-        ("too small|too large", lambda x, bits: search(x, bits, *signed(bits), pick=max)[1]),
-        ("clips nothing|too large", lambda x, bits: float(x.std()) * {2: 0.9957, 3: 0.586, 4: 0.3352}[bits] * 2),
-        ("at . bits your step .* is too small", lambda x, bits: float(x.std()) * 0.9957 * 0.58 ** (bits - 2)),
-        ("LSQ's start", lambda x, bits: 2 * float(x.abs().mean()) / signed(bits)[1] ** 0.5),
-        ("codes 0 .. 2.bits - 1", lambda x, bits: search(x, bits, 0, 2**bits - 1)[1]),
-        ("twice as many codes", lambda x, bits: search(x, bits, -(2**bits), 2**bits - 1)[1]),
-        ("absolute error: square it", lambda x, bits: search(x, bits, *signed(bits), torch.abs)[1]),
-        ("finer grid", lambda x, bits: 1.12 * search(x, bits, *signed(bits))[1]),
-        ("too small", lambda x, bits: 0.4 * search(x, bits, *signed(bits))[1]),
-        ("a step is positive", lambda x, bits: 0.0),
-        ("tensor of 40 values: return one number", lambda x, bits: x.abs().amax(1) / 2**bits),
-        ("type tuple: return a number", lambda x, bits: search(x, bits, *signed(bits))),
-        ("changes its input x", lambda x, bits: float(x.abs_().max()) / bits),
-    ],
-    "integer_matmul": [
-        ("the sum overflows in int8", lambda x, w, s, t: (x @ w.T) * (s * t)),
-        ("the sum overflows in int8", lambda x, w, s, t: (x @ w.T).int() * (s * t)),
-        ("the sum overflows in int16", lambda x, w, s, t: product(x, w, torch.int16) * (s * t)),
-        ("single products overflow", lambda x, w, s, t: (x[:, None] * w).sum(2) * (s * t)),
-        ("range of int8", lambda x, w, s, t: product(x, w).clamp(-128, 127) * (s * t)),
-        ("w_step is forgotten", lambda x, w, s, t: product(x, w) * s),
-        ("x_step is forgotten", lambda x, w, s, t: product(x, w) * t),
-        ("whole numbers .torch.int32.", lambda x, w, s, t: product(x, w)),
-        ("both steps are forgotten", lambda x, w, s, t: product(x, w).float()),
-        ("divided by the steps", lambda x, w, s, t: product(x, w) / (s * t)),
-        ("steps are added", lambda x, w, s, t: product(x, w) * (s + t)),
-        ("take the sum", lambda x, w, s, t: product(x, w) * (s * t) / x.shape[1]),
-        ("multiply by its transpose", lambda x, w, s, t: (x.int() @ w.int()) * (s * t)),
-        ("multiply by its transpose", lambda x, w, s, t: product(x, w.reshape(w.shape[1], -1).T) * (s * t)),
-        ("RuntimeError", lambda x, w, s, t: (x.float() @ w) * (s * t)),
-        ("has shape", lambda x, w, s, t: product(w, x) * (s * t)),
-        ("dtype torch.float16", lambda x, w, s, t: (product(x, w) * (s * t)).half()),
-        ("values are wrong", lambda x, w, s, t: product(x.abs(), w) * (s * t)),
-    ],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", SEEDS)

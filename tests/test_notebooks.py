@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LESSONS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+LESSONS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
@@ -36,7 +36,7 @@ def test_it_opens_with_a_card(lesson):
 def test_it_ran_from_top_to_bottom_within_the_seconds_of_its_card(lesson):
     assert [cell["execution_count"] for cell in code(lesson)] == list(range(1, len(code(lesson)) + 1))
     promised = re.search(r"runs in under (\d+) seconds", "".join(lesson["cells"][0]["source"]))
-    assert lesson["metadata"]["mebqat_lite"]["seconds"] < int(promised[1]) <= 45
+    assert lesson["metadata"]["mebqat_lite"]["seconds"] < int(promised[1]) <= 75
 
 
 def test_cells_are_short(lesson):
@@ -51,10 +51,10 @@ def test_it_asks_for_a_prediction_and_ends_with_a_recap_of_five_lines(lesson):
     assert "**Read on:**" in recap
 
 
-def test_three_exercises_check_themselves_and_are_not_attempted(lesson):
+def test_at_least_three_exercises_check_themselves_and_are_not_attempted(lesson):
     printed = [o["text"] for cell in code(lesson) for o in cell["outputs"] if o["output_type"] == "stream"]
     checks = [line for text in printed for line in text if line.startswith("[not attempted]")]
-    assert len(checks) == 3
+    assert len(checks) >= 3
 
 
 def test_outputs_are_clean(lesson):

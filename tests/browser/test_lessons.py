@@ -1,6 +1,7 @@
 """The lessons run in JupyterLab, and every control of their widgets moves the picture by keyboard."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ except ModuleNotFoundError:  # the fixture `browser` says so
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
-LESSONS = [name for name in ("00_start_here.ipynb", "01_quantization.ipynb") if (ROOT / "notebooks" / name).exists()]
+LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SECONDS = 1000  # playwright counts milliseconds
 # What JupyterLab itself writes as errors, whatever the notebook holds.
 NOISE = ()
@@ -71,6 +72,9 @@ def test_lesson_runs_and_its_widgets_follow_the_keyboard(notebook, lab, page, la
         page.wait_for_function(READY, arg=widget.element_handle())
         latencies.setdefault(notebook, []).extend(move_everything(page, widget))
         assert page.locator(".mq-error").count() == 0
+    if folder := os.environ.get("MEBQAT_SCREENSHOTS"):  # to look at
+        for index, widget in enumerate(widgets.all()):
+            widget.screenshot(path=Path(folder) / f"{notebook[:2]}-{index}.png")
 
 
 def run_all(page) -> None:

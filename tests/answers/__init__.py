@@ -1,0 +1,1 @@
+"""Answers to the exercises of each lesson, to try the graders on: ``RIGHT`` and ``WRONG``, by exercise."""
