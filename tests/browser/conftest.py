@@ -1,5 +1,7 @@
 """One JupyterLab server and one Chromium for the browser tests. Nothing is downloaded."""
 
+import contextlib
+import importlib.util
 import json
 import os
 import secrets
@@ -54,15 +56,42 @@ def lab(browser, tmp_path_factory):
     settings = folder / "config_dir" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET), encoding="utf-8")
+    token = secrets.token_hex(16)
+    port = free_port()
+    with running(command(port, token, folder), folder, f"http://127.0.0.1:{port}/api?token={token}"):
+        yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}?token={token}&reset"
+
+
+@pytest.fixture
+def voila(tmp_path):
+    """The address of lesson 01 as a page of its own, served by Voila."""
+    if importlib.util.find_spec("voila") is None:
+        missing('there is no Voila: pip install -e ".[test]"')
+    port, lesson = free_port(), ROOT / "notebooks" / "01_quantization.ipynb"
+    options = [f"--port={port}", "--no-browser", "--Voila.ip=127.0.0.1"]
+    with running(
+        [sys.executable, "-m", "voila", str(lesson), *options],
+        tmp_path,
+        f"http://127.0.0.1:{port}/voila/static/voila.js",
+    ):
+        yield f"http://127.0.0.1:{port}/"
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(words: list[str], folder: Path, url: str):
+    """A server, up when ``url`` answers."""
     with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(command(port, token, folder), env=environment(folder), stdout=log, stderr=log)
+        server = subprocess.Popen(words, env=environment(folder), stdout=log, stderr=log)
         try:
-            wait_for_server(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "server.log")
-            yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}?token={token}&reset"
+            wait_for_server(url, server, folder / "server.log")
+            yield
         finally:
             server.terminate()
             server.wait(20)

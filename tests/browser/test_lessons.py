@@ -56,7 +56,7 @@ def page(browser, request):
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
     context.close()
-    unknown = [error for error in errors if not any(re.search(known, error) for known in NOISE)]
+    unknown = [error for error in errors if not any(re.search(known, error) for known in request.module.NOISE)]
     assert not unknown, f"the browser's console: {unknown}"
 
 

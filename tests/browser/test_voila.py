@@ -1,0 +1,18 @@
+"""A lesson as a page of its own, by Voila: its widgets follow the keyboard there too."""
+
+import pytest
+from test_lessons import READY, SECONDS, move_everything, page  # noqa: F401 (a fixture)
+
+pytestmark = pytest.mark.browser
+# Voila's page asks a host on the network for its mathematics; without one the formulas stay as they are written.
+NOISE = (r"^Failed to load resource: net::",)
+
+
+def test_a_lesson_runs_without_its_code(voila, page):  # noqa: F811
+    page.goto(voila, timeout=120 * SECONDS)
+    widget = page.locator(".mq-widget").first
+    widget.wait_for(timeout=120 * SECONDS)
+    page.wait_for_function(READY, arg=widget.element_handle())
+    assert page.locator(".jp-CodeCell .jp-InputArea-editor").count() == 0  # the code is not shown
+    assert len(move_everything(page, widget)) > 5
+    assert page.locator(".mq-error").count() == 0
