@@ -25,8 +25,8 @@ from mebqat_lite import (
 )
 from mebqat_lite.cli import main
 
-SHIPPED = sorted(paths.shipped("checkpoints").glob("*.safetensors"))
-NAMES = ("fp", "mebqat", "ptq_mse", "ptq_naive", "qat_w1a1", "qat_w2a2", "qat_w4a4")
+SHIPPED = sorted(paths.shipped("checkpoints").glob("digits-*.safetensors"))
+NAMES = ("any_precision", "fp", "mebqat", "ptq_mse", "ptq_naive", "qat_w1a1", "qat_w2a2", "qat_w4a4")
 TINY = ("--steps", "2", "--warm-steps", "2", "--batch-size", "16")
 
 

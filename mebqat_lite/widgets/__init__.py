@@ -4,6 +4,7 @@
 """
 
 try:
+    from mebqat_lite.widgets.comparison import method_comparison
     from mebqat_lite.widgets.explorer import explorer
     from mebqat_lite.widgets.playground import playground
 except ModuleNotFoundError as error:

@@ -1,0 +1,52 @@
+"""The shipped few-shot networks are what `benchmarks/ship.py` says of them."""
+
+import json
+
+import pytest
+
+from mebqat_lite import benchmark, paths
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.methods import Recipe
+from mebqat_lite.recipes import get
+
+CHECKPOINTS = paths.shipped("checkpoints")
+FILES = sorted(CHECKPOINTS.glob("glyphs-*.safetensors"))
+SHEETS = json.loads((CHECKPOINTS / "glyphs.json").read_text())
+
+
+def test_they_are_there_and_small():
+    names = {path.stem.removeprefix("glyphs-") for path in FILES}
+    assert names == {"pn", "pn_qat_w2a2", "mebqat_pn", "fomaml", "mebqat_maml"}
+    assert all(path.stat().st_size < 300_000 for path in CHECKPOINTS.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_they_are_of_the_recipes(path):
+    _, extra = load_model(path)
+    wanted = get("glyphs-maml" if "maml" in path.stem else "glyphs-pn")
+    found = Recipe(**extra["setup"]["recipe"])
+    assert (extra["data"], extra["seed"], extra["setup"]["model"]) == ("glyphs", 0, "conv4")
+    assert (found.ways, found.lr, found.m, found.quantizer) == (
+        wanted.recipe.ways,
+        wanted.recipe.lr,
+        wanted.recipe.m,
+        "lsq",
+    )
+
+
+def test_the_prototypical_ones_score_what_the_sheet_says():
+    files = [path for path in FILES if "pn" in path.stem]
+    wanted = SHEETS["glyphs-20way"]
+    found = benchmark.sheet(files, "glyphs-20way", part="val", bits=["W2A2", "FP"], progress=False)
+    assert found["set"] == wanted["set"]
+    for row, cells in found["accuracy"].items():
+        for pair, cell in cells.items():  # 60,000 answers; roundings fall another way on another machine
+            assert cell["mean"] == pytest.approx(wanted["accuracy"][row][pair]["mean"], abs=0.2)
+
+
+def test_mebqat_reaches_what_full_precision_and_rounding_do_not():
+    """On validation scripts, 600 episodes, seed 0: the claim that the lessons rest on."""
+    twenty, five = (SHEETS[name]["accuracy"] for name in ("glyphs-20way", "glyphs-5way"))
+    assert twenty["mebqat_pn"]["W2A2"]["mean"] > twenty["pn"]["W2A2"]["mean"] + 10
+    assert twenty["mebqat_pn"]["FP"]["mean"] > twenty["pn"]["FP"]["mean"] - 1
+    assert five["mebqat_maml"]["W2A2"]["mean"] > five["fomaml"]["W2A2"]["mean"] + 5
