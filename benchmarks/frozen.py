@@ -1,0 +1,63 @@
+"""The frozen benchmark in full: ``python -m benchmarks.frozen [--store]``, some 40 minutes on two cores.
+
+MEBQAT-PN, PN with rounding, and a network dedicated to each of the 72 quantized pairs, all from one start and at equal
+back-propagations a model, one seed, measured on the test scripts of ``glyphs-20way``. ``--store`` writes
+``frozen.json`` and ``frozen-*.png`` beside this file, and the README's sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from mebqat_lite import benchmark
+from mebqat_lite.bits import FP, candidates
+from mebqat_lite.compare import compare
+from mebqat_lite.paths import results
+from mebqat_lite.recipes import get
+
+FOLDER = Path(__file__).parent
+NAME = "glyphs-20way"
+METHODS = ("mebqat_pn", "mebqat_pn+exclude=(3,5,7)", "pn_ptq_mse", "pn_qat")
+
+
+def run(workers: int | None = None) -> dict[str, Any]:
+    """Train what the sheet compares, and measure it."""
+    folder = results() / "frozen"
+    pairs = [str(pair) for pair in candidates(one_bit=False) if pair != FP]
+    setup, how = get("glyphs-pn"), {"budget": "backprops", "workers": workers}
+    compare(setup, METHODS, pairs=["W2A2"], listed=pairs, seeds=1, folder=folder, **how)
+    trained = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("pn-"))
+    return {"machine": machine(), **benchmark.sheet(trained, NAME)}
+
+
+def store(found: dict[str, Any]) -> None:
+    """Write the sheet and its figures, and the sheet's text into the README."""
+    (FOLDER / "frozen.json").write_text(json.dumps(found) + "\n")
+    for path in benchmark.write(found, results() / "benchmark"):
+        if path.suffix == ".png" and path.stem in ("bitops", "enrolment-mebqat_pn"):
+            (FOLDER / f"frozen-{path.name}").write_bytes(path.read_bytes())
+    readme = FOLDER / "README.md"
+    before, rest = readme.read_text().split("<!-- frozen -->\n")
+    after = rest.split("<!-- /frozen -->")[1]
+    block = f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
+    readme.write_text(f"{before}<!-- frozen -->\n{block}<!-- /frozen -->{after}")
+
+
+def main() -> None:
+    """Measure, print and perhaps store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    found = run(arguments.jobs)
+    print(benchmark.text(found))
+    if arguments.store:
+        store(found)
+
+
+if __name__ == "__main__":
+    main()
