@@ -196,3 +196,153 @@ def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mappi
 
 def _width(bits: int) -> str:
     return "FP" if bits == FULL else str(bits)
+
+
+def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, title: str = "") -> Figure:
+    """Differences with their 95 % intervals, a row each, by group: filled where the interval leaves out zero."""
+    rows = sum(len(group) + 1 for group in groups.values())
+    with style():
+        figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.23 * rows))
+        axes.axvline(0, color=BLACK, linewidth=1, linestyle="--")
+        places, names, place = [], [], 0.0
+        for name, cells in groups.items():
+            for row, label in enumerate((name, *cells)):
+                if row:
+                    _draw_interval(axes, cells[label], place)
+                places.append(place)
+                names.append(label)
+                place += 1
+            place += 0.3
+        heads = {name for name in groups if name in names}
+        for tick in axes.set_yticks(places, names, fontsize=9):
+            tick.label1.set_fontweight("bold" if tick.label1.get_text() in heads else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel=xlabel, title=title, ylim=(place - 0.5, -0.8))
+    return figure
+
+
+def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
+    """One row: the mean with its half-width, blue and filled if that leaves out zero."""
+    half = cell["ci95"] if is_known(cell["ci95"]) else 0.0
+    clear = abs(cell["mean"]) > half > 0
+    color, fill, fmt = (BLUE, BLUE, "o") if clear else ("#777777", "white", "D")
+    axes.errorbar(cell["mean"], place, xerr=half, fmt=fmt, color=color, markerfacecolor=fill, capsize=3)
+
+
+def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]], xlabel: str = "input x") -> Figure:
+    """Curves above one another over a common axis: ``columns[title][y label][name]``; a column of panels per title."""
+    looks = ((BLUE, "-"), (RED, "--"), (GREEN, ":"))
+    rows = max(len(panels) for panels in columns.values())
+    with style():
+        size = (0.6 + 3.2 * len(columns), 0.9 + 1.6 * rows)
+        figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, sharex=True)
+        for column, (title, panels) in zip(axes.T, columns.items(), strict=True):
+            for cell, (label, curves) in zip(column, panels.items(), strict=True):
+                for (name, y), (color, dash) in zip(curves.items(), looks, strict=False):
+                    cell.plot(x, y, color=color, linestyle=dash, label=name)
+                cell.set(ylabel=label)
+                if len(curves) > 1:
+                    cell.legend(fontsize=9)
+            column[0].set_title(title)
+            column[-1].set_xlabel(xlabel)
+    return figure
+
+
+def tables(
+    panels: Mapping[str, Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    limits: tuple[float, float] | None = None,
+    decimals: int = 0,
+    colours: str = "cividis",
+) -> Figure:
+    """Tables of numbers, (rows, columns) each, on one scale of colours, two side by side; NaN is an empty cell."""
+    values = {title: np.asarray(panel, dtype=float) for title, panel in panels.items()}
+    low, high = limits or (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values())))
+    wide, tall = min(len(values), 2), -(-len(values) // 2)
+    each = max(0.36, 0.12 + 0.1 * max(map(len, columns)))  # inches
+    size = (1.3 + wide * (0.6 + each * len(columns)), tall * (0.9 + 0.28 * len(rows)))
+    with style(), plt.rc_context({"axes.grid": False}):
+        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False)
+        for cell, (title, panel) in zip(axes.flat, values.items(), strict=False):
+            image = cell.imshow(panel, cmap=colours, vmin=low, vmax=high, aspect="auto")
+            _numbers(cell, panel, image, decimals)
+            cell.set_xticks(range(len(columns)), columns)
+            cell.set_yticks(range(len(rows)), rows)
+            cell.set_title(title, fontsize=11)
+        for cell in axes.flat[len(values) :]:
+            cell.remove()
+        for cell in axes[:, 0]:
+            cell.set_ylabel(ylabel)
+        for cell in axes.flat[max(len(values) - wide, 0) : len(values)]:
+            cell.set_xlabel(xlabel)
+        figure.colorbar(image, ax=figure.axes, label=label)
+    return figure
+
+
+def _numbers(axes: Axes, panel: np.ndarray, image: Any, decimals: int) -> None:
+    """The numbers of a table, white on dark cells and black on light ones."""
+    for (row, column), value in np.ndenumerate(panel):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
+
+
+def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
+    """Mean ± standard deviation of each channel, for several (2, channels) means and variances by name."""
+    with style():
+        figure, axes = plt.subplots(figsize=(8.0, 3.6))
+        for i, (name, both) in enumerate(stats.items()):
+            (mean, deviation), shift = (both[0], both[1].sqrt()), 0.22 * (i - (len(stats) - 1) / 2)
+            places = [channel + shift for channel in range(both.shape[1])]
+            look: dict[str, Any] = {"color": (BLUE, RED, GREEN, ORANGE)[i % 4], "marker": "os^D"[i % 4]}
+            axes.errorbar(places, mean, deviation, linestyle="none", markersize=4, label=name, **look)
+        axes.set(xlabel="channel", ylabel="mean ± standard deviation", title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:
+    """How many weights take each code, one panel per name; ``counts``, (codes,), begin with the code ``lowest``."""
+    used = [c.nonzero()[:, 0] + lowest for c in counts.values()]
+    low, high = min(int(u.min()) for u in used), max(int(u.max()) for u in used)
+    with style():
+        size = (3.9 * len(counts), 2.8)
+        figure, axes = plt.subplots(1, len(counts), figsize=size, squeeze=False, sharex=True)
+        for cell, (name, count) in zip(axes[0], counts.items(), strict=True):
+            cell.bar(range(lowest, lowest + len(count)), count, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3)
+            cell.set(title=name, xlabel="code", xlim=(low - 2, high + 2))
+        axes[0][0].set_ylabel("weights")
+    return figure
+
+
+def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Figure:
+    """Support (N, K, 1, height, width) left, query (N, Q, 1, height, width) right, a row for each class; ``answers``,
+    (N, Q), are written under the queries, and a wrong one is framed and crossed."""
+    (ways, shots), count = support.shape[:2], query.shape[1]
+    both = np.concatenate([support, query], 1)  # (N, K + Q, 1, height, width)
+    with style():
+        size = (0.72 * (shots + count) + 1.2, (0.78 if answers is None else 0.95) * ways + 0.3)
+        figure, axes = plt.subplots(ways, shots + count, figsize=size, squeeze=False)
+        for (n, k), cell in np.ndenumerate(axes):
+            answer = None if answers is None or k < shots else int(answers[n, k - shots])
+            bad = answer not in (None, n)
+            cell.imshow(both[n, k, 0], cmap="gray_r", vmin=0, vmax=1)
+            cell.set(xticks=[], yticks=[])
+            frame = RED if bad else ORANGE if k < shots else "#BBBBBB"
+            for side in cell.spines.values():
+                side.set(visible=True, color=frame, linewidth=2 if bad or k < shots else 0.8)
+            if answer is not None:
+                words = f"{'✗ ' if bad else ''}{answer + 1}"
+                cell.set_xlabel(words, fontsize=9, color=RED if bad else BLACK, labelpad=1)
+            if k == 0:
+                cell.set_ylabel(f"class {n + 1}", rotation=0, ha="right", va="center", fontsize=9)
+        axes[0][0].set_title("support", fontsize=10)
+        axes[0][shots].set_title("query", fontsize=10)
+    return figure

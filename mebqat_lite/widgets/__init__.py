@@ -5,11 +5,27 @@
 
 try:
     from mebqat_lite.widgets.comparison import method_comparison
+    from mebqat_lite.widgets.costs import cost_calculator
+    from mebqat_lite.widgets.drawing import draw_your_own
+    from mebqat_lite.widgets.episodes import episode_viewer
     from mebqat_lite.widgets.explorer import explorer
+    from mebqat_lite.widgets.heat_map import pair_map
+    from mebqat_lite.widgets.norm_policies import norm_policies
     from mebqat_lite.widgets.playground import playground
+    from mebqat_lite.widgets.ste import straight_through
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "ipywidgets":
+    if (error.name or "").partition(".")[0] not in ("anywidget", "ipywidgets"):
         raise
     raise ModuleNotFoundError('the widgets need ipywidgets: pip install "mebqat_lite[lab]"', name=error.name) from error
 
-__all__ = ["explorer", "playground"]
+__all__ = [
+    "cost_calculator",
+    "draw_your_own",
+    "episode_viewer",
+    "explorer",
+    "method_comparison",
+    "norm_policies",
+    "pair_map",
+    "playground",
+    "straight_through",
+]

@@ -64,14 +64,18 @@ class Comparison:
 
 
 def compute(
-    result: Result, metric: str = "recalibrated", methods: Sequence[str] = (), lowest: int = 0, highest: int = 0
+    result: Result,
+    metric: str = "recalibrated",
+    methods: Sequence[str] | None = None,
+    lowest: int = 0,
+    highest: int = 0,
 ) -> Comparison:
     """What an experiment found, in one metric.
 
     Args:
         result: a stored comparison, in the schema of `mebqat_lite.results`.
         metric: one of `METRICS`. Accuracies are in percent, on test data.
-        methods: those to show, in the experiment's order; none: all.
+        methods: those to show, in the experiment's order; by default all.
         lowest: so many ticks are left out on the left, but never the last one.
         highest: the same on the right.
 
@@ -88,7 +92,7 @@ def compute(
     rows = {
         name: [Point(i, row[tick]["mean"], _half(row[tick])) for i, tick in enumerate(ticks) if tick in row]
         for name, row in cells.items()
-        if not methods or name in methods
+        if methods is None or name in methods
     }
     seeds = max(int(cell["n"]) for row in result["accuracy"].values() for cell in row.values())
     return Comparison(metric, ticks, rows, seeds, result["budget"])
@@ -156,6 +160,7 @@ STYLES = {
 LIKE = {"mebqat_pn": "mebqat", "mebqat_maml": "mebqat", "pn_qat": "qat", "fomaml_qat": "qat", "pn_ptq_mse": "ptq_mse"}
 LIKE |= {"fomaml_ptq_mse": "ptq_mse", "fomaml_ptq_lsq": "ptq_naive", "pn": "adabits", "fomaml": "adabits"}
 OTHERS = [Style(svg.PURPLE, "4 2", "star"), Style(svg.SKY, "3 2", "triangle"), Style(svg.DARK, "1.5 3", "square")]
+OFF = ("ptq_naive", "any_precision_hard", "any_precision_soft", "any_precision_recursive")  # until they are asked for
 ZERO, AREA = Style(svg.DARK, "5 4", width=1.2), (66.0, 74.0, 704.0, 262.0)
 TICKS = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
 
@@ -245,20 +250,24 @@ class MethodComparison(Live):
             raise ValueError("no comparison: give at least one result by its title")
         self.results = dict(results)
         names = list(dict.fromkeys(name for result in results.values() for name in result["accuracy"]))
-        self.shown = {name: _check(title_of(name)) for name in names}
-        super().__init__({**_controls(list(results)), **self.shown}, self._render)
+        self.shown = {name: _check(title_of(name), name not in OFF) for name in names}
+        controls = _controls(list(results))
+        super().__init__({**controls, **self.shown}, self._render)
+        rows = [list(controls.values()), [ipywidgets.Label("methods"), *self.shown.values()]]
+        boxes = [ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
+        self.children = [*boxes, *self.parts[1:]]
 
     def _render(self, experiment: str, metric: str, lowest: int, highest: int, **shown: bool) -> str:
         result = self.results[experiment]
         for name, check in self.shown.items():
             check.layout.display = None if name in result["accuracy"] else "none"
         chosen = [name for name in result["accuracy"] if shown[name]]
-        found = compute(result, metric, chosen or ["none"], lowest, highest)
+        found = compute(result, metric, chosen, lowest, highest)
         return picture(found, experiment, (lowest, highest)) + describe(found, result, experiment)
 
 
-def _check(title: str) -> ipywidgets.ToggleButton:
-    return ipywidgets.ToggleButton(True, description=title, layout={"width": "auto"}, tooltip=f"show or hide {title}")
+def _check(title: str, on: bool) -> ipywidgets.ToggleButton:
+    return ipywidgets.ToggleButton(on, description=title, layout={"width": "auto"}, tooltip=f"show or hide {title}")
 
 
 def _controls(titles: list[str]) -> dict[str, ipywidgets.Widget]:
