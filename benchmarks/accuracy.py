@@ -227,12 +227,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--store", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write what was found to this file")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(EXPERIMENTS):
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
     for name in arguments.names:
         found = run(name, arguments.data, arguments.seeds, arguments.jobs)
         print(block(name, json.loads(json.dumps(found))), flush=True)
+        if arguments.out:
+            write_json(arguments.out, found)
         if arguments.store:
             store(name, found)
     if not arguments.names:

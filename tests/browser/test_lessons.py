@@ -82,7 +82,7 @@ def run_all(page) -> None:
     page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
     page.evaluate(KERNEL)
     page.evaluate(RUN_ALL)
-    page.wait_for_function("() => window.ran !== null", timeout=90 * SECONDS)
+    page.wait_for_function("() => window.ran !== null", timeout=240 * SECONDS)
     assert page.evaluate("() => window.ran") == "yes"
 
 
