@@ -25,7 +25,7 @@ from mebqat_lite.datasets.batches import Batches
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import Learner, ProtoNet, Supervised
 from mebqat_lite.maml import FOMAML, QuantizeAdapted
-from mebqat_lite.norms import give_norm_sets
+from mebqat_lite.norms import forget_stats, give_norm_sets
 from mebqat_lite.state import norm_layers, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
@@ -157,7 +157,9 @@ def set_steps(model: nn.Module, quantizer: str, data: Data, base: str = "fp") ->
     """Choose learned steps anew, from trained weights and from what the layers read on training images.
 
     A network trained by MAML has no running statistics: its layers read what they read under those of a batch.
+    Statistics that were recalibrated with the steps before are dropped.
     """
+    forget_stats(model)
     mode = model.training
     model.train(mode or base == "fomaml")
     requantize(model, quantizer, calibration(data))

@@ -65,6 +65,13 @@ def stored_stats(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def forget_stats(model: nn.Module) -> None:
+    """Drop the recalibrated statistics: they belong to the weights and steps that they were measured with."""
+    for norm in norm_layers(model).values():
+        for buffer in [buffer for buffer in norm._buffers if buffer.startswith("stats_")]:
+            delattr(norm, buffer)
+
+
 @contextlib.contextmanager
 def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the block the model has these recalibrated statistics, named as by `take_stats`; afterwards its own."""

@@ -21,6 +21,7 @@ from mebqat_lite.costs import Costs
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
+from mebqat_lite.norms import forget_stats
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, learning_rate
 from mebqat_lite.state import NotQuantizedError, has_stem, plan_of, set_norm_stats, setting_of
 from mebqat_lite.tensors import best_device, keep_memory, place
@@ -63,6 +64,8 @@ def fit(
 ) -> Run:
     """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
 
+    Norm statistics that were recalibrated for the weights before are dropped.
+
     Args:
         model: quantized, or a float model, which is then quantized with ``recipe.quantizer``.
         data: trained on ``data.train`` only.
@@ -98,6 +101,7 @@ def fit(
     chosen.sampler(model, recipe)  # refuses what it cannot draw, and the next line an unknown teacher, before all work
     chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
     chosen.source(data.train, recipe)
+    forget_stats(model)
     before = Run(chosen.base, recipe)
     if recipe.warm_steps and chosen.trains:
         how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.layers import MissingNormSetError
+from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.norms import is_recalibrated
 from mebqat_lite.state import norm_layers, setting_of
 
@@ -306,3 +306,17 @@ def test_several_settings_at_once_are_those_one_by_one_and_the_stem_runs_once_a_
     found, wanted = together.state_dict(), alone.state_dict()
     assert set(found) == set(wanted) and all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert sum("stats_" in name for name in found) == len(settings) * len(norm_layers(together))
+
+
+def test_statistics_do_not_outlive_the_weights_and_steps_that_they_were_measured_with():
+    data = mq.datasets.digits()
+    model = mq.quantize(mq.models.digit_net(widths=(4, 4, 4, 4)), "lsq", sample=data.train.images[:16])
+    for change in (
+        lambda: mq.fit(model, data, "mebqat", steps=1, progress=False),
+        lambda: mq.methods.set_steps(model, "least_squares", data),
+    ):
+        mq.recalibrate(model, data.train.images[:64], "W2A2,FP")
+        change()
+        assert not is_recalibrated(model, "W2A2") and not is_recalibrated(model, "FP")
+        with pytest.raises(MissingStatisticsError), mq.at(model, "W2A2", "recalibrated"):
+            model(data.test.images[:4])
