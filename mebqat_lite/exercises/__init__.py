@@ -37,28 +37,33 @@ class Result:
     def _ipython_display_(self) -> None: ...
 
 
-class _Student:
+class Student:
     """A learner's function, run on copies of the grader's input. What goes wrong inside becomes a Mistake."""
 
     def __init__(self, function: Callable[..., Any], names: Iterable[str]) -> None:
         self.function, self.names, self.calls = function, list(names), 0
 
     def __call__(self, *args: Any) -> Any:
+        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing."""
         copies = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
         self.calls += 1
         try:
             value = self.function(*copies)
         except Exception as error:
-            raise self._explain(error) from None
-        if value is None or value is Ellipsis or value is NotImplemented:
-            kind = NotImplementedError if self.calls == 1 else Mistake  # the former: not attempted
-            raise kind(f"it returns {value}. If you have written it: does every branch end with return?")
+            raise self.explain(error) from None
+        self.refuse_nothing(value)
         for name, arg, copy in zip(self.names, args, copies, strict=False):
             if isinstance(arg, Tensor) and not (arg.dtype == copy.dtype and torch.equal(arg, copy)):
                 raise Mistake(f"it changes its input {name} in place: make a new tensor instead")
         return value
 
-    def _explain(self, error: Exception) -> Exception:
+    def refuse_nothing(self, value: Any) -> None:
+        """A stub returns nothing: not attempted, if it is the first call; later a Mistake."""
+        if value is None or value is Ellipsis or value is NotImplemented:
+            kind = NotImplementedError if self.calls == 1 else Mistake
+            raise kind(f"it returns {value}. If you have written it: does every branch end with return?")
+
+    def explain(self, error: Exception) -> Exception:
         """Type and message of the error and the line of the learner's function, without a traceback."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
         text = place = ""
@@ -91,7 +96,7 @@ class Exercise:
                 raise NotImplementedError(f"write {self.name}, then run this again")
             if not callable(function):
                 raise Mistake(f"give the function itself, not what it returns: check({self.name})")
-            student = _Student(function, inspect.signature(self.reference).parameters)
+            student = Student(function, inspect.signature(self.reference).parameters)
             self.grade(student, torch.Generator().manual_seed(seed))
         except NotImplementedError as found:
             status, message = "not attempted", str(found)

@@ -86,12 +86,16 @@ def _wrong_break_evens(warm: int, steps: int, one: int, want: int) -> list[tuple
 
     low = f"{want - 1} dedicated runs still cost"
     both = "the dedicated runs need the FP start too, once; the total of the one network has its own already"
+    once = "the FP start is paid once, not by each dedicated run"
     few = f"{low} no more than the one network: round up, and equal costs do not pay yet"
     return [
         (f"at K = {want - 1} both cost the same, which saves nothing: it must cost less", -(-(one - warm) // steps)),
         (both, up(one, steps)),
         (both, one / steps),
-        ("the FP start is paid once, not by each dedicated run", up(one, warm + steps)),
+        (both, one // steps),
+        (once, up(one, warm + steps)),
+        (once, one / (warm + steps)),
+        (once, one // (warm + steps)),
         (f"the FP start is added to one, but it belongs to the dedicated runs. {few}", up(one + warm, steps)),
         (few, want - 1),
         (f"at K = {want} the one network already costs less: that is the smallest", want + 1),

@@ -201,6 +201,7 @@ def _wrong_losses(
 ) -> list[tuple[str, Tensor]]:
     hard, soft = t["labels"], t["teacher"]
     kl = "this is the KL divergence to the teacher: it lacks the teacher's entropy. Same gradient, another number"
+    mean_kl = "the teacher's term is a KL divergence, and a mean over the classes too"
     turned = "is turned round: it is - sum of teacher probability x log of the student's"
     distance = "squared distance to the teacher instead of the cross-entropy with its probabilities"
     return [
@@ -214,6 +215,7 @@ def _wrong_losses(
         ("the teacher's answer is taken as a hard label (argmax): use its probabilities", hard + t["hard"]),
         (kl, hard + soft - t["entropy"]),
         (kl, soft - t["entropy"]),
+        (f"{mean_kl}: sum over them, and add the teacher's entropy", hard + (soft - t["entropy"]) / classes),
         (f"the KL divergence {turned}", hard + t["turned"] - t["own_entropy"]),
         (f"the cross-entropy {turned}", hard + t["turned"]),
         ("the teacher's logits are used as probabilities: softmax first", hard + t["raw"]),

@@ -1,0 +1,1 @@
+"""Grading submitted notebooks: a student's code runs in a process of its own, the checks in the instructor's."""

@@ -1,0 +1,84 @@
+"""Assignment 01: right answers, each written another way, and wrong ones with the message that names them."""
+
+import math
+
+import numpy as np
+import torch
+
+RIGHT = {
+    "affine_range": [
+        lambda x, bits: (
+            (step := float(max(x.amax(), 0) - min(x.amin(), 0)) / (2**bits - 1)),
+            round(float(-min(x.amin(), 0)) / step),
+        ),
+        lambda x, bits: numpy_range(x.numpy().astype(float), bits),
+    ],
+    "affine_quantize": [
+        lambda x, s, z, bits: s * (through((x / s + z).clamp(0, 2**bits - 1)) - z),
+        lambda x, s, z, bits: torch.fake_quantize_per_tensor_affine(x, s, z, 0, 2**bits - 1),
+    ],
+    "sqnr": [
+        lambda x, y: 10 * torch.log10(x.double().pow(2).mean() / (x - y).double().pow(2).mean()),
+        lambda x, y: -20 * math.log10(float((x - y).norm() / x.norm())),
+    ],
+}
+
+
+def through(u):
+    return u + (u.round() - u).detach()
+
+
+def numpy_range(x, bits):
+    low, high = np.minimum(x.min(), 0), np.maximum(x.max(), 0)
+    step = (high - low) / (2**bits - 1)
+    return step, np.rint(-low / step)
+
+
+def of_range(x, low, high, bits):
+    step = (high - low) / (2**bits - 1)
+    return step, round(-low / step)
+
+
+def low_high(x):
+    return min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+
+
+WRONG = {
+    "affine_range": [
+        ("must hold zero", lambda x, bits: of_range(x, float(x.min()), float(x.max()), bits)),
+        ("2.bits - 1 steps", lambda x, bits: ((low_high(x)[1] - low_high(x)[0]) / 2**bits, 0)),
+        ("symmetric quantizer", lambda x, bits: (2 * float(x.abs().max()) / (2**bits - 1), 2 ** (bits - 1))),
+        ("from the upper end", lambda x, bits: (
+            (step := (low_high(x)[1] - low_high(x)[0]) / (2**bits - 1)), 2**bits - 1 + round(low_high(x)[0] / step))),
+        ("round it", lambda x, bits: (
+            (step := (low_high(x)[1] - low_high(x)[0]) / (2**bits - 1)), -low_high(x)[0] / step)),
+        ("zero is always 0|right is", lambda x, bits: ((low_high(x)[1] - low_high(x)[0]) / (2**bits - 1), 0)),
+        ("return two numbers", lambda x, bits: low_high(x)[1] / (2**bits - 1)),
+        ("whole range", lambda x, bits: (low_high(x)[1] - low_high(x)[0], 0)),
+    ],
+    "affine_quantize": [
+        ("these are the codes", lambda x, s, z, bits: (x / s + z).round().clamp(0, 2**bits - 1)),
+        ("not taken off", lambda x, s, z, bits: s * (x / s + z).round().clamp(0, 2**bits - 1)),
+        ("does not clip", lambda x, s, z, bits: s * ((x / s + z).round() - z)),
+        ("does not round", lambda x, s, z, bits: s * ((x / s + z).clamp(0, 2**bits - 1) - z)),
+        ("rounds down", lambda x, s, z, bits: s * ((x / s + z).floor().clamp(0, 2**bits - 1) - z)),
+        ("one level too many", lambda x, s, z, bits: s * ((x / s + z).round().clamp(0, 2**bits) - z)),
+        ("no gradient comes back", lambda x, s, z, bits: RIGHT["affine_quantize"][0](x, s, z, bits).detach()),
+        ("zero everywhere", lambda x, s, z, bits: s * ((x / s + z).round().clamp(0, 2**bits - 1) - z)),
+        ("passes outside", lambda x, s, z, bits: x + (RIGHT["affine_quantize"][0](x, s, z, bits) - x).detach()),
+        ("step times", lambda x, s, z, bits: (s * x).clamp(-s * s * z, s * s * (2**bits - 1 - z))
+         + (RIGHT["affine_quantize"][0](x, s, z, bits) - (s * x).clamp(-s * s * z, s * s * (2**bits - 1 - z))).detach()),
+    ],
+    "sqnr": [
+        ("sign is turned", lambda x, y: -RIGHT["sqnr"][0](x, y)),
+        ("no decibels", lambda x, y: x.square().sum() / (x - y).square().sum()),
+        ("20 log10", lambda x, y: 2 * RIGHT["sqnr"][0](x, y)),
+        ("natural", lambda x, y: 10 * math.log(x.square().sum() / (x - y).square().sum())),
+        ("times 10", lambda x, y: RIGHT["sqnr"][0](x, y) / 10),
+        ("not its variance", lambda x, y: 10 * math.log10(
+            x.double().var(correction=0) / (x - y).double().square().mean())),
+        ("absolute values", lambda x, y: 10 * math.log10(x.double().abs().sum() / (x - y).double().abs().sum())),
+        ("right is", lambda x, y: 12.0),
+    ],
+}  # fmt: skip
+EQUIVALENT: dict[str, str] = {}
