@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test bench lint clean
+.PHONY: help demo lab test bench assignments grade lint clean
 
 EXTRAS ?= lab,test
 ARGS   ?=
@@ -17,7 +17,7 @@ STAMP  := .venv/.stamp
 
 help: ## list the targets (the default)
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [EXTRAS=lab,test]'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## train and compare on this machine
 	$(BIN)/mebqat-lite demo $(ARGS)
@@ -30,6 +30,13 @@ test: $(STAMP) ## run everything CI runs; ARGS=lint or ARGS="tests -x" for a par
 
 bench: $(STAMP) ## measure the speed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+assignments: $(STAMP) ## write the student versions of the assignments, zipped
+	$(BIN)/mebqat-lite assignments $(ARGS)
+
+grade: $(STAMP) ## grade a folder of submissions: make grade SUBMISSIONS=folder
+	@test -n "$(SUBMISSIONS)" || { echo "make grade SUBMISSIONS=folder, with STUDENT/NAME.ipynb in it" >&2; exit 2; }
+	$(BIN)/mebqat-lite grade "$(SUBMISSIONS)" $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/mebqat-lite test lint format types

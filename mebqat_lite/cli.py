@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, compare, benchmark, doctor, test."""
+"""The command line: demo, train, evaluate, compare, benchmark, assignments, grade, doctor, test."""
 
 from __future__ import annotations
 
@@ -110,6 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--episodes", type=int, help="default: 600")
     command.add_argument("--out", type=Path, help="folder; default: results/benchmark")
     command.set_defaults(run=_benchmark)
+
+    command = commands.add_parser("assignments", help="write the student versions of the assignments, and zips of them")
+    command.add_argument("--source", type=Path, help="folder of NAME/NAME.ipynb; default: the checkout's masters")
+    command.add_argument("--out", type=Path, help="folder; default: results/assignments")
+    command.set_defaults(run=_assignments)
+
+    command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb or STUDENT_NAME.ipynb")
+    command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
+    command.add_argument("--variant", type=int, default=0, help="another number, other random inputs")
+    command.add_argument("--jobs", type=int, help="parts at a time; default: one a core")
+    command.add_argument("--out", type=Path, help="folder; default: results/grades")
+    command.set_defaults(run=_grade)
 
     command = commands.add_parser("doctor", help="check this installation, with a cure for what fails")
     command.set_defaults(run=_doctor)
@@ -317,6 +330,39 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     print(benchmark.text(found))
     written = benchmark.write(found, arguments.out or results() / "benchmark")
     print("Written:", ", ".join(str(path) for path in written))
+    return 0
+
+
+def _course(given: Path | None, name: str) -> Path:
+    """A folder of the assignments, which only a checkout has."""
+    from mebqat_lite.paths import checkout
+
+    if given is None and checkout() is None:
+        raise FileNotFoundError(
+            f"the assignments' {name} are in a checkout of the repository, not in a wheel: name them"
+        )
+    return given or checkout() / "notebooks" / "assignments" / name  # type: ignore[operator]
+
+
+def _assignments(arguments: argparse.Namespace) -> int:
+    from mebqat_lite.classroom.release import release
+    from mebqat_lite.paths import results
+
+    written = release(_course(arguments.source, "source"), arguments.out or results() / "assignments")
+    print("Written:", ", ".join(str(path) for path in written))
+    return 0
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    from mebqat_lite.classroom.course import grade_folder, notice, summary
+    from mebqat_lite.paths import results
+
+    out = arguments.out or results() / "grades"
+    print(notice())
+    graders = _course(arguments.graders, "graders")
+    graded = grade_folder(arguments.submissions, graders, out, arguments.variant, arguments.jobs)
+    print(summary(graded))
+    print(f"Written: {out / 'grades.csv'}, {out / 'feedback'}")
     return 0
 
 

@@ -47,7 +47,7 @@ ORDER += [
     "benchmark",
     "demo",
 ]
-ORDER += ["doctor", "selftest", "__init__", "exercises", "widgets", "cli"]
+ORDER += ["doctor", "selftest", "__init__", "exercises", "classroom", "widgets", "cli"]
 
 
 def loaded(code):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -97,24 +98,41 @@ def grade_file(student: str, assignment: Assignment, path: Path, variant: int = 
     return Graded(student, assignment, tuple(grade(submission, assignment, variant)), submission.written)
 
 
+COLUMNS = ("student", "assignment", "points", "of", "percent", "to_mark_by_hand", "parts", "problem")
+
+
 def write_grades(path: Path, graded: Iterable[Graded]) -> None:
     """One line for each student and assignment: points, of how many, how many are marked by hand, and each part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     with open(partial, "w", newline="", encoding="utf-8") as file:
         sheet = csv.writer(file)
-        sheet.writerow(["student", "assignment", "points", "of", "percent", "to_mark_by_hand", "parts", "problem"])
-        for result in graded:
-            of = result.assignment.points
-            by_hand = sum(result.assignment.written.values())
-            parts = "; ".join(
-                f"{part.function} {_points(result, part.function)}/{part.points}" for part in result.assignment.parts
-            )
-            percent = round(100 * result.points / of, 1)
-            sheet.writerow(
-                [result.student, result.assignment.name, result.points, of, percent, by_hand, parts, result.problem]
-            )
+        sheet.writerow(COLUMNS)
+        sheet.writerows(_row(result) for result in graded)
     partial.replace(path)
+
+
+def _row(result: Graded) -> list[Any]:
+    of, parts = result.assignment.points, result.assignment.parts
+    each = "; ".join(f"{part.function} {_points(result, part.function)}/{part.points}" for part in parts)
+    by_hand, percent = sum(result.assignment.written.values()), round(100 * result.points / of, 1)
+    names = [_safe(result.student), result.assignment.name]
+    return [*names, result.points, of, percent, by_hand, each, _safe(result.problem)]
+
+
+def summary(graded: Sequence[Graded]) -> str:
+    """A line for each student and assignment."""
+    width = max(len(result.student) for result in graded)
+    return "\n".join(
+        f"{result.student:{width}}  {result.assignment.name}  {result.points:3} of {result.assignment.points}"
+        + (f"  {result.problem}" if result.problem else "")
+        for result in graded
+    )
+
+
+def _safe(text: str) -> str:
+    """Text of a student's that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text
 
 
 def _points(result: Graded, function: str) -> int:

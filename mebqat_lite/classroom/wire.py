@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def decode(message: bytes) -> Any:
         (size,) = struct.unpack(">I", message[:4])
         tensors = load(message[4 + size :]) if len(message) > 4 + size else {}
         return _value(json.loads(message[4 : 4 + size]), tensors)
-    except (struct.error, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise WireError(f"no message: {error}") from None
 
 

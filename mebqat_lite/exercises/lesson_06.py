@@ -41,8 +41,8 @@ def _grade_codes_used(student: Student, rng: Generator) -> None:
         want = torch.tensor([int((codes.clamp(low, high) == code).sum()) for code in range(low, high + 1)])
         got = _counts(student(w, step, bits), w.numel())
         if isinstance(got, Tensor) and got.dim() == 1 and len(got) < len(want):
-            shape = f"the result has shape ({len(got)},); it should be ({len(want)},)"
-            raise Mistake(f"{shape}: a code that no weight takes gets a 0")
+            shapes = f"the result has shape ({len(got)},); it should be ({len(want)},)"
+            raise Mistake(f"{shapes}: a code that no weight takes gets a 0")
         expect(got, want, f"bits = {bits} and step = {step:.3g}", _wrong_counts(w, step, bits))
 
 

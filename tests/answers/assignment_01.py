@@ -43,6 +43,11 @@ def low_high(x):
     return min(float(x.min()), 0.0), max(float(x.max()), 0.0)
 
 
+def scaled(x, s, z, bits):
+    gated = (s * x).clamp(-s * s * z, s * s * (2**bits - 1 - z))
+    return gated + (RIGHT["affine_quantize"][0](x, s, z, bits) - gated).detach()
+
+
 WRONG = {
     "affine_range": [
         ("must hold zero", lambda x, bits: of_range(x, float(x.min()), float(x.max()), bits)),
@@ -66,8 +71,7 @@ WRONG = {
         ("no gradient comes back", lambda x, s, z, bits: RIGHT["affine_quantize"][0](x, s, z, bits).detach()),
         ("zero everywhere", lambda x, s, z, bits: s * ((x / s + z).round().clamp(0, 2**bits - 1) - z)),
         ("passes outside", lambda x, s, z, bits: x + (RIGHT["affine_quantize"][0](x, s, z, bits) - x).detach()),
-        ("step times", lambda x, s, z, bits: (s * x).clamp(-s * s * z, s * s * (2**bits - 1 - z))
-         + (RIGHT["affine_quantize"][0](x, s, z, bits) - (s * x).clamp(-s * s * z, s * s * (2**bits - 1 - z))).detach()),
+        ("step times", lambda x, s, z, bits: scaled(x, s, z, bits)),
     ],
     "sqnr": [
         ("sign is turned", lambda x, y: -RIGHT["sqnr"][0](x, y)),
