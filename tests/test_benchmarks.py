@@ -164,6 +164,29 @@ def test_what_helps_new_classes():
     assert METHODS["mebqat_pn"].teacher == "fp" and Recipe().sandwich and get("glyphs-pn").recipe.warm_steps > 0
 
 
+def test_new_classes_at_two_bits():
+    found, means = stored("glyphs-pn")["validation"], {}
+    for name in ("mebqat_pn", "pn_ptq_mse", "pn"):
+        means[name] = {pair: cell["mean"] for pair, cell in found[name].items()}
+    ours, rounded = means["mebqat_pn"], means["pn_ptq_mse"]
+    assert round(ours["W2A2"]) == 86 and all(87 <= ours[pair] < 88 for pair in ("W4A4", "W8A8", "FP"))
+    assert round(rounded["W2A2"]) == 77 and all(0 < ours[pair] - rounded[pair] < 1 for pair in ("W4A4", "W8A8", "FP"))
+    assert round(ours["FP"] - rounded["FP"], 1) == pytest.approx(0.5, abs=0.2)
+    assert ours["W2A2"] - means["pn"]["W2A2"] > 18
+    for name, part in (("glyphs-pn", "val"), ("glyphs-pn", "test"), ("omniglot-pn", "test")):
+        gaps = [cell["mean"] for cell in stored(name)["paired"][part].values()]
+        assert len(gaps) == 2 and all(-2.05 < gap < -1.25 for gap in gaps)
+    on_test = stored("glyphs-pn")["accuracy"]
+    assert all(
+        3 < on_test[name][pair]["mean"] - found[name][pair]["mean"] < 5 for name in found for pair in found[name]
+    )
+
+
+def test_new_classes_of_omniglot():
+    found = stored("omniglot-pn")["accuracy"]["mebqat_pn"]
+    assert [round(found[pair]["mean"]) for pair in ("W2A2", "W4A4", "FP")] == [87, 88, 88]
+
+
 def test_one_image_alone_is_classified_as_in_a_large_batch():
     for path in (FOLDER / "accuracy").glob("*.json"):
         shares = [share for row in json.loads(path.read_text())["alone"].values() for share in row.values()]

@@ -1,0 +1,433 @@
+"""Assignment 02: DoReFa's weights and LSQ with their gradients, and a step of quantization-aware training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from mebqat_lite.classroom.grading import Assignment, Check, Part
+from mebqat_lite.exercises import Mistake, checked, expect
+from torch import Generator, Tensor
+
+Named = list[tuple[str, Tensor]]  # (message, the result that it names)
+FLAT = "the gradient is zero everywhere: torch.round has none. Put what rounding adds into detach()"
+
+
+def whole(low: int, high: int, rng: Generator) -> int:
+    """A whole number, both ends included."""
+    return int(torch.randint(low, high + 1, (), generator=rng))
+
+
+def around(codes: Tensor, rng: Generator) -> Tensor:
+    """Values near whole numbers, neither on them nor in the middle of two."""
+    side = torch.randint(0, 2, codes.shape, generator=rng) * 2 - 1
+    return codes + side * torch.empty(codes.shape).uniform_(0.05, 0.4, generator=rng)
+
+
+def arrived(student: Any, args: tuple[Any, ...], upstream: Tensor) -> list[Tensor | None]:
+    """The gradients of all arguments, where the value is a tensor like the first."""
+    copies = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+    value, grads = student.gradients(*copies, upstream=upstream)
+    checked(value, args[0])
+    return grads
+
+
+# --- dorefa_weights --------------------------------------------------------------------------------------------
+
+
+def layers(rng: Generator) -> list[tuple[Tensor, int]]:
+    """Weights that are near no middle of two levels; the largest is a negative one, then a positive one."""
+    found = []
+    for bits, side in ((2, -1.0), (3, 1.0), (whole(4, 8, rng), -1.0)):
+        levels = 2**bits - 1
+        free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(0.1, levels - 0.1)
+        u = 2 * free / levels - 1
+        u[whole(0, 4, rng), whole(0, 23, rng)] = side
+        found.append((torch.atanh(u * torch.empty(()).uniform_(0.6, 0.9, generator=rng)), bits))
+    return found
+
+
+def grade_weights(student: Any, rng: Generator) -> None:
+    """The values: the level of -c .. c that is nearest to c u, where c = mean|w|."""
+    for w, bits in layers(rng):
+        size = sum(abs(value) for value in w.flatten().tolist()) / w.numel()
+        u = w.double().tanh() / math.tanh(float(w.abs().max()))
+        levels = torch.linspace(-1, 1, 2**bits, dtype=torch.float64)
+        nearest = size * levels[(u[..., None] - levels).abs().argmin(-1)]
+        expect(student(w, bits), nearest.float(), f"bits = {bits}", wrong_weights(w, bits))
+
+
+def wrong_weights(w: Tensor, bits: int) -> Named:
+    levels, w = 2**bits - 1, w.double()
+    t, size = w.tanh(), w.abs().mean()
+    u = t / t.abs().max()
+    plain, v = w / w.abs().max(), (u + 1) / 2
+
+    def q(v: Tensor, levels: int = levels) -> Tensor:
+        return (v * levels).round() / levels
+
+    right = 2 * q(v) - 1
+    half = 2 ** (bits - 1) - 1
+    return [
+        ("w comes back: round it", w),
+        ("it does not round", size * u),
+        ("it rounds down (floor): use torch.round", size * (2 * (v * levels).floor() / levels - 1)),
+        ("the sign is lost: after q_b come 2 q_b - 1, which lead from 0 .. 1 back to -1 .. 1", size * q(v)),
+        ("the sign is lost: after q_b come 2 q_b - 1, which lead from 0 .. 1 back to -1 .. 1", 2 * size * q(v)),
+        ("the sign is lost: all weights come out positive", size * right.abs()),
+        ("the sign is lost: |u| is rounded in place of (u + 1) / 2", size * q(u.abs())),
+        ("the sign is turned", -size * right),
+        ("q_b has 2^bits - 1 steps between its 2^bits levels: here it has 2^bits", size * (2 * q(v, levels + 1) - 1)),
+        ("a level is missing: q_b has 2^bits - 1 steps", size * (2 * q(v, levels - 1) - 1)),
+        ("u itself is rounded: q_b takes (u + 1) / 2, which lies between 0 and 1", size * q(u)),
+        ("u itself is rounded: q_b takes (u + 1) / 2, which lies between 0 and 1", size * q(u, half)),
+        ("these are the codes: divide by 2^bits - 1, take 2 q_b - 1, times mean|w|", (v * levels).round()),
+        ("the size is missing: times mean|w|", right),
+        ("the size is the largest |w|: it should be mean|w|", w.abs().max() * right),
+        ("the size is the mean of w: it should be that of |w|", w.mean() * right),
+        ("the size is the mean of |tanh w|: it should be that of |w|", t.abs().mean() * right),
+        ("the size is the standard deviation: it should be mean|w|", w.std() * right),
+        ("tanh is missing: u is tanh(w) / max|tanh(w)|", size * (2 * q((plain + 1) / 2) - 1)),
+        ("tanh(w) is not divided by its largest size m", size * (2 * q((t + 1) / 2) - 1)),
+        ("tanh(w) is divided by max|w|, not by max|tanh(w)|", size * (2 * q((t / w.abs().max() + 1) / 2) - 1)),
+        ("m is the largest of tanh(w), not of |tanh(w)|: the largest weight may be negative",
+         size * (2 * q((t / t.max() + 1) / 2) - 1)),
+    ]  # fmt: skip
+
+
+def smooth_slopes(w: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient without rounding and at constant mean|w|: each weight is moved a little, up and down."""
+    flat, h = w.double().flatten(), 1e-5
+
+    def moved(by: float) -> Tensor:
+        t = torch.tanh(flat + by * torch.eye(len(flat), dtype=torch.float64))  # a row for each weight that moves
+        return (t / t.abs().amax(1, keepdim=True)) @ upstream.double().flatten()
+
+    return (w.double().abs().mean() * (moved(h) - moved(-h)) / (2 * h)).reshape(w.shape)
+
+
+def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
+    levels, w, upstream = 2**bits - 1, w.double(), upstream.double()
+    t, size, right = w.tanh(), w.abs().mean(), smooth_slopes(w, upstream)
+    m, bell = t.abs().max(), 1 - t.square()
+    out = 2 * ((t / m + 1) / 2 * levels).round() / levels - 1
+    mean = (upstream * out).sum() * w.sign() / w.numel()  # what a mean|w| that is not constant adds
+    moving = "mean|w| is to be held constant: detach it"
+    factors = [
+        ("it lacks mean|w|", 1 / size), ("it must be divided by m, the largest |tanh(w)|", m),
+        ("it is 2^bits - 1 times too large: q_b divides by that again", levels),
+        ("it is 2^bits - 1 times too small: q_b multiplies by that first", 1 / levels),
+        ("it is half as large: the 2 before q_b belongs to it", 0.5), ("it is twice as large", 2.0),
+        ("its sign is turned", -1.0), ("it lacks the incoming gradient", 1 / upstream),
+    ]  # fmt: skip
+    return [
+        (FLAT, 0 * w),
+        (f"only mean|w| has a gradient, and {moving}. Through rounding comes none: put what it adds into detach()", mean),
+        (moving, right + mean),
+        (moving, upstream * size / m * bell + mean),
+        ("the gradient is 1: straight through is q_b alone, and tanh, m and mean|w| remain", upstream),
+        ("the slope of tanh is missing: 1 - tanh(w)^2", upstream * size / m),
+        ("the slope of tanh is 1 - tanh(w)^2, not 1 - tanh(w)", upstream * size / m * (1 - t)),
+        ("tanh is differentiated at u: its slope is 1 - tanh(w)^2", upstream * size / m * (1 - (t / m) ** 2)),
+        *((f"the gradient is wrong by a factor: {words}", right * factor) for words, factor in factors),
+    ]  # fmt: skip
+
+
+def slopes_of(student: Any, rng: Generator) -> Any:
+    """For each layer: w, its bits, the upstream gradient, what arrives at w, and where the largest weight is."""
+    for w, bits in layers(rng):
+        upstream = torch.randn(w.shape, generator=rng) + w.sign()  # the largest weight's sum does not cancel
+        got = arrived(student, (w, bits), upstream)[0]
+        if got is None:
+            raise Mistake("no gradient comes back: put only what rounding adds into detach(), and keep u")
+        yield w, bits, upstream, got, w.abs() == w.abs().max()
+
+
+def grade_most(student: Any, rng: Generator) -> None:
+    """The gradient of all weights but the largest."""
+    for w, bits, upstream, got, largest in slopes_of(student, rng):
+        right, wrong = smooth_slopes(w, upstream), wrong_slopes(w, bits, upstream)
+        named = [(words, result[~largest]) for words, result in wrong]
+        expect(got[~largest], right[~largest].float(), f"bits = {bits}, the gradient of w (not the largest)", named)
+
+
+def grade_largest(student: Any, rng: Generator) -> None:
+    """The gradient of the largest weight, which moves all the others through m."""
+    for w, bits, upstream, got, largest in slopes_of(student, rng):
+        t, double = w.double().tanh(), upstream.double()
+        m, size = t.abs().max(), w.double().abs().mean()
+        bell, sign = (1 - m**2) * size / m, t[largest].sign()
+        pull = (double * t / m).sum()  # of m on all weights
+        alone = double[largest] * bell
+        constant = "m is held constant: no detach() there. The largest weight moves m, and m all the others"
+        named = [
+            (constant, alone),
+            (f"{constant}. mean|w|, though, is constant", alone + wrong_slopes(w, bits, upstream)[1][1][largest]),
+            (
+                "the largest weight is negative: a larger m means a smaller weight, the sign is lost",
+                alone - bell * pull,
+            ),
+            ("the sign of what m adds is turned: with m all others shrink", alone + sign * bell * pull),
+            ("the largest weight's own share is missing: it has one as all have, and that of m", -sign * bell * pull),
+            ("what m adds lacks the slope of tanh", alone - sign * pull * size / m),
+            *((words, result[largest]) for words, result in wrong_slopes(w, bits, upstream)),
+        ]
+        right = smooth_slopes(w, upstream)[largest].float()
+        expect(got[largest], right, f"bits = {bits}, the gradient of the largest weight", named)
+
+
+# --- lsq -------------------------------------------------------------------------------------------------------
+
+
+def ends(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def settings(rng: Generator) -> list[tuple[Tensor, Tensor, int, bool]]:
+    """Values inside and on both sides of the range, some within half a step of its ends."""
+    found = []
+    for bits, signed in ((2, True), (3, False), (whole(3, 5, rng), True), (2, False)):
+        low, high = ends(bits, signed)
+        codes = torch.randint(low - 3, high + 4, (whole(3, 5, rng), 20), generator=rng)
+        codes[0, :4] = torch.tensor([low - 1, low, high, high + 1])
+        step = torch.randn((), generator=rng).mul(0.7).exp()
+        found.append((step * around(codes, rng), step, bits, signed))
+    return found
+
+
+def grade_codes(student: Any, rng: Generator) -> None:
+    """The values: the nearest of 2^bits levels."""
+    for x, step, bits, signed in settings(rng):
+        low, high = ends(bits, signed)
+        levels = step * torch.arange(low, high + 1)
+        nearest = levels[(x[..., None] - levels).abs().argmin(-1)]
+        where = f"bits = {bits}, signed = {signed} and step = {step:.3g}"
+        expect(student(x, step, bits, signed), nearest, where, wrong_codes(x, step, bits, signed))
+
+
+def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
+    (low, high), (other_low, other_high) = ends(bits, signed), ends(bits, not signed)
+    u = x / step
+    code = u.round().clamp(low, high)
+    small = step / math.sqrt(x.numel() * high)
+    return [
+        ("x comes back: round it", x),
+        ("these are the codes: times step", code),
+        ("it does not round", step * u.clamp(low, high)),
+        ("it does not clip: codes lie between n and p", step * u.round()),
+        ("it rounds down (floor): use torch.round", step * u.floor().clamp(low, high)),
+        (f"signed is {signed}, but the codes are those of {not signed}", step * u.round().clamp(other_low, other_high)),
+        ("one level too many: the highest code p is one less than a power of 2", step * u.round().clamp(low, high + 1)),
+        ("one level is missing: the highest code is p", step * u.round().clamp(low, high - 1)),
+        ("one level is missing: signed codes begin at -2^(bits - 1)", step * u.round().clamp(-high, high)),
+        ("the sign is lost: signed codes go below zero", step * code.abs()),
+        ("the sign is lost: signed codes go below zero", step * u.abs().round().clamp(low, high)),
+        ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone",
+         small * (x / small).round().clamp(low, high)),
+        ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone", small * code),
+        ("x is multiplied by step: the codes are round(x / step)", step * (x * step).round().clamp(low, high)),
+    ]  # fmt: skip
+
+
+def grade_input(student: Any, rng: Generator) -> None:
+    """The gradient of x: 1 inside the range, 0 outside."""
+    for x, step, bits, signed in settings(rng):
+        low, high = ends(bits, signed)
+        u, upstream = x / step, torch.randn(x.shape, generator=rng)
+        upstream[((u < low) & (u > low - 0.5)) | ((u > high) & (u < high + 0.5))] = 0  # the step's gradient has these
+        got = arrived(student, (x, step, bits, signed), upstream)[0]
+        if got is None:
+            raise Mistake("no gradient comes back for x: put only what rounding adds into detach()")
+        inside = (u > low) & (u < high)
+        right, scale = torch.where(inside, upstream, 0.0), 1 / math.sqrt(x.numel() * high)
+        expect(got, right, f"bits = {bits}, signed = {signed}, the gradient of x", [
+            (FLAT, 0 * x),
+            ("the gradient of x passes outside the range too: there the output does not move", upstream),
+            ("the gradient of x passes above the range too", torch.where(u > low, upstream, 0.0)),
+            ("the gradient of x passes below the range too", torch.where(u < high, upstream, 0.0)),
+            ("the gradient of x is zero inside, and passes outside", upstream - right),
+            ("the gradient of x is scaled by 1 / sqrt(N p): that is for the step alone", right * scale),
+            ("the gradient of x is step times too large or too small", right * step),
+            ("the gradient of x is 1 / step times too large or too small", right / step),
+            ("the gradient of x has its sign turned", -right),
+            ("the incoming gradient is lost: times the gradient that arrives", inside.float()),
+        ])  # fmt: skip
+
+
+def step_slope(x: Tensor, step: Tensor, low: int, high: int, upstream: Tensor) -> Tensor:
+    """LSQ's gradient of the step, unscaled: the step is moved a little, and what rounding added stays."""
+    x, s, h = x.double(), step.double(), 1e-6 * float(step)
+    added = (x / s).clamp(low, high).round() - (x / s).clamp(low, high)
+
+    def output(s: Tensor) -> Tensor:
+        return (upstream * s * ((x / s).clamp(low, high) + added)).sum()
+
+    return (output(s + h) - output(s - h)) / (2 * h)
+
+
+def grade_learned(student: Any, rng: Generator) -> None:
+    """The gradient of the step, the sum over all values, times 1 / sqrt(N p)."""
+    for x, step, bits, signed in settings(rng):
+        low, high = ends(bits, signed)
+        upstream = torch.randn(x.shape, generator=rng) + x.sign()  # the terms of the sum do not cancel
+        got = arrived(student, (x, step, bits, signed), upstream)[1]
+        if got is None:
+            raise Mistake("no gradient comes back for the step: float(step), .item() and detach() cut it off")
+        right = (step_slope(x, step, low, high, upstream) / math.sqrt(x.numel() * high)).float()
+        where = f"bits = {bits}, signed = {signed} and {x.numel()} values, the gradient of the step"
+        expect(got, right, where, wrong_steps(x, step, bits, signed, upstream))
+
+
+def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tensor) -> Named:
+    (low, high), other, count = ends(bits, signed), ends(bits, not signed)[1], x.numel()
+    x, step, upstream = x.double(), step.double(), upstream.double()
+    u, root = x / step, math.sqrt(count * high)
+    code, inside = u.round().clamp(low, high), (u > low) & (u < high)
+    slope = torch.where(inside, code - u, code)
+    total = (upstream * slope).sum()
+    scales = [
+        ("missing", 1.0), ("1 / (N p), without the root", count * high), ("1 / sqrt(N), without p", math.sqrt(count)),
+        ("1 / sqrt(p), without N", math.sqrt(high)), ("1 / N, a mean", count), ("sqrt(N p), not 1 over it", 1 / root),
+        ("applied twice", root * root), ("1 / sqrt(N 2^bits)", math.sqrt(count * 2**bits)),
+        (f"made with the p of {'unsigned' if signed else 'signed'} codes", math.sqrt(count * max(other, 1))),
+        ("made with the number of rows for N", math.sqrt(len(x) * high)),
+        ("made with -n, not with p", math.sqrt(count * max(-low, 1))),
+    ]  # fmt: skip
+    parts = [
+        ("only the codes count, as without straight-through: inside the range, subtract x / step", code),
+        ("inside it is 0: LSQ has round(x / step) - x / step there", torch.where(inside, 0.0, code)),
+        ("the sign inside is turned: round(x / step) - x / step", torch.where(inside, u - code, code)),
+        ("outside the range it is 0: there it is n or p", torch.where(inside, slope, 0.0)),
+        ("outside the range it goes on as inside: there it is n or p alone", u.round() - u),
+        ("outside the range x / step is subtracted too: there it is n or p alone", code - u),
+        ("clip first, then round: within half a step beyond n or p the slope is n or p",
+         torch.where((u.round() >= low) & (u.round() <= high), u.round() - u, code)),
+        ("outside the range it is -1, 0 or 1: there it is the code, n or p", torch.where(inside, slope, code.sign())),
+        ("it is 0 below the range: there it is n", torch.where(u < low, 0.0, slope)),
+        ("it is multiplied by step: the slopes are in units of a code", slope * step),
+        ("it is divided by step: the slopes are in units of a code", slope / step),
+        ("its sign is turned", -slope),
+    ]  # fmt: skip
+    return [
+        *((f"the scale of the step's gradient is {name}: it is 1 / sqrt(N p)", total / by) for name, by in scales),
+        ("the step's gradient is zero", 0 * total),
+        ("the step's gradient lacks the one that arrives: multiply by it before the sum", slope.sum() / root),
+        *((f"the step's gradient: {name}", (upstream * part).sum() / root) for name, part in parts),
+        *((f"the step's gradient: {name}. And its scale is missing", (upstream * part).sum()) for name, part in parts),
+    ]
+
+
+# --- qat_step --------------------------------------------------------------------------------------------------
+
+
+def problem(rng: Generator, bits: int, beyond: int) -> tuple[Tensor, Tensor, Tensor, float, int, float]:
+    """A linear layer and a batch; codes reach up to ``beyond`` outside the range, none within half a step of it."""
+    low, high = ends(bits, True)
+    outputs, inputs, examples = whole(3, 5, rng), whole(6, 9, rng), whole(10, 20, rng)
+    step = math.exp(float(torch.randn((), generator=rng)) * 0.6)
+    u = around(torch.randint(low - beyond, high + beyond + 1, (outputs, inputs), generator=rng), rng)
+    u[0, :2] = torch.tensor([low - beyond - 0.2, high + beyond + 0.2])
+    u = torch.where((u < low) & (u > low - 0.5), u + 0.5 if beyond == 0 else low - 0.7, u)
+    u = torch.where((u > high) & (u < high + 0.5), u - 0.5 if beyond == 0 else high + 0.7, u)
+    x = torch.randn(examples, inputs, generator=rng)
+    y = x @ (u * step).T + 2 * step * torch.randn(examples, outputs, generator=rng)
+    return u * step, x, y, step, bits, 0.3 + 0.5 * float(torch.rand((), generator=rng))
+
+
+def true_move(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: float) -> Tensor:
+    """How far each weight goes down, output by output and example by example."""
+    low, high = ends(bits, True)
+    move, share = torch.zeros(w.shape, dtype=torch.float64), lr / y.numel()
+    for row, (weights, targets) in enumerate(zip(w.double(), y.double().T, strict=True)):
+        codes = torch.tensor([min(range(low, high + 1), key=lambda k: abs(k * step - v)) for v in weights.tolist()])
+        for inputs, target in zip(x.double(), targets, strict=True):
+            move[row] += 2 * share * (inputs @ (codes * step).double() - target) * inputs
+        move[row][(weights < low * step) | (weights > high * step)] = 0
+    return move
+
+
+def grade_move(student: Any, rng: Generator, beyond: int) -> None:
+    """What the weights lose, w minus the new weights."""
+    for bits in (3, 2, 4):
+        args = problem(rng, bits, beyond)
+        got = checked(student(*args), args[0])
+        where = f"bits = {bits}, step = {args[3]:.3g} and lr = {args[5]:.3g}, w minus the new weights"
+        expect(args[0].double() - got, true_move(*args).float(), where, wrong_moves(*args))
+
+
+def grade_inside(student: Any, rng: Generator) -> None:
+    """The step of weights inside the range."""
+    grade_move(student, rng, 0)
+
+
+def grade_outside(student: Any, rng: Generator) -> None:
+    """Some weights are clipped, and stay where they are."""
+    grade_move(student, rng, 2)
+
+
+def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: float) -> Named:
+    w, x, y, (low, high) = w.double(), x.double(), y.double(), ends(bits, True)
+    inside = (w > low * step) & (w < high * step)
+
+    def rounded(w: Tensor, low: int = low, high: int = high) -> Tensor:
+        return step * (w / step).round().clamp(low, high)
+
+    def down(forward: Tensor) -> Tensor:
+        return 2 * lr / y.numel() * (x @ forward.T - y).T @ x
+
+    free = down(rounded(w))
+    right, top = free * inside, 2**bits - 1
+    kept = "the quantized weights are kept: "
+    factors = [
+        ("it lacks lr", 1 / lr), ("the sign is turned: the step goes uphill", -1.0),
+        ("it lacks the 2 of the square's derivative", 0.5), ("the loss is a mean: this is the sum", y.numel()),
+        ("the mean is over the outputs too, not over the examples alone", y.shape[1]),
+        ("the mean is over the examples too, not over the outputs alone", y.shape[0]),
+        ("it is step times too large or too small", step), ("it is 1 / step times too large or too small", 1 / step),
+    ]  # fmt: skip
+    return [
+        ("no weight moves: torch.round has no gradient. Take it straight through", 0 * w),
+        (kept + "no step is taken; return w minus lr times the gradient", w - rounded(w)),
+        (kept + "the step is taken by them; it starts at the float weights w", w - rounded(w) + right),
+        (kept + "the step is taken by them; it starts at the float weights w", w - rounded(w) + free),
+        (kept + "return the new float weights as they are, not rounded", w - rounded(w - right)),
+        (kept + "return the new float weights as they are, not rounded", w - rounded(w - free)),
+        ("this is the change alone: return w minus lr times the gradient", w + right),
+        ("this is the change alone: return w minus lr times the gradient", w - right),
+        ("this is the gradient: return w minus lr times it", w - right / lr),
+        ("the gradient passes the clip: clipped weights do not move", free),
+        ("the gradient passes the clip above: weights above the range do not move", free * (w > low * step)),
+        ("the gradient passes the clip below: weights below the range do not move", free * (w < high * step)),
+        ("the clipped weights move, the others stay: it is the other way round", free * ~inside),
+        ("the forward pass uses the float weights: x times the quantized ones", down(w)),
+        ("the forward pass uses the float weights: x times the quantized ones", down(w) * inside),
+        ("the forward pass clips the weights, but does not round them", down(w.clamp(low * step, high * step)) * inside),
+        ("the forward pass rounds the weights, but does not clip them", down(step * (w / step).round())),
+        ("the forward pass rounds the weights, but does not clip them", down(step * (w / step).round()) * inside),
+        ("the forward pass uses the codes: times step", down(rounded(w) / step) * inside),
+        ("the weights are signed: codes from -2^(bits - 1) to 2^(bits - 1) - 1",
+         down(rounded(w, 0, top)) * (w > 0) * (w < top * step)),
+        ("a level is missing: signed codes begin at -2^(bits - 1)",
+         down(rounded(w, -high)) * (w > -high * step) * (w < high * step)),
+        ("one level too many: the highest code is 2^(bits - 1) - 1",
+         down(rounded(w, low, high + 1)) * (w > low * step) * (w < (high + 1) * step)),
+        *((f"the step is wrong by a factor: {words}", right * factor) for words, factor in factors),
+    ]  # fmt: skip
+
+
+ASSIGNMENT = Assignment(
+    "02_quantization_aware_training",
+    (
+        Part("dorefa_weights", ("w", "bits"), "DoReFa's weights", 30, (
+            Check("the levels", 3, grade_weights), Check("the gradient", 2, grade_most),
+            Check("the gradient of the largest weight", 1, grade_largest))),
+        Part("lsq", ("x", "step", "bits", "signed"), "A learned step", 30, (
+            Check("the levels", 2, grade_codes), Check("the gradient of x", 1, grade_input),
+            Check("the gradient of the step", 3, grade_learned))),
+        Part("qat_step", ("w", "x", "y", "step", "bits", "lr"), "One step of training", 20, (
+            Check("weights inside the range", 3, grade_inside), Check("clipped weights", 2, grade_outside))),
+    ),
+    written={"analysis": 4},
+)  # fmt: skip
