@@ -59,6 +59,7 @@ def grade_weights(student: Any, rng: Generator) -> None:
 
 
 def wrong_weights(w: Tensor, bits: int) -> Named:
+    """What wrong answers give as values."""
     levels, w = 2**bits - 1, w.double()
     t, size = w.tanh(), w.abs().mean()
     u = t / t.abs().max()
@@ -108,6 +109,7 @@ def smooth_slopes(w: Tensor, upstream: Tensor) -> Tensor:
 
 
 def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
+    """What wrong answers give as gradient of w."""
     levels, w, upstream = 2**bits - 1, w.double(), upstream.double()
     t, size, right = w.tanh(), w.abs().mean(), smooth_slopes(w, upstream)
     m, bell = t.abs().max(), 1 - t.square()
@@ -123,7 +125,7 @@ def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
     ]  # fmt: skip
     return [
         (FLAT, 0 * w),
-        (f"only mean|w| has a gradient, and {moving}. Through rounding comes none: put what it adds into detach()", mean),
+        (f"only mean|w| has a gradient, and {moving}. Rounding has none: put what it adds into detach()", mean),
         (moving, right + mean),
         (moving, upstream * size / m * bell + mean),
         ("the gradient is 1: straight through is q_b alone, and tanh, m and mean|w| remain", upstream),
@@ -165,7 +167,7 @@ def grade_largest(student: Any, rng: Generator) -> None:
             (constant, alone),
             (f"{constant}. mean|w|, though, is constant", alone + wrong_slopes(w, bits, upstream)[1][1][largest]),
             (
-                "the largest weight is negative: a larger m means a smaller weight, the sign is lost",
+                "the sign is lost: where the largest weight is negative, m falls when it rises",
                 alone - bell * pull,
             ),
             ("the sign of what m adds is turned: with m all others shrink", alone + sign * bell * pull),
@@ -208,6 +210,7 @@ def grade_codes(student: Any, rng: Generator) -> None:
 
 
 def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
+    """What wrong answers give as values."""
     (low, high), (other_low, other_high) = ends(bits, signed), ends(bits, not signed)
     u = x / step
     code = u.round().clamp(low, high)
@@ -281,6 +284,7 @@ def grade_learned(student: Any, rng: Generator) -> None:
 
 
 def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tensor) -> Named:
+    """What wrong answers give as gradient of the step."""
     (low, high), other, count = ends(bits, signed), ends(bits, not signed)[1], x.numel()
     x, step, upstream = x.double(), step.double(), upstream.double()
     u, root = x / step, math.sqrt(count * high)
@@ -368,6 +372,7 @@ def grade_outside(student: Any, rng: Generator) -> None:
 
 
 def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: float) -> Named:
+    """What wrong answers give as w minus the new weights."""
     w, x, y, (low, high) = w.double(), x.double(), y.double(), ends(bits, True)
     inside = (w > low * step) & (w < high * step)
 
@@ -403,9 +408,9 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
         ("the clipped weights move, the others stay: it is the other way round", free * ~inside),
         ("the forward pass uses the float weights: x times the quantized ones", down(w)),
         ("the forward pass uses the float weights: x times the quantized ones", down(w) * inside),
-        ("the forward pass clips the weights, but does not round them", down(w.clamp(low * step, high * step)) * inside),
-        ("the forward pass rounds the weights, but does not clip them", down(step * (w / step).round())),
-        ("the forward pass rounds the weights, but does not clip them", down(step * (w / step).round()) * inside),
+        ("the forward pass clips, but does not round", down(w.clamp(low * step, high * step)) * inside),
+        ("the forward pass rounds, but does not clip", down(step * (w / step).round())),
+        ("the forward pass rounds, but does not clip", down(step * (w / step).round()) * inside),
         ("the forward pass uses the codes: times step", down(rounded(w) / step) * inside),
         ("the weights are signed: codes from -2^(bits - 1) to 2^(bits - 1) - 1",
          down(rounded(w, 0, top)) * (w > 0) * (w < top * step)),
