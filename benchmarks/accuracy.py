@@ -148,16 +148,6 @@ EXPERIMENTS |= {
         budget="backprops",
         parts=("val", "test"),
     ),
-    "glyphs-pn-long": Experiment(
-        "New classes: PN, trained six times as long",
-        PN.with_options(steps=2400),
-        ("mebqat_pn", "pn_qat"),
-        ("W2A2", "FP"),
-        ("W2A2",),
-        seeds=3,
-        budget="backprops",
-        parts=("val",),
-    ),
     "omniglot-pn": Experiment(
         "New classes: PN, 20-way 1-shot, six alphabets of Omniglot, Korean and Sanskrit held out",
         replace(PN, data="omniglot"),

@@ -1,8 +1,8 @@
-"""The frozen benchmark's first rows: ``python -m benchmarks.frozen [--store] [--all]``, a quarter of an hour.
+"""The frozen benchmark's first rows: ``python -m benchmarks.frozen [--store] [--all]``, some ten minutes.
 
 MEBQAT-PN, PN with rounding, and networks dedicated to one pair each, all from one start and at equal back-propagations
 a model, one seed, measured on the test scripts of ``glyphs-20way``. There is a dedicated network for each pair of
-the widths 2, 3, 4, 5 and 8; with ``--all`` for each of the 72 quantized pairs (three times as long). ``--store`` writes
+the widths 2, 4 and 8; with ``--all`` for each of the 72 quantized pairs (an hour). ``--store`` writes
 ``frozen.json`` and ``frozen-*.png`` beside this file, and the README's sheet.
 """
 
@@ -22,7 +22,7 @@ from mebqat_lite.recipes import get
 
 FOLDER = Path(__file__).parent
 NAME = "glyphs-20way"
-WIDTHS = {2, 3, 4, 5, 8}
+WIDTHS = {2, 4, 8}
 METHODS = ("mebqat_pn", "mebqat_pn+exclude=(3,5,7)", "pn_ptq_mse", "pn_qat")
 
 

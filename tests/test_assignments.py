@@ -157,3 +157,29 @@ def test_the_seed_decides_the_input_and_the_random_state_is_left_alone():
     torch.manual_seed(0)
     messages(solution(name, part.function)[1], part, 3)
     assert torch.equal(torch.rand(2), want)
+
+
+def test_the_guide_lists_the_assignments():
+    """``python tests/test_assignments.py`` writes the table."""
+    text = (FOLDER / "INSTRUCTOR.md").read_text()
+    assert text.split("<!-- assignments -->\n")[1].split("<!-- /assignments -->")[0] == rows()
+
+
+def rows():
+    """The lines of the guide's table."""
+    lines = []
+    for name, assignment in ASSIGNMENTS.items():
+        card = nbformat.read(master(name), as_version=4).cells[0].source
+        title = card.splitlines()[0].partition(": ")[2]
+        needs = re.search(r"\*\*You need\*\* (.*?)\.", card)[1]
+        minutes = re.search(r"\*\*Time\*\* about (\d+) minutes", card)[1]
+        points = f"{assignment.points} + {sum(assignment.written.values())}"
+        lines.append(f"| `{name}`: {title} | {needs} | {points} | {minutes} |\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    guide = FOLDER / "INSTRUCTOR.md"
+    before, rest = guide.read_text().split("<!-- assignments -->\n")
+    after = rest.split("<!-- /assignments -->")[1]
+    guide.write_text(f"{before}<!-- assignments -->\n{rows()}<!-- /assignments -->{after}")

@@ -12,7 +12,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto
 body { background: #fff } code { background: #f3f3f3; padding: 0 .2rem }
 table { border-collapse: collapse; width: 100% }
 td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-top: 1px solid #ccc }
-td.points { white-space: nowrap } .ok { color: #00563f } .no { color: #8a2b00 }
+td.points { white-space: nowrap; width: 6rem } .ok { color: #00563f } .no { color: #8a2b00 }
 """
 HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
