@@ -103,7 +103,8 @@ def in_pieces(x, step, bits, signed):
     low, high = low_high(bits, signed)
     g = (x.numel() * high) ** -0.5
     s = (step - step * g).detach() + step * g
-    inside = x + (through((x / step).detach()) * s - x / step.detach() * s)
+    u = (x / step).detach()
+    inside = x + (u.round() - u) * s
     return torch.where(x / step <= low, low * s, torch.where(x / step >= high, high * s, inside))
 
 
@@ -224,7 +225,7 @@ WRONG = {
         ("inside it is 0", own_lsq(inside_too=False)),
         ("outside the range it is 0", own_lsq(outside_too=False)),
         ("for the step alone", own_lsq(scales_x=True)),
-        ("clip first, then round", clip_last),
+        ("clipped before it is rounded", clip_last),
         ("scale of the step's gradient is missing", lambda x, s, b, signed: s * through(
             (x / s).clamp(*low_high(b, signed)))),
         ("zero everywhere", lambda x, s, b, signed: s * torch.round((x / s).clamp(*low_high(b, signed)))),
@@ -247,8 +248,8 @@ WRONG = {
     "qat_step": [
         ("no weight moves", no_straight_through),
         ("taken by them", lambda w, x, y, s, b, lr: rounded(w, s, b) - lr * gradient(w, x, y, s, b)),
-        ("as they are, not rounded", lambda w, x, y, s, b, lr: rounded(w - lr * gradient(w, x, y, s, b), s, b)),
-        ("no step is taken", lambda w, x, y, s, b, lr: rounded(w, s, b)),
+        ("kept: return w minus", lambda w, x, y, s, b, lr: rounded(w - lr * gradient(w, x, y, s, b), s, b)),
+        ("kept: return w minus", lambda w, x, y, s, b, lr: rounded(w, s, b)),
         ("passes the clip", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, y, s, b, gate=False)),
         ("uphill", lambda w, x, y, s, b, lr: w + lr * gradient(w, x, y, s, b)),
         ("lacks lr", lambda w, x, y, s, b, lr: w - gradient(w, x, y, s, b)),

@@ -11,6 +11,9 @@ from mebqat_lite.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
 Named = list[tuple[str, Tensor]]  # (message, the result that it names)
+Factors = list[tuple[str, float]]  # (message, what the result is too large by)
+NEAR = "the step's gradient is right far from n and p, but not within half a step of them: "
+NEAR += "is it clipped before it is rounded? Just beyond n and p the slopes are n and p already"
 FLAT = "the gradient is zero everywhere: torch.round has none. Put what rounding adds into detach()"
 
 
@@ -33,15 +36,23 @@ def arrived(student: Any, args: tuple[Any, ...], upstream: Tensor) -> list[Tenso
     return grads
 
 
+def by_factor(got: Tensor, right: Tensor, factors: Factors) -> Named:
+    """Those of ``factors`` that lead from the right result to the one that was got, however large."""
+    got, right = checked(got, right), right.double()
+    near = 1e-5 * right.abs().max()
+    return [(words, got) for words, factor in factors if bool(((got / factor - right).abs() <= near).all())]
+
+
 # --- dorefa_weights --------------------------------------------------------------------------------------------
 
 
 def layers(rng: Generator) -> list[tuple[Tensor, int]]:
     """Weights that are near no middle of two levels; the largest is a negative one, then a positive one."""
     found = []
-    for bits, side in ((2, -1.0), (3, 1.0), (whole(4, 8, rng), -1.0)):
+    for bits, side in ((whole(4, 8, rng), -1.0), (3, 1.0), (2, -1.0)):
         levels = 2**bits - 1
-        free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(0.1, levels - 0.1)
+        bounds = (0.1, 0.8 * levels) if side < 0 else (0.2 * levels, levels - 0.1)
+        free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(*bounds)
         u = 2 * free / levels - 1
         u[whole(0, 4, rng), whole(0, 23, rng)] = side
         found.append((torch.atanh(u * torch.empty(()).uniform_(0.6, 0.9, generator=rng)), bits))
@@ -116,13 +127,6 @@ def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
     out = 2 * ((t / m + 1) / 2 * levels).round() / levels - 1
     mean = (upstream * out).sum() * w.sign() / w.numel()  # what a mean|w| that is not constant adds
     moving = "mean|w| is to be held constant: detach it"
-    factors = [
-        ("it lacks mean|w|", 1 / size), ("it must be divided by m, the largest |tanh(w)|", m),
-        ("it is 2^bits - 1 times too large: q_b divides by that again", levels),
-        ("it is 2^bits - 1 times too small: q_b multiplies by that first", 1 / levels),
-        ("it is half as large: the 2 before q_b belongs to it", 0.5), ("it is twice as large", 2.0),
-        ("its sign is turned", -1.0), ("it lacks the incoming gradient", 1 / upstream),
-    ]  # fmt: skip
     return [
         (FLAT, 0 * w),
         (f"only mean|w| has a gradient, and {moving}. Rounding has none: put what it adds into detach()", mean),
@@ -132,8 +136,22 @@ def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
         ("the slope of tanh is missing: 1 - tanh(w)^2", upstream * size / m),
         ("the slope of tanh is 1 - tanh(w)^2, not 1 - tanh(w)", upstream * size / m * (1 - t)),
         ("tanh is differentiated at u: its slope is 1 - tanh(w)^2", upstream * size / m * (1 - (t / m) ** 2)),
-        *((f"the gradient is wrong by a factor: {words}", right * factor) for words, factor in factors),
+        ("the incoming gradient is lost: times the gradient that arrives", right / upstream),
     ]  # fmt: skip
+
+
+def slope_factors(w: Tensor, bits: int) -> Factors:
+    """By which a gradient of w may be too large or too small."""
+    words, levels = "the gradient is wrong by a factor: ", 2**bits - 1
+    return [
+        (words + "it lacks mean|w|", 1 / float(w.abs().mean())),
+        (words + "it must be divided by m, the largest |tanh(w)|", float(w.tanh().abs().max())),
+        (words + "it is 2^bits - 1 times too large: q_b divides by that again", levels),
+        (words + "it is 2^bits - 1 times too small: q_b multiplies by that first", 1 / levels),
+        (words + "it is half as large: the 2 before q_b belongs to it", 0.5),
+        (words + "it is twice as large", 2.0),
+        (words + "its sign is turned", -1.0),
+    ]
 
 
 def slopes_of(student: Any, rng: Generator) -> Any:
@@ -149,9 +167,10 @@ def slopes_of(student: Any, rng: Generator) -> Any:
 def grade_most(student: Any, rng: Generator) -> None:
     """The gradient of all weights but the largest."""
     for w, bits, upstream, got, largest in slopes_of(student, rng):
-        right, wrong = smooth_slopes(w, upstream), wrong_slopes(w, bits, upstream)
-        named = [(words, result[~largest]) for words, result in wrong]
-        expect(got[~largest], right[~largest].float(), f"bits = {bits}, the gradient of w (not the largest)", named)
+        got, right = got[~largest], smooth_slopes(w, upstream)[~largest].float()
+        named = [(words, result[~largest]) for words, result in wrong_slopes(w, bits, upstream)]
+        named += by_factor(got, right, slope_factors(w, bits))
+        expect(got, right, f"bits = {bits}, the gradient of w (not the largest)", named)
 
 
 def grade_largest(student: Any, rng: Generator) -> None:
@@ -175,8 +194,9 @@ def grade_largest(student: Any, rng: Generator) -> None:
             ("what m adds lacks the slope of tanh", alone - sign * pull * size / m),
             *((words, result[largest]) for words, result in wrong_slopes(w, bits, upstream)),
         ]
-        right = smooth_slopes(w, upstream)[largest].float()
-        expect(got[largest], right, f"bits = {bits}, the gradient of the largest weight", named)
+        got, right = got[largest], smooth_slopes(w, upstream)[largest].float()
+        named += by_factor(got, right, slope_factors(w, bits))
+        expect(got, right, f"bits = {bits}, the gradient of the largest weight", named)
 
 
 # --- lsq -------------------------------------------------------------------------------------------------------
@@ -190,13 +210,18 @@ def ends(bits: int, signed: bool) -> tuple[int, int]:
 def settings(rng: Generator) -> list[tuple[Tensor, Tensor, int, bool]]:
     """Values inside and on both sides of the range, some within half a step of its ends."""
     found = []
-    for bits, signed in ((2, True), (3, False), (whole(3, 5, rng), True), (2, False)):
+    for bits, signed in ((3, False), (2, True), (whole(3, 5, rng), True), (2, False)):
         low, high = ends(bits, signed)
         codes = torch.randint(low - 3, high + 4, (whole(3, 5, rng), 20), generator=rng)
         codes[0, :4] = torch.tensor([low - 1, low, high, high + 1])
         step = torch.randn((), generator=rng).mul(0.7).exp()
         found.append((step * around(codes, rng), step, bits, signed))
     return found
+
+
+def near_ends(u: Tensor, low: int, high: int) -> Tensor:
+    """Where it matters that the clip comes before the rounding."""
+    return ((u - low).abs() < 0.5) | ((u - high).abs() < 0.5)
 
 
 def grade_codes(student: Any, rng: Generator) -> None:
@@ -239,7 +264,7 @@ def grade_input(student: Any, rng: Generator) -> None:
     for x, step, bits, signed in settings(rng):
         low, high = ends(bits, signed)
         u, upstream = x / step, torch.randn(x.shape, generator=rng)
-        upstream[((u < low) & (u > low - 0.5)) | ((u > high) & (u < high + 0.5))] = 0  # the step's gradient has these
+        upstream[near_ends(u, low, high)] = 0  # the step's gradient has these
         got = arrived(student, (x, step, bits, signed), upstream)[0]
         if got is None:
             raise Mistake("no gradient comes back for x: put only what rounding adds into detach()")
@@ -261,7 +286,7 @@ def grade_input(student: Any, rng: Generator) -> None:
 
 def step_slope(x: Tensor, step: Tensor, low: int, high: int, upstream: Tensor) -> Tensor:
     """LSQ's gradient of the step, unscaled: the step is moved a little, and what rounding added stays."""
-    x, s, h = x.double(), step.double(), 1e-6 * float(step)
+    x, upstream, s, h = x.double(), upstream.double(), step.double(), 1e-6 * float(step)
     added = (x / s).clamp(low, high).round() - (x / s).clamp(low, high)
 
     def output(s: Tensor) -> Tensor:
@@ -274,31 +299,46 @@ def grade_learned(student: Any, rng: Generator) -> None:
     """The gradient of the step, the sum over all values, times 1 / sqrt(N p)."""
     for x, step, bits, signed in settings(rng):
         low, high = ends(bits, signed)
-        upstream = torch.randn(x.shape, generator=rng) + x.sign()  # the terms of the sum do not cancel
-        got = arrived(student, (x, step, bits, signed), upstream)[1]
-        if got is None:
-            raise Mistake("no gradient comes back for the step: float(step), .item() and detach() cut it off")
-        right = (step_slope(x, step, low, high, upstream) / math.sqrt(x.numel() * high)).float()
-        where = f"bits = {bits}, signed = {signed} and {x.numel()} values, the gradient of the step"
-        expect(got, right, where, wrong_steps(x, step, bits, signed, upstream))
+        everywhere = torch.randn(x.shape, generator=rng) + x.sign()  # the terms of the sum do not cancel
+        for upstream in (everywhere * ~near_ends(x / step, low, high), everywhere):
+            got = arrived(student, (x, step, bits, signed), upstream)[1]
+            if got is None:
+                raise Mistake("no gradient comes back for the step: float(step), .item() and detach() cut it off")
+            right = (step_slope(x, step, low, high, upstream) / math.sqrt(x.numel() * high)).float()
+            where = f"bits = {bits}, signed = {signed} and {x.numel()} values, the gradient of the step"
+            named = by_factor(got, right, step_factors(x, bits, signed)) + wrong_steps(x, step, bits, signed, upstream)
+            if upstream is everywhere:  # far from the ends it was right
+                named = [(NEAR, got)]
+            expect(got, right, where, named)
+
+
+def step_factors(x: Tensor, bits: int, signed: bool) -> Factors:
+    """By which a gradient of the step may be too large or too small, for each wrong scale."""
+    (low, high), other, count = ends(bits, signed), ends(bits, not signed)[1], x.numel()
+    root, words = math.sqrt(count * high), "the scale of the step's gradient is {}: it is 1 / sqrt(N p)"
+    scales = [
+        ("missing", 1.0),
+        ("1 / (N p), without the root", count * high),
+        ("1 / sqrt(N), without p", math.sqrt(count)),
+        ("1 / sqrt(p), without N", math.sqrt(high)),
+        ("1 / N, a mean", count),
+        ("sqrt(N p), not 1 over it", 1 / root),
+        ("1 / sqrt(N 2^bits)", math.sqrt(count * 2**bits)),
+        (f"made with the p of {'unsigned' if signed else 'signed'} codes", math.sqrt(count * other)),
+        ("made with the number of rows for N", math.sqrt(len(x) * high)),
+        ("made with -n, not with p", math.sqrt(count * max(-low, 1))),
+    ]
+    return [(words.format(name), root / by) for name, by in scales]
 
 
 def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tensor) -> Named:
     """What wrong answers give as gradient of the step."""
-    (low, high), other, count = ends(bits, signed), ends(bits, not signed)[1], x.numel()
+    (low, high), count = ends(bits, signed), x.numel()
     x, step, upstream = x.double(), step.double(), upstream.double()
     u, root = x / step, math.sqrt(count * high)
     code, inside = u.round().clamp(low, high), (u > low) & (u < high)
     slope = torch.where(inside, code - u, code)
     total = (upstream * slope).sum()
-    scales = [
-        ("missing", 1.0), ("1 / (N p), without the root", count * high), ("1 / sqrt(N), without p", math.sqrt(count)),
-        ("1 / sqrt(p), without N", math.sqrt(high)), ("1 / N, a mean", count), ("sqrt(N p), not 1 over it", 1 / root),
-        ("applied twice", root * root), ("1 / sqrt(N 2^bits)", math.sqrt(count * 2**bits)),
-        (f"made with the p of {'unsigned' if signed else 'signed'} codes", math.sqrt(count * max(other, 1))),
-        ("made with the number of rows for N", math.sqrt(len(x) * high)),
-        ("made with -n, not with p", math.sqrt(count * max(-low, 1))),
-    ]  # fmt: skip
     parts = [
         ("only the codes count, as without straight-through: inside the range, subtract x / step", code),
         ("inside it is 0: LSQ has round(x / step) - x / step there", torch.where(inside, 0.0, code)),
@@ -306,8 +346,6 @@ def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tens
         ("outside the range it is 0: there it is n or p", torch.where(inside, slope, 0.0)),
         ("outside the range it goes on as inside: there it is n or p alone", u.round() - u),
         ("outside the range x / step is subtracted too: there it is n or p alone", code - u),
-        ("clip first, then round: within half a step beyond n or p the slope is n or p",
-         torch.where((u.round() >= low) & (u.round() <= high), u.round() - u, code)),
         ("outside the range it is -1, 0 or 1: there it is the code, n or p", torch.where(inside, slope, code.sign())),
         ("it is 0 below the range: there it is n", torch.where(u < low, 0.0, slope)),
         ("it is multiplied by step: the slopes are in units of a code", slope * step),
@@ -315,7 +353,6 @@ def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tens
         ("its sign is turned", -slope),
     ]  # fmt: skip
     return [
-        *((f"the scale of the step's gradient is {name}: it is 1 / sqrt(N p)", total / by) for name, by in scales),
         ("the step's gradient is zero", 0 * total),
         ("the step's gradient lacks the one that arrives: multiply by it before the sum", slope.sum() / root),
         *((f"the step's gradient: {name}", (upstream * part).sum() / root) for name, part in parts),
@@ -356,9 +393,10 @@ def grade_move(student: Any, rng: Generator, beyond: int) -> None:
     """What the weights lose, w minus the new weights."""
     for bits in (3, 2, 4):
         args = problem(rng, bits, beyond)
-        got = checked(student(*args), args[0])
-        where = f"bits = {bits}, step = {args[3]:.3g} and lr = {args[5]:.3g}, w minus the new weights"
-        expect(args[0].double() - got, true_move(*args).float(), where, wrong_moves(*args))
+        w, _, y, step, _, lr = args
+        move, right = w.double() - checked(student(*args), w), true_move(*args).float()
+        where = f"bits = {bits}, step = {step:.3g} and lr = {lr:.3g}, w minus the new weights"
+        expect(move, right, where, by_factor(move, right, move_factors(y, step, lr)) + wrong_moves(*args))
 
 
 def grade_inside(student: Any, rng: Generator) -> None:
@@ -369,6 +407,21 @@ def grade_inside(student: Any, rng: Generator) -> None:
 def grade_outside(student: Any, rng: Generator) -> None:
     """Some weights are clipped, and stay where they are."""
     grade_move(student, rng, 2)
+
+
+def move_factors(y: Tensor, step: float, lr: float) -> Factors:
+    """By which a step may be too long or too short."""
+    words = "the step is wrong by a factor: "
+    return [
+        (words + "it lacks lr", 1 / lr),
+        (words + "the sign is turned, it goes uphill", -1.0),
+        (words + "it lacks the 2 of the square's derivative", 0.5),
+        (words + "the loss is a mean, and this is the sum", y.numel()),
+        (words + "the mean is over the outputs too, not over the examples alone", y.shape[1]),
+        (words + "the mean is over the examples too, not over the outputs alone", y.shape[0]),
+        (words + "it is step times too large or too small", step),
+        (words + "it is 1 / step times too large or too small", 1 / step),
+    ]
 
 
 def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: float) -> Named:
@@ -385,20 +438,13 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
     free = down(rounded(w))
     right, top = free * inside, 2**bits - 1
     kept = "the quantized weights are kept: "
-    factors = [
-        ("it lacks lr", 1 / lr), ("the sign is turned: the step goes uphill", -1.0),
-        ("it lacks the 2 of the square's derivative", 0.5), ("the loss is a mean: this is the sum", y.numel()),
-        ("the mean is over the outputs too, not over the examples alone", y.shape[1]),
-        ("the mean is over the examples too, not over the outputs alone", y.shape[0]),
-        ("it is step times too large or too small", step), ("it is 1 / step times too large or too small", 1 / step),
-    ]  # fmt: skip
     return [
         ("no weight moves: torch.round has no gradient. Take it straight through", 0 * w),
-        (kept + "no step is taken; return w minus lr times the gradient", w - rounded(w)),
+        (kept + "return w minus lr times the gradient, not rounded", w - rounded(w)),
         (kept + "the step is taken by them; it starts at the float weights w", w - rounded(w) + right),
         (kept + "the step is taken by them; it starts at the float weights w", w - rounded(w) + free),
-        (kept + "return the new float weights as they are, not rounded", w - rounded(w - right)),
-        (kept + "return the new float weights as they are, not rounded", w - rounded(w - free)),
+        (kept + "return w minus lr times the gradient, not rounded", w - rounded(w - right)),
+        (kept + "return w minus lr times the gradient, not rounded", w - rounded(w - free)),
         ("this is the change alone: return w minus lr times the gradient", w + right),
         ("this is the change alone: return w minus lr times the gradient", w - right),
         ("this is the gradient: return w minus lr times it", w - right / lr),
@@ -418,7 +464,6 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
          down(rounded(w, -high)) * (w > -high * step) * (w < high * step)),
         ("one level too many: the highest code is 2^(bits - 1) - 1",
          down(rounded(w, low, high + 1)) * (w > low * step) * (w < (high + 1) * step)),
-        *((f"the step is wrong by a factor: {words}", right * factor) for words, factor in factors),
     ]  # fmt: skip
 
 
