@@ -337,8 +337,9 @@ def is_clear(w: Tensor, bits: int) -> bool:
 
 def one_step(w: Tensor, bits: int) -> Tensor:
     """Levels with one step for the whole tensor."""
-    step = w.double().abs().max() / (2 ** (bits - 1) - 1)
-    return step * (w / step).round() if bits < 32 else w.double()
+    w = w.double()
+    step = w.abs().max() / (2 ** (bits - 1) - 1)
+    return step * (w / step).round() if bits < 32 else w
 
 
 # --- proto_logits ----------------------------------------------------------------------------------------------
@@ -597,8 +598,8 @@ def grade_still(student: Any, rng: Generator) -> None:
 
 
 def grade_adapted(student: Any, rng: Generator) -> None:
-    """With one step and with several."""
-    grade_fomaml(student, ((2, 1), (3, 2), (4, 3), (3, whole(4, 5, rng)), (32, 2)), rng)
+    """With several steps, where all mistakes differ, and with one."""
+    grade_fomaml(student, ((3, 2), (2, 3), (4, whole(4, 5, rng)), (2, 1), (32, 2)), rng)
 
 
 ASSIGNMENT = Assignment(
