@@ -107,30 +107,30 @@ def judge_alike(found: dict[tuple[int, int], list[str]], seeds: Sequence[int], s
 def grade_chance(student: Any, rng: Generator) -> None:
     """Every candidate equally likely in each free place, with replacement, the guaranteed ones too."""
     for sure in (ENDS, []):
-        every, first, start = pool(whole(8, 12, rng), rng), whole(1, 10**5, rng), whole(0, 1000, rng)
+        every, first, start = pool(whole(8, 10, rng), rng), whole(1, 10**5, rng), whole(0, 1000, rng)
         calls = [(first, start + i) for i in range(250)] + [(first + i, start) for i in range(1, 250)]
         rows = [draw(student, every, sure, len(sure) + 3, *call)[len(sure) :] for call in calls]
         if all(len(set(row)) == 1 for row in rows):
             raise Mistake("one pair is drawn and repeated in all free places: draw each on its own")
         if all(len(set(row)) == 3 for row in rows):
             raise Mistake("no pair ever comes twice in a step: draw each from all candidates, with replacement")
-        for place in zip(*rows, strict=True):
-            judge_counts(place, every, sure)
+        for drawn in (*zip(*rows, strict=True), [pair for row in rows for pair in row]):
+            judge_counts(drawn, every, sure)
 
 
 def judge_counts(drawn: Sequence[str], every: list[str], sure: list[str]) -> None:
-    """Whether all come about equally often in one place: a right answer fails once in a billion times."""
+    """Whether all come about equally often in some free places: a right answer fails once in 500 million times."""
     counts, wanted = Counter(drawn), len(drawn) / len(every)
     if sure and not any(counts[pair] for pair in sure):
         raise Mistake(f"a free place is never {sure[0]}: it is drawn from all candidates, the guaranteed ones too")
     if missing := [pair for pair in every if not counts[pair]]:
         end = {every[0]: "the first of candidates, ", every[-1]: "the last of candidates, "}.get(missing[0], "")
-        raise Mistake(f"{missing[0]}, {end}never comes in {len(drawn)} draws of a free place: is your range too short?")
+        raise Mistake(f"{missing[0]}, {end}never comes in {len(drawn)} free draws: is your range too short?")
     worst = max(every, key=lambda pair: abs(counts[pair] - wanted))
-    distance = sum((counts[pair] - wanted) ** 2 for pair in every) / wanted  # chi-square, 7 to 11 degrees of freedom
-    if distance > 80:
+    distance = sum((counts[pair] - wanted) ** 2 for pair in every) / wanted  # chi-square, 7 to 9 degrees of freedom
+    if distance > 60:
         raise Mistake(
-            f"in {len(drawn)} draws of a free place {worst} comes {counts[worst]} times, about {wanted:.0f} would be "
+            f"in {len(drawn)} free draws {worst} comes {counts[worst]} times, about {wanted:.0f} would be "
             "right: every candidate must be equally likely"
         )
 
@@ -330,12 +330,11 @@ def wrong_means(draws: list[Tensor], once: list[Tensor], count: int) -> Wrong:
     nonzero = [g for g in draws if g.any()]
     by_all = "it divides by the number of draws: divide by the number of those that used the parameter"
     return [
+        ("a gradient of zeros is left out: it counts, only None does not", torch.stack(nonzero).mean(0)),
         (by_all, total / count),
         ("a pair that is drawn twice counts once: it counts twice", single / len(once)),
         ("a pair that is drawn twice is added once, but counted twice", single / len(draws)),
-        ("a pair that is drawn twice is added once, and the sum is divided by all draws", single / count),
         ("a pair that is drawn twice is added twice, but counted once", total / len(once)),
-        ("a gradient of zeros is left out: it counts, only None does not", torch.stack(nonzero).mean(0)),
         ("this is the sum over the draws: take the mean", total),
         ("this is the gradient of the first draw alone", draws[0]),
         ("this is the gradient of the last draw alone", draws[-1]),
@@ -350,12 +349,10 @@ def grade_clip(student: Any, rng: Generator) -> None:
         gradients = some_gradients(pairs, dict.fromkeys(("weight", "bias"), pairs), 3 * limit, rng)
         every = torch.cat([torch.stack([g[n].double() for g in gradients.values()]).mean(0).flatten()
                            for n in ("weight", "bias")]).norm()  # fmt: skip
-        judge_means(
-            student, gradients, pairs, limit, lambda draws, _, at=limit, norm=every: wrong_clips(draws, at, norm)
-        )
+        judge_means(student, gradients, pairs, limit, functools.partial(wrong_clips, limit=limit, norm=every))
 
 
-def wrong_clips(draws: list[Tensor], limit: float, norm: Tensor) -> Wrong:
+def wrong_clips(draws: list[Tensor], _: list[Tensor], limit: float, norm: Tensor) -> Wrong:
     """What common mistakes give; ``norm`` is that of all parameters' means together."""
     mean, clipped = torch.stack(draws).mean(0), torch.stack(draws).clamp(-limit, limit)
     by_norm = "it clips by the norm, which shrinks all elements: clip each element on its own"
@@ -396,29 +393,32 @@ def input_at(x: Tensor, pair: str) -> Tensor:
     return x if levels > 2**31 else (x * levels).round() / levels
 
 
+def full_precision(w: Tensor, x: Tensor, pair: str, pairs: Sequence[str]) -> Tensor:
+    """The teacher's logits, a constant to the gradient."""
+    return x @ w.detach().T
+
+
+def first_pair(w: Tensor, x: Tensor, pair: str, pairs: Sequence[str]) -> Tensor:
+    """The logits of the step's first pair, a constant to the gradient."""
+    return input_at(x, pairs[0]) @ weights_at(w.detach(), pairs[0]).T
+
+
 def gradient(
-    w: Tensor, x: Tensor, labels: Tensor, pairs: Sequence[str], *, through: str = "all", teacher: str = "fp",
-    taught: Callable[[str], bool] = lambda pair: pair != "FP", hard: float = 1.0, at: Callable = input_at,
-    old: Tensor | None = None,
+    w: Tensor, x: Tensor, labels: Tensor, pairs: Sequence[str], *, through: str = "all", seen: Callable = input_at,
+    teacher: Callable = full_precision, taught: Callable[[str], bool] = lambda pair: pair != "FP", hard: float = 1.0,
 ) -> Tensor:  # fmt: skip
     """The gradient of the mean loss over ``pairs``, by autograd; the options are mistakes."""
-    leaf, losses = w.detach().clone().requires_grad_(), []
+    leaf = w.detach().clone().requires_grad_()
+    total = 0 * leaf.sum()
     for pair in pairs:
-        full, rounded = leaf, weights_at(leaf, pair)
-        used = {"all": full + (rounded - full).detach(), "none": rounded, "cut": rounded.detach()}[through]
-        logits = at(x, pair) @ (full if pair == "FP" else used).T
-        source = {
-            "fp": lambda: x @ (leaf.detach() if old is None else old).T,
-            "graph": lambda: x @ leaf.T,
-            "first": lambda: at(x, pairs[0]) @ weights_at(leaf.detach(), pairs[0]).T,
-            "seen": lambda at_pair=at(x, pair): at_pair @ leaf.detach().T,
-        }[teacher]
-        soft = source().softmax(1)
-        loss = hard * F.cross_entropy(logits, labels) if taught(pair) else F.cross_entropy(logits, labels)
-        losses.append(loss + F.cross_entropy(logits, soft) if taught(pair) else loss)
-    mean = sum(losses) / len(losses)
-    found = torch.autograd.grad(mean, leaf)[0] if mean.requires_grad else None
-    return torch.zeros_like(leaf) if found is None else found
+        rounded = weights_at(leaf, pair)
+        used = {"all": leaf + (rounded - leaf).detach(), "none": rounded, "cut": rounded.detach()}
+        logits = seen(x, pair) @ (leaf if pair == "FP" else used[through]).T
+        loss = F.cross_entropy(logits, labels)
+        if taught(pair):
+            loss = hard * loss + F.cross_entropy(logits, teacher(leaf, x, pair, pairs).softmax(1))
+        total = total + loss / len(pairs)
+    return torch.autograd.grad(total, leaf)[0]
 
 
 def walk(w: Tensor, x: Tensor, labels: Tensor, steps: Sequence[Sequence[str]], lr: float, rule: Rule) -> Tensor:
@@ -442,9 +442,9 @@ def adapted(lr: float, own: bool = False) -> Rule:
     """Each pair first takes an inner step; the teacher stays behind, or has adapted too."""
 
     def rule(w: Tensor, x: Tensor, labels: Tensor, pairs: Sequence[str]) -> Tensor:
-        old = None if own else w
-        moved = [gradient(w - lr * gradient(w, x, labels, [b]), x, labels, [b], old=old) for b in pairs]
-        return sum(moved) / len(pairs)
+        late = with_() if own else with_(teacher=lambda *_: x @ w.T)
+        moved = [late(w - lr * gradient(w, x, labels, [b]), x, labels, [b]) for b in pairs]
+        return torch.stack(moved).mean(0)
 
     return rule
 
@@ -465,15 +465,17 @@ def rules(lr: float, batch: int) -> list[tuple[str, Rule]]:
     return [
         (zero, with_(through="none")),
         (zero, with_(through="cut")),
-        ("the teacher has a gradient: it must not be pulled towards its pupils (detach)", with_(teacher="graph")),
+        ("the teacher has a gradient: it must not be pulled towards its pupils (detach)",
+         with_(teacher=lambda w, x, *_: x @ w.T)),
         ("the teachers' term is missing", with_(taught=lambda pair: False)),
         ("the labels' term is missing for the quantized pairs", with_(hard=0.0)),
         ("the first pair of the step teaches: the teacher is full precision, whether or not it is visited",
-         with_(teacher="first")),
-        ("the teacher sees the quantized input: at full precision it is x itself", with_(teacher="seen")),
+         with_(teacher=first_pair)),
+        ("the teacher sees the quantized input: at full precision it is x itself",
+         with_(teacher=lambda w, x, pair, _: input_at(x, pair) @ w.detach().T)),
         ("a pair with float activations has a teacher too: only FP has none",
          with_(taught=lambda pair: WIDTHS[pair][1] != 32)),
-        ("the input is not quantized", with_(at=lambda x, pair: x)),
+        ("the input is not quantized", with_(seen=lambda x, pair: x)),
         ("the gradient is taken with the float input: it is that of the quantized one, quantize_input(x, pair)",
          backward_float),
         ("these are the sums of the gradients: take their mean over the pairs of the step", scaled(len)),
@@ -593,7 +595,7 @@ def wrong_walks(w: Tensor, x: Tensor, labels: Tensor, steps: list[list[str]], lr
     frozen = [gradient(w, x, labels, pairs) for pairs in steps]
     return [
         ("the teacher stays that of the start: it is full precision at the weights of the moment",
-         walk(w, x, labels, steps, lr, with_(old=w))),
+         walk(w, x, labels, steps, lr, with_(teacher=lambda *_: x @ w.T))),
         ("only the first step is made: does return stand inside the loop?", w - lr * first),
         ("only the last step is made, from the first weights", w - lr * frozen[-1]),
         ("all gradients are taken at the first weights: each step starts from the weights that the last one left",
