@@ -340,6 +340,7 @@ def budgets(rng: Generator) -> list[Case]:
 
     found = [({"m": draw(3, 7), "steps": draw(50, 90), "warm_steps": draw(20, 60)}, draw(61, 100), 7) for _ in range(2)]
     found.append(({"m": 4, "steps": 7 * draw(9, 12), "warm_steps": 0}, draw(10, 60), draw(3, 6)))
+    found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 20}, 6 * draw(5, 9), 6))  # leaves a remainder of 2
     start, k = draw(30, 60), draw(3, 6)
     found.append(({"m": k, "steps": draw(50, 90), "warm_steps": start}, start, k))  # the same start; it divides
     found.append(({"m": 2, "steps": draw(10, 20), "warm_steps": 5}, draw(60, 90), 3))  # the start alone costs more
