@@ -27,7 +27,8 @@ def run() -> dict[str, Any]:
     folder = results() / "accuracy" / EXPERIMENT
     if not any(folder.glob("mebqat_pn-*.safetensors")):
         accuracy.run(EXPERIMENT)
-    return {"machine": machine(), **benchmark.sheet([folder], SET)}
+    networks = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("pn-seed"))
+    return {"machine": machine(), **benchmark.sheet(networks, SET)}
 
 
 def store(found: dict[str, Any]) -> None:
