@@ -182,6 +182,18 @@ def test_new_classes_at_two_bits():
     )
 
 
+def test_new_classes_by_adapting_weights():
+    found = stored("glyphs-maml")["validation"]
+    low = {name: row["W2A2"]["mean"] for name, row in found.items()}
+    full = {name: row["FP"]["mean"] for name, row in found.items() if "FP" in row}
+    assert round(low["mebqat_maml"]) == 84 and round(full["mebqat_maml"]) == 89 and round(full["fomaml"]) == 86
+    assert round(low["fomaml_ptq_mse"]) == 81 and round(low["fomaml_ptq_lsq"]) == 75
+    assert stored("glyphs-maml")["paired"]["val"]["W2A2"]["mean"] == pytest.approx(-2.1, abs=0.2)
+    taught = "mebqat_maml+teacher='fp'"
+    assert low[taught] - low["mebqat_maml"] == pytest.approx(1.4, abs=0.1) and full[taught] > full["mebqat_maml"]
+    assert METHODS["mebqat_maml"].teacher == "labels"
+
+
 def test_new_classes_of_omniglot():
     found = stored("omniglot-pn")["accuracy"]["mebqat_pn"]
     assert [round(found[pair]["mean"]) for pair in ("W2A2", "W4A4", "FP")] == [87, 88, 88]
