@@ -161,11 +161,10 @@ def _means(by: Mapping[str, Mapping[int, Tensor]], pairs: Sequence[str]) -> dict
 
 def _regrets(scores: Scores) -> dict[str, dict[str, Any]]:
     """What each row loses against the networks that were trained for one pair: on average, and where it is most."""
-    dedicated = {
-        pair: runs for row, by in scores.items() if row.split("+")[0].endswith("_qat") for pair, runs in by.items()
-    }
+    of_one_pair = [row for row in scores if row.split("+")[0].endswith("_qat")]
+    dedicated = {pair: runs for row in of_one_pair for pair, runs in scores[row].items()}
     found = {}
-    for row, by in scores.items():
+    for row, by in ((row, by) for row, by in scores.items() if row not in of_one_pair):
         shared = [pair for pair in dedicated if pair in by]
         gaps = {pair: _cell(dedicated[pair])["mean"] - _cell(by[pair])["mean"] for pair in shared}
         if len(by) > 1 and gaps:

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import accuracy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
+from mebqat_lite import benchmark
 from mebqat_lite.bits import parse_all
 from mebqat_lite.jobs import Variant
 from mebqat_lite.methods import METHODS, Recipe
@@ -209,3 +210,14 @@ def test_one_image_alone_is_classified_as_in_a_large_batch():
 def test_the_digits_reach_what_was_asked_of_them():
     found = stored("digits-steps")["validation"]["mebqat"]
     assert found["W1A1"]["mean"] >= 96 and found["W2A2"]["mean"] >= 98 and found["FP"]["mean"] >= 98.3
+
+
+def test_the_frozen_sheet_is_the_stored_one():
+    found = json.loads((FOLDER / "frozen.json").read_text())
+    shown = (FOLDER / "README.md").read_text().split("<!-- frozen -->\n")[1].split("<!-- /frozen -->")[0]
+    assert shown == f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
+    assert found["set"]["checksum"] == benchmark.CHECKSUMS["glyphs-20way"] and len(found["accuracy"]["mebqat_pn"]) == 73
+    every = [cell["mean"] for cell in found["accuracy"]["mebqat_pn"].values()]
+    assert min(every) > 89.9 and max(every) < 91.3
+    matrix = [value for row in found["enrolment"]["mebqat_pn"].values() for value in row.values()]
+    assert len(matrix) == 25 and max(matrix) - min(matrix) < 1.4 and min(matrix) > 89.75

@@ -124,7 +124,7 @@ def picture(result: ExplorerResult, method: str, curves: Curves, test: Split) ->
         f"{method} at {result.bits}: accuracy {result.accuracy:.1f} %; "
         f"{wrong} of the {len(result.labels)} images shown are classified wrongly"
     )
-    return svg.figure(800, 362, state, _curves(result, method, curves), _images(result, test))
+    return svg.figure(800, 362, state, _curves(result, method, curves), image_panel(result, test))
 
 
 def _curves(result: ExplorerResult, method: str, curves: Curves) -> str:
@@ -152,7 +152,7 @@ def _styles(curves: Curves, method: str) -> dict[str, Style]:
     return {t: replace(s, width=3.5, size=5) if t == method else replace(s, width=1.5) for t, s in styles.items()}
 
 
-def _images(result: ExplorerResult, test: Split) -> str:
+def image_panel(result: ExplorerResult, test: Split) -> str:
     """Ten test images with the answers; a wrong one has a thick frame and a cross."""
     last = result.first_image + len(result.labels) - 1
     parts = [

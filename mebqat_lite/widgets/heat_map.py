@@ -16,7 +16,7 @@ from mebqat_lite.bits import FULL, WIDTHS, Bits, BitsLike
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.widgets import svg
 from mebqat_lite.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.widgets.explorer import ExplorerResult, _images
+from mebqat_lite.widgets.explorer import ExplorerResult, image_panel
 from mebqat_lite.widgets.explorer import compute as run
 from mebqat_lite.widgets.explorer import describe as describe_run
 from mebqat_lite.widgets.svg import Style
@@ -73,7 +73,7 @@ def picture(result: PairMapResult, limits: Range, test: Split) -> str:
         f"{result.method} at {here.bits}: accuracy {here.accuracy:.1f} %; mean over {len(result.cells)} pairs "
         f"{result.mean:.1f} %, lowest {value:.1f} % at {worst}; {wrong} of the {len(here.labels)} images wrong"
     )
-    parts = [_map(result, limits), _scale(limits), _frame(here.bits), _images(here, test)]
+    parts = [_map(result, limits), _scale(limits), _frame(here.bits), image_panel(here, test)]
     return svg.figure(800, 372, state, *parts)
 
 
