@@ -382,7 +382,7 @@ WRONG = {
         ("shape", lambda *a: by_loops(*a).mean()),
         ("the loss of each", lambda *a: by_loops(*a).mean().expand(len(a[2]))),
         ("teacher has a gradient", losses(cut=lambda z: z)),
-        ("no gradient reaches", lambda *a: torch.tensor([float(loss) for loss in by_loops(*a)])),
+        ("no gradient reaches", lambda *a: torch.tensor([float(loss.detach()) for loss in by_loops(*a)])),
         ("rows that have no teacher get a gradient", pupils_cut),
         ("only the labels' term has a gradient", teacher_term_cut),
         ("only the teachers' term has a gradient", label_term_cut),
