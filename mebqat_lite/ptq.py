@@ -82,6 +82,15 @@ class LeastSquares(Quantizer):
         """s clip(round(x / s), 0, 2^b - 1), signed if the layer's input is and there are two bits."""
         return fake_quantize(x, params[f"a{bits}"], *_input_range(bits, site))
 
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Multiples of each channel's step; at one bit minus and plus that step."""
+        step = params[f"w{bits}"].detach()
+        return (2 * step, 0.5) if bits == 1 else (step, float(2 ** (bits - 1)))
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of the step."""
+        return params[f"a{bits}"].detach(), *_input_range(bits, site)
+
 
 def _input_range(bits: int, site: Site) -> tuple[int, int]:
     """The codes of a layer's input; one bit is {0, 1} even where the input is signed."""

@@ -34,15 +34,23 @@ def q_b(u: Tensor, bits: int) -> Tensor:
 
 
 def codes(v: Tensor, bits: int, form: str) -> Tensor:
-    """Map ``v`` in [0, 1] to 2^bits levels in [0, 1].
+    """The codes 0 .. 2^bits - 1, still floats, of ``v`` in [0, 1]; the levels that they mean: `unit_grid`.
 
-    ``round``: q_b (DoReFa). ``floor``: min(floor(2^b v), 2^b - 1) / 2^b (AdaBits); ``centred``: half a step more.
+    ``round``: round((2^b - 1) v) (DoReFa). ``floor`` and ``centred``: min(floor(2^b v), 2^b - 1) (AdaBits).
     """
     if form == "round":
-        return q_b(v, bits)
-    count = 2**bits
-    code = v.mul(count).floor_().clamp_(max=count - 1)
-    return (code.add_(0.5) if form == "centred" else code).div_(count)
+        return v.mul(2**bits - 1).round_()
+    return v.mul(2**bits).floor_().clamp_(max=2**bits - 1)
+
+
+def unit_grid(bits: int, form: str) -> tuple[float, float]:
+    """Step and zero of 2^bits levels of [-1, 1]: a code means (code - zero) step.
+
+    ``round``: 2 q_b - 1, the zero is a half-integer. ``floor``: 2 code / 2^b - 1; ``centred``: half a step more.
+    """
+    if form == "round":
+        return 2 / (2**bits - 1), (2**bits - 1) / 2
+    return 2 / 2**bits, 2 ** (bits - 1) - (0.5 if form == "centred" else 0.0)
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
@@ -55,7 +63,7 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _TanhWeight(Function):
-    """scale (2 codes((u + 1) / 2) - 1), u = tanh(w) / max|tanh(w)|: gradient through tanh and the maximum."""
+    """scale step (code((u + 1) / 2) - zero), u = tanh(w) / max|tanh(w)|: gradient through tanh and the maximum."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
@@ -64,7 +72,8 @@ class _TanhWeight(Function):
         peak += peak == 0  # all-zero weights stay finite
         ctx.save_for_backward(t, peak, scale)
         v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; the clamp guards the last float digit
-        return codes(v, bits, form).mul_(scale * 2).sub_(scale)
+        step, zero = unit_grid(bits, form)
+        return codes(v, bits, form).sub_(zero).mul_(scale * step)
 
     @staticmethod
     @once_differentiable
@@ -220,6 +229,17 @@ class Quantizer:
         """Fake-quantized activations, same shape as ``x``; ``bits`` is below 32."""
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Step and zero of the weights' integers, for files: `weight` is exactly (code - zero) step, 0 <= code < 2^bits.
+
+        The step is a scalar, or (out, 1, ...) where each output channel has its own.
+        """
+        raise ValueError(f"{self} does not say what its integers mean: define weight_grid() to write it to a file")
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Step, lowest and highest code of the activations: `activation` is step clip(round(x / step), low, high)."""
+        raise ValueError(f"{self} does not say what its integers mean: define activation_grid() to write it to a file")
+
     def __str__(self) -> str:
         """The registered name, for messages."""
         return next((name for name, known in QUANTIZERS.items() if known is self), repr(self))
@@ -262,6 +282,16 @@ class DoReFa(Quantizer):
         """q_b(clip(x, 0, 1))."""
         return unit_activation(x, bits)
 
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Odd multiples of mean|w| / (2^b - 1): the zero is a half-integer."""
+        step, zero = unit_grid(bits, "round")
+        return w.detach().abs().mean() * step, zero
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of 1 / (2^b - 1)."""
+        levels = 2**bits - 1
+        return torch.tensor(1 / levels, dtype=torch.float64), 0, levels
+
 
 class SAT(Quantizer):
     """Scale-adjusted training (AdaBits): floor or centred weights, PACT activations with a learned clip.
@@ -283,18 +313,36 @@ class SAT(Quantizer):
         return {} if site.role != "body" or site.signed else {"alpha": w.new_tensor(8.0)}
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """2 codes - 1; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
+        """Levels of [-1, 1]; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
         out = tanh_weight(w, bits, form=self.form)
-        if site.role == "last" and w.dim() == 2:  # (out_features, in_features)
-            spread = out.detach().std()
-            out = out / (math.sqrt(w.shape[0]) * (spread + (spread == 0)))
-        return out
+        return out * self._rescaling(out) if site.role == "last" and w.dim() == 2 else out
+
+    @staticmethod
+    def _rescaling(out: Tensor) -> Tensor:
+        """1 / (sqrt(out_features) std) of weights (out_features, in_features), a constant to the gradient."""
+        spread = out.detach().std()
+        return 1 / (math.sqrt(out.shape[0]) * (spread + (spread == 0)))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """alpha q_b(clip(x / alpha, 0, 1)); where bitwidths have clips of their own, that of the nearest."""
+        return pact_activation(x, self._clip(bits, params), bits, sat=self.gradient == "sat")
+
+    @staticmethod
+    def _clip(bits: int, params: Params) -> Tensor:
         widths = [int(name[5:]) for name in params if name[5:]]  # alpha2, alpha4, ...
-        alpha = params[f"alpha{nearest(bits, widths)}" if widths else "alpha"]
-        return pact_activation(x, alpha, bits, sat=self.gradient == "sat")
+        return params[f"alpha{nearest(bits, widths)}" if widths else "alpha"]
+
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Multiples of 2 / 2^b, a power of two, so that a rescaled step is exact too."""
+        step, zero = unit_grid(bits, self.form)
+        if site.role == "last" and w.dim() == 2:
+            return self._rescaling(tanh_weight(w, bits, form=self.form)).detach() * step, zero
+        return w.new_tensor(step), zero
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of alpha / (2^b - 1)."""
+        levels = 2**bits - 1
+        return self._clip(bits, params).detach() / levels, 0, levels
 
 
 class LSQ(Quantizer):
@@ -348,6 +396,15 @@ class LSQ(Quantizer):
         count = x.numel() if self.shared else x[0].numel()
         grad_scale = 1 / math.sqrt(count * high)
         return step_clip(x, self._step("a", bits, params), low, high + self.shared, grad_scale)
+
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Multiples of the learned step, two's complement."""
+        return self._step("w", bits, params).detach(), float(2 ** (bits - 1))
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of the learned step."""
+        low, high = integer_range(bits, site.signed)
+        return self._step("a", bits, params).detach(), low, high + self.shared
 
 
 QUANTIZERS: dict[str, Quantizer] = {}

@@ -48,8 +48,8 @@ class Choice:
         """The outermost levels."""
         if self.form:
             scale = float(x.abs().mean()) if self.form == "round" else 1.0
-            low, high = quantizers.codes(torch.tensor([0.0, 1.0]), bits, self.form).tolist()
-            return scale * (2 * low - 1), scale * (2 * high - 1)
+            step, zero = quantizers.unit_grid(bits, self.form)
+            return -zero * step * scale, (2**bits - 1 - zero) * step * scale
         if self.kind == "activation":
             return 0.0, clip if self.has_clip else 1.0
         low, high = integer_range(bits, signed=True)
