@@ -16,6 +16,7 @@ from mebqat_lite.convert import quantize, restore_float
 from mebqat_lite.evaluate import accuracy, grid, sensitivity
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.norms import give_norm_sets, recalibrate
+from mebqat_lite.packed import load_packed, save_packed
 from mebqat_lite.state import NotQuantizedError, at, set_bits, set_norm_stats
 from mebqat_lite.summary import summary
 from mebqat_lite.train import Run, TrainingError, fit
@@ -43,6 +44,7 @@ __all__ = [
     "give_norm_sets",
     "grid",
     "load_model",
+    "load_packed",
     "methods",
     "models",
     "ptq",
@@ -52,6 +54,7 @@ __all__ = [
     "restore_float",
     "results",
     "save_model",
+    "save_packed",
     "sensitivity",
     "set_bits",
     "set_norm_stats",

@@ -21,7 +21,7 @@ from mebqat_lite import models
 from mebqat_lite.bits import parse_all
 from mebqat_lite.convert import quantize
 from mebqat_lite.norms import give_norm_sets
-from mebqat_lite.quantizers import Site
+from mebqat_lite.quantizers import QUANTIZERS, Site
 from mebqat_lite.state import Plan, norm_layers, plan_of, setting_of
 from mebqat_lite.tensors import place
 
@@ -67,8 +67,8 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
-def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the JSON of a checkpoint of a ``kind`` (``model`` or ``training``).
+def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the JSON of a checkpoint of one of ``kinds`` (``model``, ``training``, ``packed``).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,13 +91,15 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise CheckpointError(
             f"{path.name} has format version {meta['version']}, this package reads up to {VERSION}: update it"
         )
-    if meta["kind"] != kind:
-        raise CheckpointError(f"{path.name} is a {meta['kind']} checkpoint, not a {kind} one")
+    if meta["kind"] not in kinds:
+        raise CheckpointError(f"{path.name} is a {meta['kind']} checkpoint, not a {kinds[0]} one")
     return tensors, meta
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build an equal, quantized model again, as JSON."""
+    if (quantizer := setting_of(model).quantizer) not in QUANTIZERS.values():
+        raise ValueError(f"this network's quantizer, {quantizer}, is not registered: it could not be loaded again")
     norms = list(norm_layers(model).values())
     return {
         "spec": getattr(model, "spec", None),
@@ -123,14 +125,18 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         model: an instance of the architecture, needed only where it is not one of this package's.
     """
     tensors, meta = read(path, "model")
-    described = meta["model"]
-    if model is None:
-        if described["spec"] is None:
-            raise CheckpointError(f"{Path(path).name} holds a model of your own: pass model= to load into")
-        model = models.build(described["spec"]["name"], **described["spec"]["options"])
-    rebuild(model, described, Path(path).name)
+    model = blank(meta["model"], Path(path).name, model)
     load_tensors(model, tensors, Path(path).name)
     return model.eval(), meta["extra"]
+
+
+def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) -> nn.Module:
+    """A quantized model as the described one, in ``model`` if it is given, before the tensors of the file ``name``."""
+    if model is None:
+        if described["spec"] is None:
+            raise CheckpointError(f"{name} holds a model of your own: pass model= to load into")
+        model = models.build(described["spec"]["name"], **described["spec"]["options"])
+    return rebuild(model, described, name)
 
 
 def rebuild(model: nn.Module, described: dict[str, Any], name: str) -> nn.Module:

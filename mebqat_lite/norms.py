@@ -106,6 +106,25 @@ def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) ->
         norm.share_measured(first, keys)
 
 
+def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Images | None) -> None:
+    """See to it that a model has recalibrated norm statistics for all settings: measure those that it lacks.
+
+    Raises:
+        ValueError: there are none for a setting, and no images to measure them on.
+        MissingNormSetError: the model has norm sets, and none for a setting: it was not trained for that.
+    """
+    missing = []
+    for setting in settings:
+        with at(model, setting):
+            missing += [] if is_recalibrated(model, setting_of(model).key) else [setting]
+    if missing and calibration is None:
+        raise ValueError(
+            f"no recalibrated norm statistics for {', '.join(map(str, missing))}: give calibration=, training images"
+        )
+    if missing:
+        recalibrate(model, calibration, missing)  # type: ignore[arg-type]
+
+
 def is_recalibrated(model: nn.Module, key: str) -> bool:
     """Whether every batch norm has statistics for the setting named ``key``."""
     return all(f"stats_{key}" in norm._buffers for norm in norm_layers(model).values())

@@ -1,0 +1,349 @@
+"""Files of integers: exactly b bits a weight, the very weights and predictions back, and clear words for bad files."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
+
+from mebqat_lite import (
+    METHODS,
+    CheckpointError,
+    at,
+    checkpoint,
+    datasets,
+    export,
+    give_norm_sets,
+    load_packed,
+    models,
+    packed,
+    packing,
+    quantize,
+    recalibrate,
+    save_packed,
+)
+from mebqat_lite.bits import candidates
+from mebqat_lite.cli import main
+from mebqat_lite.costs import stored_bytes
+from mebqat_lite.quantizers import QUANTIZERS, Quantizer, register, unit_activation
+from mebqat_lite.state import norm_layers, quantized_layers
+
+IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+PAIRS = ("W2A2", "W3A8", "W8A4", "W16A16")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def net(quantizer="lsq", pairs=(), seed=0, **options):
+    torch.manual_seed(seed)
+    model = quantize(models.digit_net(widths=(4, 5, 6, 7), **options), quantizer, sample=IMAGES)
+    return recalibrate(model, IMAGES, pairs).eval() if pairs else model.eval()
+
+
+def predictions(model, bits, images=IMAGES):
+    with torch.no_grad(), at(model, bits, "recalibrated"):
+        return model(images)
+
+
+@given(st.integers(1, 16), st.lists(st.integers(0, 2**16 - 1), min_size=1, max_size=40))
+def test_codes_come_back_from_exactly_b_bits_each(bits, values):
+    codes = torch.tensor([value % 2**bits for value in values], dtype=torch.int32)
+    planes = packing.pack(codes, bits)
+    assert planes.dtype == torch.uint8 and planes.shape == (bits, math.ceil(len(values) / 8))
+    assert torch.equal(packing.unpack(planes, (len(values),)), codes)
+    for fewer in range(1, bits + 1):  # the upper bits are the first rows
+        assert torch.equal(packing.unpack(planes[:fewer], (len(values),)), codes >> (bits - fewer))
+
+
+def test_the_layout_is_what_the_file_says():
+    """Code 2 of 2 bits at the ninth place: the most significant plane, second byte, highest bit."""
+    assert packing.pack(torch.tensor([0] * 8 + [2]), 2).tolist() == [[0, 128], [0, 0]]
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 30), st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 16]), st.booleans())
+def test_integers_times_step_are_the_weights(name, seed, spread, bits, double):
+    """Every registered quantizer, all widths, in both precisions, at the layers that it rescales too."""
+    if bits == 1 and not QUANTIZERS[name].one_bit:
+        return
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 4))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(spread)
+    images = torch.rand(3, 1, 4, 4)
+    model = quantize(module.double() if double else module, name, sample=images)
+    for layer in quantized_layers(model).values():
+        codes, step, zero = packing.weight_codes(layer, bits)
+        assert codes.dtype == torch.int32 and codes.min() >= 0 and codes.max() < 2**bits
+        assert torch.equal((codes.to(step.dtype) - zero) * step, layer.quantized_weight(bits))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_activations_are_what_their_grid_says(name):
+    x, quantizer = torch.linspace(-3, 12, 1001, dtype=torch.float64)[None], QUANTIZERS[name]
+    model = net(name).double()
+    layer = quantized_layers(model)["body.1.0"]
+    for bits in (2, 4, 8, 16):
+        step, low, high = quantizer.activation_grid(bits, layer.quant, layer.site)
+        expected = (x / step).clamp(low, high).round() * step
+        torch.testing.assert_close(quantizer.activation(x, bits, layer.quant, layer.site), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_packed_network_predicts_the_very_same(name, tmp_path):
+    """Every logit, at every pair of one file and from files of one pair; the weights are equal too."""
+    pairs = [*PAIRS, "FP", *["W1A1"] * QUANTIZERS[name].one_bit]
+    model = net(name, pairs)
+    save_packed(model, tmp_path / "all.safetensors", pairs, extra={"method": "mebqat"})
+    several, extra = load_packed(tmp_path / "all.safetensors")
+    assert extra == {"method": "mebqat"} and not several.training
+    for pair in pairs:
+        save_packed(model, tmp_path / "one.safetensors", pair)
+        one, _ = load_packed(tmp_path / "one.safetensors")
+        assert torch.equal(predictions(several, pair), predictions(model, pair))
+        assert torch.equal(one(IMAGES), predictions(model, pair))  # it is at its pair already
+        for mine, theirs in zip(quantized_layers(model).values(), quantized_layers(one).values(), strict=True):
+            with at(model, pair):
+                bits = mine.bits.w
+            assert torch.equal(mine.quantized_weight(bits), theirs.quantized_weight(bits))
+
+
+def test_the_shipped_network_predicts_the_same_class_for_every_test_image(tmp_path):
+    model, extra = checkpoint.load_model("data/checkpoints/digits-mebqat.safetensors")
+    data = datasets.load(extra["data"], extra["seed"])
+    for pair in ("W1A1", "W2A2", "W4A4", "W8A8"):
+        save_packed(model, tmp_path / "p", pair, calibration=data.train.images)
+        again, _ = load_packed(tmp_path / "p")
+        assert torch.equal(again(data.test.images), predictions(model, pair, data.test.images))
+
+
+@pytest.mark.parametrize("name", ["dorefa", "sat"])
+def test_the_file_is_as_small_as_the_bits_say(name, tmp_path):
+    """Codes of exactly b bits a weight, a step a layer, statistics of one pair, what stays float: nothing else."""
+    model = net(name, ["W3A4"])
+    save_packed(model, tmp_path / "p", "W3A4")
+    with safe_open(tmp_path / "p", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    codes = {key: t for key, t in tensors.items() if key.startswith("codes/")}
+    layers = {key: layer for key, layer in quantized_layers(model).items() if layer.site.role == "body"}
+    assert {f"codes/{key}/3" for key in layers} == {key for key in codes if key.endswith("/3")}
+    for key, layer in layers.items():
+        assert codes[f"codes/{key}/3"].numel() == 3 * math.ceil(layer.weight.numel() / 8)
+    assert not any("running" in key or "num_batches" in key for key in tensors)
+    norms = sum(4 * norm.weight.numel() * 4 for norm in norm_layers(model).values())
+    edges = [m for key, m in model.named_modules() if key in ("stem.0", "body.4")]
+    size = {"dorefa": sum(stored_bytes(m) for m in edges), "sat": None}[name]
+    if size is not None:
+        rest = sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in codes)
+        assert rest == norms + size + 4 * len(layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sat", True), ("sat_centred", True), ("dorefa", False), ("lsq", False)]
+)
+def test_floor_codes_nest_and_others_say_that_they_do_not(name, expected, tmp_path):
+    pairs = [str(b) for b in candidates(one_bit=False) if b.w <= 8]
+    model = net(name, pairs)
+    assert save_packed(model, tmp_path / "n", pairs, nested=True) is expected
+    again, _ = load_packed(tmp_path / "n")
+    for pair in pairs:
+        assert torch.equal(predictions(again, pair), predictions(model, pair))
+    with safe_open(tmp_path / "n", "pt") as file:
+        widths = {key.rpartition("/")[2] for key in file.keys() if key.startswith("codes/body.1.0")}  # noqa: SIM118
+    assert widths == ({"8"} if expected else set("2345678"))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8))
+def test_the_floor_code_is_the_upper_bits_of_the_8_bit_one(seed, bits):
+    layer = next(iter(quantized_layers(net("sat", seed=seed)).values()))
+    if bits > 1:
+        assert packed.nests(layer, [bits])
+        codes, whole = (packing.weight_codes(layer, b)[0] for b in (bits, 8))
+        assert torch.equal(codes, whole >> (8 - bits))
+
+
+def test_a_nested_file_holds_no_more_than_8_bits(tmp_path):
+    with pytest.raises(ValueError, match="up to 8 bits: leave out"):
+        save_packed(net("sat", ["FP"]), tmp_path / "n", "FP", nested=True)
+
+
+def test_a_map_of_layers_and_norm_sets_and_shared_inputs_come_back(tmp_path):
+    mixed = {"*": "W8A8", "body.1.0": "W2A2"}
+    model = net("lsq", [mixed])
+    save_packed(model, tmp_path / "m", [mixed])
+    assert torch.equal(load_packed(tmp_path / "m")[0](IMAGES), predictions(model, mixed))
+    switched = give_norm_sets(net("sat"), "W2A2,W4A4")
+    with torch.no_grad():
+        for norm in norm_layers(switched).values():
+            norm.sets["W2A2"].weight.mul_(1.5)
+    recalibrate(switched, IMAGES, "W2A2,W4A4")
+    save_packed(switched, tmp_path / "s", "W2A2")
+    assert torch.equal(load_packed(tmp_path / "s")[0](IMAGES), predictions(switched, "W2A2"))
+    with pytest.raises(KeyError, match="no norm set for W3A3"):
+        save_packed(switched, tmp_path / "s", "W3A3", calibration=IMAGES)
+    torch.manual_seed(0)
+    residual = quantize(models.preact_resnet20(width=0.25), "lsq", sample=torch.rand(8, 3, 32, 32))
+    recalibrate(residual, torch.rand(8, 3, 32, 32), "W4A4").eval()
+    save_packed(residual, tmp_path / "r", "W4A4")
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.equal(load_packed(tmp_path / "r")[0](images), predictions(residual, "W4A4", images))
+
+
+def test_a_model_of_ones_own_loads_into_an_instance(tmp_path):
+    build = lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(48, 2))  # noqa: E731
+    model = quantize(build(), "lsq", sample=IMAGES)
+    save_packed(model, tmp_path / "o", "W4A4")
+    with pytest.raises(CheckpointError, match="a model of your own: pass model="):
+        load_packed(tmp_path / "o")
+    assert torch.equal(load_packed(tmp_path / "o", build())[0](IMAGES), predictions(model, "W4A4"))
+
+
+def test_what_is_not_in_the_file_is_refused(tmp_path):
+    model = net("lsq", ["W4A4", "W2A2"])
+    save_packed(model, tmp_path / "p", "W4A4")
+    again, _ = load_packed(tmp_path / "p")
+    for pair, lacks in (("W2A4", "weights of 2 bits"), ("W4A2", "activations of 2 bits"), ("FP", "weights of 32 bits")):
+        with at(again, pair, "batch"), pytest.raises(ValueError, match=f"no {lacks}: it was written for W4A4"):
+            again(IMAGES)
+    with pytest.raises(ValueError, match="packed lsq, is not registered"):
+        checkpoint.save_model(again, tmp_path / "again")
+    with pytest.raises(ValueError, match="no recalibrated norm statistics for W3A3: give calibration="):
+        save_packed(model, tmp_path / "p", "W3A3")
+
+
+class Mute(Quantizer):
+    """A quantizer that says nothing about its integers."""
+
+    def weight(self, w, bits, params, site):
+        return w.sign()
+
+    def activation(self, x, bits, params, site):
+        return unit_activation(x, bits)
+
+
+class Wrong(Mute):
+    """A quantizer whose grid is not that of its weights."""
+
+    def weight_grid(self, w, bits, params, site):
+        return torch.tensor(0.3), 0.5
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "words"), [(Mute(), "define weight_grid"), (Wrong(), "does not give the weights")]
+)
+def test_a_quantizer_of_ones_own_must_say_what_its_integers_mean(quantizer, words, tmp_path):
+    register("of my own", quantizer)
+    try:
+        model = recalibrate(quantize(models.digit_net(), "of my own", sample=IMAGES), IMAGES, "W4A4")
+        with pytest.raises(ValueError, match=words):
+            save_packed(model, tmp_path / "p", "W4A4")
+    finally:
+        del QUANTIZERS["of my own"]
+
+
+def damaged(path, change):
+    tensors, meta = checkpoint.read(path, "packed")
+    change(tensors, meta)
+    checkpoint.write(path, tensors, meta)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, meta: tensors.pop("steps/body.1.0"),
+        lambda tensors, meta: tensors.update({"codes/body.1.0/4": torch.zeros(4, 1, dtype=torch.uint8)}),
+        lambda tensors, meta: tensors.update({"codes/body.1.0/4": tensors["codes/body.1.0/4"].float()}),
+        lambda tensors, meta: tensors.pop("statistics/body.1.1"),
+        lambda tensors, meta: tensors.update({"statistics/body.1.1": torch.zeros(1, 2, 99)}),
+        lambda tensors, meta: tensors.pop("model/body.1.1.weight"),
+        lambda tensors, meta: tensors.update({"model/stranger": torch.zeros(1)}),
+        lambda tensors, meta: meta.pop("zeros"),
+        lambda tensors, meta: meta["zeros"].pop("body.1.0"),
+        lambda tensors, meta: meta.update(settings=["four"]),
+    ],
+)
+def test_a_damaged_packed_file_is_refused_in_one_message(change, tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_packed(net("lsq", ["W4A4"]), path, "W4A4")
+    damaged(path, change)
+    with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged"):
+        load_packed(path)
+
+
+def test_a_truncated_or_foreign_file_is_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_packed(net("lsq", ["W4A4"]), path, "W4A4")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged or no safetensors file"):
+        load_packed(path)
+    checkpoint.save_model(net(), path)
+    with pytest.raises(CheckpointError, match="is a model checkpoint, not a packed one"):
+        load_packed(path)
+    save_packed(net("lsq", ["W4A4"]), path, "W4A4")
+    with pytest.raises(CheckpointError, match="is a packed checkpoint, not a model one"):
+        checkpoint.load_model(path)
+
+
+SHIPPED = "data/checkpoints/digits-{}.safetensors"
+
+
+def test_the_command_writes_a_file_that_evaluate_reads(tmp_path, capsys):
+    out, shown = tmp_path / "x.safetensors", tmp_path / "x.json"
+    assert (
+        main(
+            ["export", "--checkpoint", SHIPPED.format("mebqat"), "--to", "packed", "--bits", "W2A2", "--out", str(out)]
+        )
+        == 0
+    )
+    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
+    found = []
+    for path in (out, SHIPPED.format("mebqat")):
+        assert main(["evaluate", "--checkpoint", str(path), "--bits", "W2A2", "--json", str(shown)]) == 0
+        found.append(next(iter(json.loads(shown.read_text())["accuracy"].values()))["W2A2"]["mean"])
+    assert found[0] == found[1]
+    assert main(["evaluate", "--checkpoint", str(out)]) == 0
+    assert "W2A2" in capsys.readouterr().out
+    assert main(["evaluate", "--checkpoint", str(out), "--bits", "W3A3", "--norm", "batch"]) == 2
+    assert "this packed file has no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["qat_w2a2", "--to", "packed", "--bits", "W4A4"], "never trained for W4A4 (qat: W2A2)"),
+        (["any_precision", "--to", "packed", "--bits", "W3A3"], "never trained for W3A3"),
+        (["fp", "--to", "packed", "--bits", "W4A4"], "never trained for W4A4 (fp: FP)"),
+        (["mebqat", "--to", "packed"], "--to packed needs --bits, as W4A4"),
+        (["mebqat", "--to", "zip", "--bits", "W4A4"], "no format 'zip'; choose one of packed, nested, onnx"),
+        (["mebqat", "--to", "onnx", "--bits", "W4A4,W2A2"], "an ONNX file holds one pair, not 2"),
+    ],
+)
+def test_export_refuses_what_it_cannot_do(words, message, tmp_path, capsys):
+    name, *rest = words
+    assert main(["export", "--checkpoint", SHIPPED.format(name), *rest, "--out", str(tmp_path / "x")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_untrained_pairs_can_be_asked_for_and_adapted_networks_cannot(tmp_path, capsys):
+    command = ["export", "--to", "packed", "--bits", "W4A4", "--out", str(tmp_path / "x"), "--checkpoint"]
+    assert main([*command, SHIPPED.format("qat_w2a2"), "--untrained"]) == 0
+    assert main([*command, "data/checkpoints/glyphs-fomaml.safetensors"]) == 2
+    assert "adapts its weights to each set of classes" in capsys.readouterr().err
+
+
+def test_what_each_method_trains_for():
+    model = net("lsq")
+    about = lambda name, **recipe: {"method": name, "setup": {"recipe": recipe}}  # noqa: E731
+    known = {
+        name: set(map(str, export.trained_for(model, about(name, bits=["W2A2"]))))
+        for name in METHODS
+        if "qat" in name.split("_") or name in ("fp", "ptq_mse", "adabits")
+    }
+    assert known["qat"] == known["adabits"] == {"W2A2"} and known["fp"] == {"FP"} and len(known["ptq_mse"]) == 73
+    drawn = export.trained_for(model, about("mebqat", exclude=[3, 5, 7]))
+    assert len(drawn) == 5 * 6 + 1 and not any({3, 5, 7} & {b.w, b.a} for b in drawn)
