@@ -28,7 +28,10 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
         codes = (quantized / step + zero).round().to(torch.int32)
     fits = bool((codes >= 0).all() and (codes < 2**bits).all())
     if not fits or not torch.equal(dequantize(codes, step, zero), quantized):
-        raise ValueError(f"{layer.quantizer}: weight_grid() at {bits} bits does not give the weights of weight() back")
+        raise ValueError(
+            f"{layer.quantizer}: weight_grid() at {bits} bits does not give the weights back: weight() must be "
+            "(code - zero) step to the last digit; a straight-through gradient is q.detach() + (w - w.detach())"
+        )
     return codes, step, zero
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mebqat_lite import METHODS, datasets, demo, models, quantize, quantizers
+from mebqat_lite import METHODS, datasets, demo, load_packed, models, quantize, quantizers, save_packed
 from mebqat_lite.train import fit
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +41,7 @@ def registries():
         registry.update(content)
 
 
-def test_what_contributing_adds_trains(registries):
+def test_what_contributing_adds_trains_and_is_packed(registries, tmp_path):
     space: dict = {}
     for block in blocks("CONTRIBUTING.md", "python"):
         exec(compile(block, "CONTRIBUTING.md", "exec"), space)
@@ -49,6 +49,8 @@ def test_what_contributing_adds_trains(registries):
     model = quantize(models.digit_net(widths=(4, 4, 4, 4)), "minmax", sample=data.train.images[:16])
     run = fit(model, data, "three_widths", steps=2, progress=False)
     assert run.costs.backprops == 2 * 3
+    assert not save_packed(model, tmp_path / "mine.safetensors", "W4A4", calibration=data.train.images)
+    assert load_packed(tmp_path / "mine.safetensors")[0](data.test.images[:3]).shape == (3, 10)
 
 
 def test_the_readme_fits_on_two_screens():

@@ -1,6 +1,5 @@
 """Files of integers: exactly b bits a weight, the very weights and predictions back, and clear words for bad files."""
 
-import json
 import math
 
 import pytest
@@ -11,12 +10,10 @@ from safetensors import safe_open
 from torch import nn
 
 from mebqat_lite import (
-    METHODS,
     CheckpointError,
     at,
     checkpoint,
     datasets,
-    export,
     give_norm_sets,
     load_packed,
     models,
@@ -27,7 +24,6 @@ from mebqat_lite import (
     save_packed,
 )
 from mebqat_lite.bits import candidates
-from mebqat_lite.cli import main
 from mebqat_lite.costs import stored_bytes
 from mebqat_lite.quantizers import QUANTIZERS, Quantizer, register, unit_activation
 from mebqat_lite.state import norm_layers, quantized_layers
@@ -234,7 +230,7 @@ class Wrong(Mute):
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "words"), [(Mute(), "define weight_grid"), (Wrong(), "does not give the weights")]
+    ("quantizer", "words"), [(Mute(), "define weight_grid"), (Wrong(), "does not give the weights back")]
 )
 def test_a_quantizer_of_ones_own_must_say_what_its_integers_mean(quantizer, words, tmp_path):
     register("of my own", quantizer)
@@ -287,63 +283,3 @@ def test_a_truncated_or_foreign_file_is_refused(tmp_path):
     save_packed(net("lsq", ["W4A4"]), path, "W4A4")
     with pytest.raises(CheckpointError, match="is a packed checkpoint, not a model one"):
         checkpoint.load_model(path)
-
-
-SHIPPED = "data/checkpoints/digits-{}.safetensors"
-
-
-def test_the_command_writes_a_file_that_evaluate_reads(tmp_path, capsys):
-    out, shown = tmp_path / "x.safetensors", tmp_path / "x.json"
-    assert (
-        main(
-            ["export", "--checkpoint", SHIPPED.format("mebqat"), "--to", "packed", "--bits", "W2A2", "--out", str(out)]
-        )
-        == 0
-    )
-    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
-    found = []
-    for path in (out, SHIPPED.format("mebqat")):
-        assert main(["evaluate", "--checkpoint", str(path), "--bits", "W2A2", "--json", str(shown)]) == 0
-        found.append(next(iter(json.loads(shown.read_text())["accuracy"].values()))["W2A2"]["mean"])
-    assert found[0] == found[1]
-    assert main(["evaluate", "--checkpoint", str(out)]) == 0
-    assert "W2A2" in capsys.readouterr().out
-    assert main(["evaluate", "--checkpoint", str(out), "--bits", "W3A3", "--norm", "batch"]) == 2
-    assert "this packed file has no" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["qat_w2a2", "--to", "packed", "--bits", "W4A4"], "never trained for W4A4 (qat: W2A2)"),
-        (["any_precision", "--to", "packed", "--bits", "W3A3"], "never trained for W3A3"),
-        (["fp", "--to", "packed", "--bits", "W4A4"], "never trained for W4A4 (fp: FP)"),
-        (["mebqat", "--to", "packed"], "--to packed needs --bits, as W4A4"),
-        (["mebqat", "--to", "zip", "--bits", "W4A4"], "no format 'zip'; choose one of packed, nested, onnx"),
-        (["mebqat", "--to", "onnx", "--bits", "W4A4,W2A2"], "an ONNX file holds one pair, not 2"),
-    ],
-)
-def test_export_refuses_what_it_cannot_do(words, message, tmp_path, capsys):
-    name, *rest = words
-    assert main(["export", "--checkpoint", SHIPPED.format(name), *rest, "--out", str(tmp_path / "x")]) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
-
-
-def test_untrained_pairs_can_be_asked_for_and_adapted_networks_cannot(tmp_path, capsys):
-    command = ["export", "--to", "packed", "--bits", "W4A4", "--out", str(tmp_path / "x"), "--checkpoint"]
-    assert main([*command, SHIPPED.format("qat_w2a2"), "--untrained"]) == 0
-    assert main([*command, "data/checkpoints/glyphs-fomaml.safetensors"]) == 2
-    assert "adapts its weights to each set of classes" in capsys.readouterr().err
-
-
-def test_what_each_method_trains_for():
-    model = net("lsq")
-    about = lambda name, **recipe: {"method": name, "setup": {"recipe": recipe}}  # noqa: E731
-    known = {
-        name: set(map(str, export.trained_for(model, about(name, bits=["W2A2"]))))
-        for name in METHODS
-        if "qat" in name.split("_") or name in ("fp", "ptq_mse", "adabits")
-    }
-    assert known["qat"] == known["adabits"] == {"W2A2"} and known["fp"] == {"FP"} and len(known["ptq_mse"]) == 73
-    drawn = export.trained_for(model, about("mebqat", exclude=[3, 5, 7]))
-    assert len(drawn) == 5 * 6 + 1 and not any({3, 5, 7} & {b.w, b.a} for b in drawn)
