@@ -168,7 +168,9 @@ for _quantizer, _changes in _CHANGES.items():
     )
 
 
-def run(name: str, data: str = "", seeds: int = 0, workers: int | None = None) -> dict[str, Any]:
+def run(
+    name: str, data: str = "", seeds: int = 0, workers: int | None = None, engine: str = "loky", address: str = ""
+) -> dict[str, Any]:
     """Run an experiment; ``data`` replaces ``cifar10`` or ``omniglot`` where that is asked for (``folder:PATH``)."""
     experiment = EXPERIMENTS[name]
     setup = experiment.setup
@@ -184,6 +186,8 @@ def run(name: str, data: str = "", seeds: int = 0, workers: int | None = None) -
         budget=experiment.budget,
         qat_lrs=experiment.qat_lrs,
         workers=workers,
+        engine=engine,
+        address=address,
     )
     outcome["setup"]["data"] = experiment.setup.data  # not the path on this machine
     return {"experiment": name, "machine": machine(), "seeds": seeds or experiment.seeds, **outcome}
@@ -229,13 +233,15 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--jobs", type=int)
+    parser.add_argument("--engine", default="loky", help="serial, loky, dask or ray")
+    parser.add_argument("--address", default="", help="of a cluster of dask or ray")
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--out", type=Path, help="also write what was found to this file")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(EXPERIMENTS):
         parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
     for name in arguments.names:
-        found = run(name, arguments.data, arguments.seeds, arguments.jobs)
+        found = run(name, arguments.data, arguments.seeds, arguments.jobs, arguments.engine, arguments.address)
         print(block(name, json.loads(json.dumps(found))), flush=True)
         if arguments.out:
             write_json(arguments.out, found)

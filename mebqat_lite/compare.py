@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from mebqat_lite import methods, quantizers
 from mebqat_lite.bits import FULL, Bits, candidates, parse_all
 from mebqat_lite.costs import Costs
 from mebqat_lite.evaluate import interval
-from mebqat_lite.jobs import BUDGETS, PAIRS, PARTS, Job, Outcome, Variant, run_job, starts_cold, train_start
+from mebqat_lite.jobs import BUDGETS, PAIRS, PARTS, Job, Outcome, Variant, starts_cold
 from mebqat_lite.recipes import Setup
 from mebqat_lite.results import Cell
+from mebqat_lite.sweeps import run_jobs
 from mebqat_lite.train import Run
 
 RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
@@ -57,8 +55,16 @@ def compare(
     qat_lrs: Sequence[float] = (),
     workers: int | None = None,
     progress: bool = True,
+    engine: str = "loky",
+    address: str = "",
+    retries: int = 1,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Run a comparison and return it in the schema of `results`.
+
+    Every job leaves its model and a result file in ``folder``; called again with the same arguments it runs only what
+    has none yet. A job of other arguments, of another version of this package's code or of PyTorch is run again, over
+    what is there.
 
     Args:
         setup: what is held equal.
@@ -67,20 +73,32 @@ def compare(
         pairs: the pairs at which all are measured (``qat`` at its own).
         listed: the pairs for which ``qat`` is trained, one run each.
         seeds: how many; a seed chooses the split, the start and the order of batches.
-        folder: where models are saved, ``<method>-seed<n>.safetensors``.
+        folder: where models are saved, ``<method>-seed<n>.safetensors``, and what they measured, ``.json``; one that
+            all machines share. One comparison at a time.
         budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
         qat_lrs: learning rates among which each pair of ``qat`` takes the one best on validation data over all
             seeds; by default the recipe's.
-        workers: processes of one thread; by default one a core.
+        workers: processes of one thread; by default one a core. A cluster has its own.
+        engine: what runs the jobs, one of `engines.ENGINES`; the numbers are the same.
+        address: of a cluster of ``dask`` or ``ray``; by default they start on this machine.
+        retries: how often a job that failed is tried again, after the others.
+        fresh: run all jobs, whatever the folder holds.
+
+    Raises:
+        SweepError: jobs failed, named with their reasons, after all others were run.
+        EngineError: the engine cannot start.
     """
     if budget not in BUDGETS:
         raise ValueError(f"no budget {budget!r}; choose one of {', '.join(BUDGETS)}")
-    started, folder = time.perf_counter(), Path(folder)
+    started = time.perf_counter()
     pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
     jobs = list_jobs(names, listed, range(seeds), qat_lrs)
-    base_of(names)
+    base = base_of(names)
     _check_bits(setup, names, {*pairs, *listed})
-    starts, outcomes = _run_all(setup, jobs, pairs, listed, seeds, folder, budget, workers, progress)
+    delivered = len(listed) if budget == "total" else 1
+    how: dict[str, Any] = {"engine": engine, "workers": workers, "address": address}
+    how |= {"retries": retries, "fresh": fresh, "progress": progress}
+    starts, outcomes = run_jobs(setup, jobs, base, pairs, budget, delivered, folder, **how)
     chosen, rates = choose_rates(outcomes)
     return {
         "budget": budget,
@@ -107,35 +125,6 @@ def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> Non
         for width in {width for pair in pairs for width in (Bits.parse(pair).w, Bits.parse(pair).a)} - {FULL}:
             if methods.get(Variant.parse(name).method).trains:
                 quantizer.check(width)
-
-
-def _run_all(
-    setup: Setup,
-    jobs: list[Job],
-    pairs: Sequence[str],
-    listed: Sequence[str],
-    seeds: int,
-    folder: Path,
-    budget: str,
-    workers: int | None,
-    progress: bool,
-) -> tuple[list[Run], list[Outcome]]:
-    """The common starts, then all jobs, in parallel, in the order of the lists."""
-    from joblib import Parallel, delayed
-
-    pool = Parallel(n_jobs=workers or os.cpu_count() or 1, return_as="generator")
-    delivered = {job: len(listed) if job.bits else 1 for job in jobs}
-    base = base_of({job.variant for job in jobs})
-    with tqdm(total=seeds + len(jobs), desc="training", disable=not progress) as bar:
-        starts = []
-        for run in pool(delayed(train_start)(setup, seed, folder, base) for seed in range(seeds)):
-            starts.append(run)
-            bar.update()
-        outcomes = []
-        for outcome in pool(delayed(run_job)(setup, job, pairs, folder, budget, delivered[job]) for job in jobs):
-            outcomes.append(outcome)
-            bar.update()
-    return starts, outcomes
 
 
 def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, dict[str, float]]]:

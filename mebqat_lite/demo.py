@@ -28,7 +28,8 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
     """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
     folder = results() if folder is None else folder
     saved = folder / "demo"
-    outcome = compare(Setup(), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, workers=workers, progress=progress)
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "fresh": True}  # shows the work each time
+    outcome = compare(Setup(), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, **how)
     outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
     figure = plots.accuracy_curves(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ class Outcome:
     alone: dict[str, float]
     costs: Costs
     bytes: int
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Outcome:
+        """An outcome from its ``asdict`` after JSON, which has null for what was not measured (NaN)."""
+
+        def table(parts: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+            return {p: {b: math.nan if v is None else v for b, v in row.items()} for p, row in parts.items()}
+
+        tables = {"accuracy": table(found["accuracy"]), "native": table(found["native"])}
+        return cls(**{**found, **tables, "job": Job(**found["job"]), "costs": Costs(**found["costs"])})
 
 
 @contextlib.contextmanager
