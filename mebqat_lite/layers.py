@@ -5,7 +5,7 @@ All quantized layers of a model share one `Setting`. Switching bits changes that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,7 @@ class Setting:
     lend_sets: bool = False  # whether a pair without a norm set of its own takes the nearest pair's
     track_running: bool = True  # whether a training pass moves the running statistics
     keep_weights: bool = False  # whether layers keep their quantized weights of each bitwidth (frozen weights only)
+    norm: Callable[[Tensor, nn.Module, bool], Tensor] | None = None  # batch norm over several processes (`parallel`)
 
     def of(self, layer: str) -> Bits:
         """The bits of one layer."""
@@ -212,6 +213,8 @@ class SwitchableNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x``, (batch, channels, ...), by the policy in force."""
         stats, own = self.setting.norm_stats, self.own_set()
+        if self.setting.norm is not None and (self.training or stats == "batch"):
+            return self.setting.norm(x, self if own is None else own, self.training and self.setting.track_running)
         if (self.training and self.setting.track_running) or (stats == "running" and not self.training):
             return super().forward(x) if own is None else own(x)
         gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite import checkpoint, methods
+from mebqat_lite import checkpoint, methods, resume
 from mebqat_lite.bits import Pair
 from mebqat_lite.convert import quantize
 from mebqat_lite.costs import Costs
@@ -23,9 +22,13 @@ from mebqat_lite.methods import Recipe
 from mebqat_lite.models import channels_last
 from mebqat_lite.norms import forget_stats
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, learning_rate
+from mebqat_lite.parallel import Processes
 from mebqat_lite.state import NotQuantizedError, has_stem, plan_of, set_norm_stats, setting_of
 from mebqat_lite.tensors import best_device, keep_memory, place
 from mebqat_lite.vectorized import faster, query_losses, refusal, uses
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class TrainingError(RuntimeError):
@@ -60,6 +63,7 @@ def fit(
     amp: bool = False,
     compiled: bool = False,
     vectorized: bool | None = None,
+    fabric: Fabric | None = None,
     **options: Any,
 ) -> Run:
     """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
@@ -84,6 +88,8 @@ def fit(
             Roundings may fall another way. Offered, not measured on a GPU yet.
         vectorized: adapt all tasks of a FOMAML step in one pass (`mebqat_lite.vectorized`). By default what is measured
             to be faster on CUDA, and serial tasks on the CPU. Roundings may fall another way.
+        fabric: a launched ``lightning_fabric.Fabric``. Its processes, which all call `fit` alike, share each batch, to
+            the same gradients (`mebqat_lite.parallel`); the first one logs and writes. Methods for new classes refuse.
 
     Raises:
         ValueError: ``vectorized`` where it cannot be (`mebqat_lite.vectorized.refusal`).
@@ -93,29 +99,36 @@ def fit(
     recipe = (recipe or Recipe()).with_options(**options).for_images(len(data.train.labels))
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, not {save_every}")
-    model.to(best_device() if device is None else device)
+    processes = Processes(fabric)
+    if compiled and processes.count > 1:
+        raise ValueError("compile does not go with several devices: batch norm adds over them within each pass")
+    if device is None:
+        device = best_device() if fabric is None else fabric.device
+    processes.copy(model.to(device))
     try:
         setting_of(model)
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
     chosen.sampler(model, recipe)  # refuses what it cannot draw, and the next line an unknown teacher, before all work
     chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
-    chosen.source(data.train, recipe)
+    processes.cut(chosen.source(data.train, recipe))
     forget_stats(model)
     before = Run(chosen.base, recipe)
     if recipe.warm_steps and chosen.trains:
         how: dict[str, Any] = {"save_every": save_every, "progress": progress, "device": device}
-        how |= {"log": log, "amp": amp, "compiled": compiled, "vectorized": vectorized}
+        how |= {"log": log, "amp": amp, "compiled": compiled, "vectorized": vectorized, "fabric": fabric}
         before = _warm_up(model, data, chosen.base, recipe, path, **how)
-    loop = Loop(model, data.train, method, recipe, path, amp=amp, compiled=compiled, vectorized=vectorized)
-    steps = range(loop.run.costs.steps, recipe.steps)
+    ways: dict[str, Any] = {"amp": amp, "compiled": compiled, "vectorized": vectorized, "processes": processes}
+    loop = Loop(model, data.train, method, recipe, path, **ways)
+    steps, speaks = range(loop.run.costs.steps, recipe.steps), processes.rank == 0
     try:
-        for _ in tqdm(steps, desc=chosen.title, disable=not progress, leave=False, delay=1):
-            loop.step()
-            if log is not None:  # before the checkpoint: a step that is saved has been logged
+        for _ in tqdm(steps, desc=chosen.title, disable=not (progress and speaks), leave=False, delay=1):
+            with processes.naming_errors(TrainingError):
+                loop.step()
+            if log is not None and speaks:  # before the checkpoint: a step that is saved has been logged
                 log(_last_step(before, loop.run))
             if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
-                loop.save()
+                resume.save(loop)
     finally:
         loop.close()
     model.eval()
@@ -160,12 +173,15 @@ class Loop:
         amp: bool = False,
         compiled: bool = False,
         vectorized: bool | None = None,
+        processes: Processes | None = None,
     ) -> None:
         keep_memory()
         chosen = methods.get(method)
         self.model, self.recipe, self.path = channels_last(model).train(), recipe, path
         device = next(model.parameters()).device
         self.source = chosen.source(Split(train.images.to(device), train.labels.to(device)), recipe)
+        self.processes = processes or Processes()
+        self.processes.cut(self.source)
         teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
         self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe, teacher)
         chosen.prepare(model, self.sampler)
@@ -173,18 +189,21 @@ class Loop:
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.run = Run(method, recipe)
-        self.speed: dict[str, bool | None] = {"amp": amp, "compile": compiled, "vectorized": vectorized}
-        torch.manual_seed(recipe.seed)  # dropout
+        self.speed: resume.Speed = {"amp": amp, "compile": compiled, "vectorized": vectorized}
+        self.speed["devices"] = self.processes.count
+        torch.manual_seed(recipe.seed + self.processes.rank)  # dropout
         self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
         self.buffers = list(model.buffers())
         self.learner.begin(model)
         self.fingerprint = "" if path is None else checkpoint.checksum(train)
-        if path is not None and Path(path).exists():
-            self.load()
+        found = path is not None and Path(path).exists()
+        if self.processes.agree(found, f"{path} must be where all processes read it: some find it and some do not"):
+            resume.load(self)
         self.speed["vectorized"] = self.decide_vectorized()  # before passes are counted or compiled
         self.compiled = compile_forwards(model) if compiled else []
         counted = [self.compiled[-1] if self.compiled else _last_layer(model)]
         counted += [_last_layer(self.learner.frozen)] if self.learner.frozen else []
+        self.processes.join(model, self.learner.frozen)
         self.counters = [_count_forwards(module, self.run.costs) for module in counted]
 
     def step(self) -> None:
@@ -202,6 +221,7 @@ class Loop:
         except TrainingError:
             torch._foreach_copy_(self.buffers, before)
             raise
+        self.processes.add_gradients(self.parameters.values())
         self.gradients.average()
         nn.utils.clip_grad_value_(self.parameters.values(), self.recipe.clip)
         for group in self.optimizer.param_groups:
@@ -217,7 +237,8 @@ class Loop:
         """Back-propagate the loss of each pair on a batch or an episode; returns their mean."""
         losses = []
         for bits, loss in self.in_precision(self.learner.losses(self.model, task, pairs)):
-            value = self.finite(loss.item(), bits)
+            loss = self.processes.weigh(loss)
+            value = self.finite(self.processes.total(loss), bits)
             loss.backward()
             self.run.costs.backprops += 1
             losses.append(value)
@@ -278,69 +299,9 @@ class Loop:
                 return
             yield found
 
-    def save(self) -> None:
-        """Write everything that the rest of the run depends on."""
-        assert self.path is not None
-        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
-        if self.learner.frozen is not None:
-            tensors |= {f"teacher/{name}": t for name, t in self.learner.frozen.state_dict().items()}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"optimizer/{name}/{key}": t for key, t in self.optimizer.state[parameter].items()}
-        tensors |= {"random/cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors |= {"random/cuda": torch.cuda.get_rng_state()}
-        meta = {"kind": "training", "sampler": self.sampler.state_dict(), "run": asdict(self.run)}
-        meta |= {"quantizer": plan_of(self.model).quantizer, "data": self.fingerprint, "speed": self.speed}
-        checkpoint.write(self.path, tensors, meta)
-
-    def load(self) -> None:
-        """Continue from the checkpoint; one of another run is refused."""
-        assert self.path is not None
-        name = Path(self.path).name
-        tensors, meta = checkpoint.read(self.path, "training")
-        recipe, quantizer = Recipe(**meta["run"]["recipe"]), plan_of(self.model).quantizer
-        if meta["quantizer"] != quantizer:
-            raise checkpoint.CheckpointError(f"{name} is of a {meta['quantizer']} network, this one is {quantizer}")
-        if meta["data"] != self.fingerprint:
-            raise checkpoint.CheckpointError(f"{name} was trained on other images: give another path, or delete it")
-        if (meta["run"]["method"], recipe) != (self.run.method, self.recipe):
-            raise checkpoint.CheckpointError(
-                f"{name} belongs to another run ({meta['run']['method']}, {_difference(recipe, self.recipe)}): "
-                "give another path, or delete it to start again"
-            )
-        speed = dict.fromkeys(self.speed, False) | meta.get("speed", {})
-        if self.speed["vectorized"] is None:
-            self.speed["vectorized"] = speed["vectorized"]  # not measured again: roundings would fall another way
-        if speed != self.speed:
-            raise checkpoint.CheckpointError(
-                f"{name} was trained with {_words(speed)}, this run is with {_words(self.speed)}: "
-                "take the same, give another path, or delete it"
-            )
-        checkpoint.load_tensors(self.model, _part(tensors, "model/"), name)
-        if self.learner.frozen is not None:
-            checkpoint.load_tensors(self.learner.frozen, _part(tensors, "teacher/"), name)
-        self.load_optimizer(_part(tensors, "optimizer/"))
-        torch.set_rng_state(tensors["random/cpu"])
-        if "random/cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random/cuda"])
-        self.sampler.load_state_dict(meta["sampler"])
-        run = meta["run"]
-        self.run.costs, self.run.losses, self.run.seconds = (
-            Costs(**run["costs"]),
-            run["losses"],
-            run["seconds"],
-        )
-
-    def load_optimizer(self, slots: dict[str, Tensor]) -> None:
-        """Put back the moments, ``<parameter>/<slot>``, in the memory layout of their parameters."""
-        for key, value in slots.items():
-            owner, _, slot = key.rpartition("/")
-            parameter = self.parameters[owner]
-            like = torch.empty_like(parameter if value.shape == parameter.shape and value.dim() else value)
-            self.optimizer.state[parameter][slot] = like.copy_(value)
-
     def close(self) -> None:
         """Remove the hooks and what was compiled."""
+        self.processes.leave(self.model, self.learner.frozen)
         self.gradients.close()
         for counter in self.counters:
             counter.remove()
@@ -374,18 +335,3 @@ def _count_forwards(module: nn.Module, costs: Costs) -> torch.utils.hooks.Remova
         costs.forwards += 1
 
     return module.register_forward_hook(count)
-
-
-def _words(speed: Mapping[str, bool | None]) -> str:
-    """``amp and compile``, ``amp``, ``none of amp, compile, vectorized``."""
-    return " and ".join(name for name, on in speed.items() if on) or f"none of {', '.join(speed)}"
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _difference(there: Recipe, here: Recipe) -> str:
-    """In which options two recipes differ."""
-    pairs = ((f.name, getattr(there, f.name), getattr(here, f.name)) for f in dataclasses.fields(Recipe))
-    return ", ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new) or "same recipe"

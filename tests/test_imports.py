@@ -29,13 +29,18 @@ ORDER = [
 ]
 ORDER += [
     "checkpoint",
+    "packing",
+    "packed",
     "datasets",
     "learners",
     "maml",
     "vectorized",
     "methods",
     "optim",
+    "parallel",
+    "resume",
     "train",
+    "launch",
     "evaluate",
     "fewshot",
     "recipes",
@@ -43,9 +48,13 @@ ORDER += [
     "runs",
     "plots",
     "jobs",
+    "engines",
+    "sweeps",
     "compare",
     "benchmark",
     "demo",
+    "sizes",
+    "export",
 ]
 ORDER += ["doctor", "selftest", "__init__", "exercises", "classroom", "widgets", "cli"]
 

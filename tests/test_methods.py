@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, sensitivity
+from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, resume, sensitivity
 from mebqat_lite.bits import FP, Bits, height
 from mebqat_lite.datasets import Data, Split
 from mebqat_lite.methods import calibration
@@ -54,7 +54,7 @@ def test_listed_methods_resume_to_the_same(method, tmp_path):
     loop = Loop(parts, TRAIN, method, recipe, tmp_path / "run")
     for _ in range(4):
         loop.step()
-    loop.save()
+    resume.save(loop)
     loop.close()
     again = net()
     fit(again, DATA, method, path=tmp_path / "run", **options)
@@ -141,7 +141,7 @@ def test_a_pair_per_layer_is_drawn_trained_and_resumed(tmp_path):
     loop = Loop(net(), TRAIN, "mebqat", Recipe(steps=6, batch_size=16, per_layer=True), tmp_path / "run")
     for _ in range(3):
         loop.step()
-    loop.save(), loop.close()
+    resume.save(loop), loop.close()
     fit(again, DATA, "mebqat", path=tmp_path / "run", **options)
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
 

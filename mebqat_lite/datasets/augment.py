@@ -31,9 +31,12 @@ class Augment:
         All randomness is the generator's, so that a batch can be drawn again; with a generator on the CPU the result
         is the same on every device.
         """
+        return self.transform(images, self.draw(len(images), generator).to(images.device))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Choices for `transform`, (count,), where the generator is."""
         choices = (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
-        choice = torch.randint(choices, (len(images),), generator=generator, device=generator.device)
-        return self.transform(images, choice.to(images.device))
+        return torch.randint(choices, (count,), generator=generator, device=generator.device)
 
     def transform(self, images: Tensor, choice: Tensor) -> Tensor:
         """Crop and flip each image as its ``choice``, (batch,), says: ((flip (2 pad + 1) + dy) (2 pad + 1)) + dx."""
