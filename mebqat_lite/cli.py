@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, compare, benchmark, assignments, grade, doctor, test."""
+"""The command line: demo, train, evaluate, export, compare, benchmark, assignments, grade, doctor, test."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import nn
 
+    from mebqat_lite.datasets import Data
     from mebqat_lite.recipes import Setup
 
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mebqat_lite import selftest
 
         return selftest.main(words[1:])
-    arguments = _parser().parse_args(words)
+    arguments = _parser().parse_args(words, argparse.Namespace(words=words))
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("mebqat-lite:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mebqat-lite: stopped" + "; the same command goes on" * (words[0] == "train"), file=sys.stderr)
+        resumes = words[0] in ("train", "compare")
+        print("mebqat-lite: stopped" + "; the same command goes on" * resumes, file=sys.stderr)
         return 130
 
 
@@ -65,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="MAML's tasks in one pass; default: on CUDA if measured to be faster, on the CPU not",
     )
+    command.add_argument("--devices", type=int, default=1, help="to share each batch: GPUs if there are any, else CPU")
+    command.add_argument("--nodes", type=int, default=1, help="machines of so many devices: start the command on each")
     command.add_argument(
         "--tensorboard",
         action=argparse.BooleanOptionalAction,
@@ -88,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--save", type=Path, metavar="FILE", help="also write the table, as .csv or .parquet")
     command.set_defaults(run=_evaluate)
 
+    command = commands.add_parser("export", help="a checkpoint as a file of integers, or for ONNX Runtime")
+    command.add_argument("--checkpoint", type=Path, required=True)
+    command.add_argument("--to", required=True, help="packed, nested or onnx")
+    command.add_argument("--bits", help="as W4A4, or several; nested: by default all that it was trained for")
+    command.add_argument("--untrained", action="store_true", help="also pairs that it was never trained for")
+    command.add_argument("--out", type=Path, help="file; default: in results, named after checkpoint and pair")
+    command.set_defaults(run=_export)
+
     command = commands.add_parser("compare", help="several methods on several seeds under equal conditions")
     _add_training(command)
     command.add_argument(
@@ -99,7 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--qat-lrs", default="", help="learning rates for qat to choose from on validation data")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="processes of one thread; default: one a core")
-    command.add_argument("--out", type=Path, help="folder; default: results/compare")
+    command.add_argument("--engine", default="loky", help="what runs the jobs: serial, loky, dask or ray")
+    command.add_argument("--address", default="", help="of a cluster of dask or ray; default: start one here")
+    command.add_argument("--retries", type=int, default=1, help="of a job that failed, after the others; default: 1")
+    command.add_argument("--fresh", action="store_true", help="run all jobs; default: only those without a result")
+    command.add_argument("--out", type=Path, help="folder, shared by all machines; default: results/compare")
     command.set_defaults(run=_compare)
 
     command = commands.add_parser("benchmark", help="few-shot networks on the frozen episodes, at every bitwidth")
@@ -176,15 +193,27 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from mebqat_lite import datasets
+    from mebqat_lite.launch import as_one, fabric_for
+
+    setup, fabric = _setup(arguments), fabric_for(arguments.devices, arguments.nodes, arguments.words)
+    data = datasets.load(setup.data, arguments.seed)  # before more processes start: one downloads
+    if fabric is not None:
+        fabric.launch()
+    return as_one(fabric, lambda: _train_on(arguments, setup, data, fabric))
+
+
+def _train_on(arguments: argparse.Namespace, setup: Setup, data: Data, fabric: Fabric | None) -> int:
+    """Train in this process, which may be one of several: only the first writes and prints."""
     import torch
 
-    from mebqat_lite import checkpoint, datasets
+    from mebqat_lite import checkpoint
+    from mebqat_lite.parallel import Processes
     from mebqat_lite.paths import results
     from mebqat_lite.runs import RunFolder
     from mebqat_lite.train import fit
 
-    setup = _setup(arguments)
-    data, recipe = datasets.load(setup.data, arguments.seed), setup.recipe
+    recipe = setup.recipe
     if arguments.bits:
         recipe = recipe.with_options(bits=arguments.bits)
     out = arguments.out or results() / f"{arguments.method}.safetensors"
@@ -194,31 +223,38 @@ def _train(arguments: argparse.Namespace) -> int:
     how: dict[str, Any] = {"save_every": arguments.save_every, "amp": arguments.amp, "compiled": arguments.compile}
     how["vectorized"] = arguments.vectorized
     described = {"method": arguments.method, "setup": asdict(replace(setup, recipe=recipe)), **how}
+    described |= {"devices": arguments.devices, "nodes": arguments.nodes}
     with closing(RunFolder(out.with_suffix(".run"), described, arguments.tensorboard)) as folder:
         state = out.with_suffix(".training")
-        run = fit(model, data, arguments.method, recipe, path=state, log=folder.log, **how)
-        checkpoint.save_model(
-            model, out, data=setup.data, seed=arguments.seed, method=arguments.method, setup=described["setup"]
-        )
-        folder.finish(run)
-    print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
-    print(f"Each step's loss, the recipe and the machine: {folder.folder}")
-    print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
+        run = fit(model, data, arguments.method, recipe, path=state, log=folder.log, fabric=fabric, **how)
+
+        def write() -> None:
+            extra = {"data": setup.data, "seed": arguments.seed, "method": arguments.method}
+            checkpoint.save_model(model, out, **extra, setup=described["setup"])
+            folder.finish(run)
+
+        Processes(fabric).first(write)
+    if fabric is None or fabric.global_rank == 0:
+        print(f"{run.costs.steps:,} steps, {run.costs.backprops:,} back-propagations, {run.seconds:.0f} s")
+        print(f"Each step's loss, the recipe and the machine: {folder.folder}")
+        print(f"Written: {out}. Next: mebqat-lite evaluate --checkpoint {out}")
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mebqat_lite import datasets
-    from mebqat_lite.checkpoint import load_model
     from mebqat_lite.costs import stored_bytes
     from mebqat_lite.evaluate import CALIBRATION_NORMS, grid
     from mebqat_lite.fewshot import learns_new_classes
+    from mebqat_lite.packed import load_any, packed_settings
     from mebqat_lite.results import cells, check_frame_name, write_frame, write_json
 
     started = time.perf_counter()
     if arguments.save:
         check_frame_name(arguments.save)
-    model, extra = load_model(arguments.checkpoint)
+    model, extra = load_any(arguments.checkpoint)
+    if packed := packed_settings(model):
+        arguments.bits = arguments.bits or packed
     if learns_new_classes(extra):
         return _evaluate_new_classes(arguments, model, extra)
     if arguments.norm == "support" or any(
@@ -233,7 +269,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.part != "train" and name == extra.get("data") and seed != extra.get("seed", seed):
         known = f"it was trained on the split of seed {extra['seed']} and knows some of these images"
         print(f"mebqat-lite: {arguments.checkpoint.name}: {known}", file=sys.stderr)
-    calibration = data.train.images[:CALIBRATION_NORMS] if arguments.norm == "recalibrated" else None
+    measured = arguments.norm == "recalibrated" and not packed  # whose statistics are in the file
+    calibration = data.train.images[:CALIBRATION_NORMS] if measured else None
     part = getattr(data, arguments.part)
     pairs = [_map(arguments.layers)] if arguments.layers else arguments.bits
     frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
@@ -285,6 +322,19 @@ def _map(text: str) -> dict[str, str]:
     return {part[0]: part[1] for part in parts}
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from mebqat_lite.export import export
+
+    paths, notes = export(arguments.checkpoint, arguments.to, arguments.bits, arguments.out, arguments.untrained)
+    for note in notes:
+        print(note)
+    written = ", ".join(f"{path} ({path.stat().st_size:,} bytes)" for path in paths)
+    print(f"Written: {written}. {arguments.checkpoint.name} has {arguments.checkpoint.stat().st_size:,} bytes.")
+    if arguments.to != "onnx":
+        print(f"Next: mebqat-lite evaluate --checkpoint {paths[0]}")
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.bits import candidates, parse_all
     from mebqat_lite.compare import QAT_PAIRS, compare
@@ -310,6 +360,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
         qat_lrs=_numbers(arguments.qat_lrs),
         workers=arguments.jobs,
+        engine=arguments.engine,
+        address=arguments.address,
+        retries=arguments.retries,
+        fresh=arguments.fresh,
     )
     write_json(folder / "compare.json", outcome)
     print(report(outcome, shown, titles={name: METHODS[name].title for name in METHODS}))
