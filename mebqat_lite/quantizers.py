@@ -230,9 +230,9 @@ class Quantizer:
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Step and zero of the weights' integers, for files: `weight` is exactly (code - zero) step, 0 <= code < 2^bits.
+        """Step and zero of the weights' integers, for files.
 
-        The step is a scalar, or (out, 1, ...) where each output channel has its own.
+        `weight` is exactly (code - zero) step, with codes 0 .. 2^bits - 1; the step is a scalar, or (out, 1, ...).
         """
         raise ValueError(f"{self} does not say what its integers mean: define weight_grid() to write it to a file")
 
