@@ -116,6 +116,15 @@ EXPERIMENTS |= {
         budget="backprops",
         parts=("val", "test"),
     ),
+    "glyphs-pn-dedicated": Experiment(
+        "New classes: a network of its own for each pair, beside one for all",
+        PN,
+        ("mebqat_pn", "pn_qat", "pn_ptq_mse"),
+        FEW,
+        [pair for pair in ALL_FROM_2 if pair != "FP"],
+        seeds=1,
+        budget="backprops",
+    ),
     "glyphs-pn-ablations": Experiment(
         "New classes: what helps MEBQAT-PN; validation scripts",
         replace(PN, episodes=300),

@@ -1,8 +1,9 @@
-"""The frozen benchmark's first rows: ``python -m benchmarks.frozen [--store]``.
+"""The frozen benchmark's first rows: ``python -m benchmarks.frozen [regret] [--store]``.
 
-The networks of the experiment ``glyphs-pn`` (`benchmarks.accuracy`: three seeds, equal back-propagations a model),
-which is run first if it has left none, measured on the test scripts of ``glyphs-20way`` at all 73 pairs. ``--store``
-writes ``frozen.json`` and ``frozen-*.png`` beside this file, and the README's sheet.
+The networks of an experiment of `benchmarks.accuracy` (those that it lacks are trained first), measured on the test
+scripts of ``glyphs-20way`` at all 73 pairs. ``frozen``, the default, is ``glyphs-pn``: three seeds; ``regret`` is
+``glyphs-pn-dedicated``: one seed, and a network of its own for each pair. ``--store`` writes ``NAME.json`` and
+``NAME-*.png`` beside this file, and the README's sheet.
 """
 
 from __future__ import annotations
@@ -18,41 +19,46 @@ from mebqat_lite.paths import results
 from mebqat_lite.results import write_json
 
 FOLDER = Path(__file__).parent
-EXPERIMENT, SET = "glyphs-pn", "glyphs-20way"
-SHOWN = ("bitops", "enrolment-mebqat_pn")  # figures
+SET = "glyphs-20way"
+EXPERIMENTS = {"frozen": "glyphs-pn", "regret": "glyphs-pn-dedicated"}
+SHOWN = {"frozen": ("bitops", "enrolment-mebqat_pn"), "regret": ()}  # figures
 
 
-def run() -> dict[str, Any]:
-    """Measure the networks of the experiment."""
-    folder = results() / "accuracy" / EXPERIMENT
-    if not any(folder.glob("mebqat_pn-*.safetensors")):
-        accuracy.run(EXPERIMENT)
+def run(name: str) -> dict[str, Any]:
+    """Measure the networks of a sheet's experiment; what was trained before is not trained again."""
+    accuracy.run(EXPERIMENTS[name])
+    return measure(results() / "accuracy" / EXPERIMENTS[name])
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Measure all networks of a folder but the starts."""
     networks = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("pn-seed"))
     return {"machine": machine(), **benchmark.sheet(networks, SET)}
 
 
-def store(found: dict[str, Any]) -> None:
+def store(name: str, found: dict[str, Any]) -> None:
     """Write the sheet and its figures, and the sheet's text into the README."""
-    write_json(FOLDER / "frozen.json", found, indent=None)
+    write_json(FOLDER / f"{name}.json", found, indent=None)
     for path in benchmark.write(found, results() / "benchmark"):
-        if path.stem in SHOWN:
-            (FOLDER / f"frozen-{path.name}").write_bytes(path.read_bytes())
+        if path.stem in SHOWN[name]:
+            (FOLDER / f"{name}-{path.name}").write_bytes(path.read_bytes())
     readme = FOLDER / "README.md"
-    before, rest = readme.read_text().split("<!-- frozen -->\n")
-    after = rest.split("<!-- /frozen -->")[1]
+    before, rest = readme.read_text().split(f"<!-- {name} -->\n")
+    after = rest.split(f"<!-- /{name} -->")[1]
     block = f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
-    readme.write_text(f"{before}<!-- frozen -->\n{block}<!-- /frozen -->{after}")
+    readme.write_text(f"{before}<!-- {name} -->\n{block}<!-- /{name} -->{after}")
 
 
 def main() -> None:
     """Measure, print and perhaps store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="frozen", choices=EXPERIMENTS)
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()
-    found = run()
+    found = run(arguments.name)
     print(benchmark.text(found))
     if arguments.store:
-        store(found)
+        store(arguments.name, found)
 
 
 if __name__ == "__main__":

@@ -98,8 +98,6 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """What is needed to build an equal, quantized model again, as JSON."""
-    if (quantizer := setting_of(model).quantizer) not in QUANTIZERS.values():
-        raise ValueError(f"this network's quantizer, {quantizer}, is not registered: it could not be loaded again")
     norms = list(norm_layers(model).values())
     return {
         "spec": getattr(model, "spec", None),
@@ -113,6 +111,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     """Save a quantized model. What is in ``extra`` (JSON) comes back as ``meta["extra"]``."""
+    if (quantizer := setting_of(model).quantizer) not in QUANTIZERS.values():
+        raise ValueError(f"this network's quantizer, {quantizer}, is not registered: it could not be loaded again")
     meta = {"kind": "model", "model": describe(model), "extra": extra}
     return write(path, model.state_dict(), meta)
 

@@ -87,6 +87,15 @@ class Packed(Quantizer):
         except (KeyError, AttributeError) as error:  # its step is not in the file
             raise ValueError(self._lacks(f"activations of {bits} bits")) from error
 
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Step and zero of the file."""
+        codes = self.codes[site.name]
+        return codes.steps[bits], codes.zeros[bits]
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """The original quantizer's."""
+        return self.original.activation_grid(bits, params, site)
+
     def _lacks(self, what: str) -> str:
         return f"this packed file has no {what}: it was written for {', '.join(map(str, self.settings))}"
 

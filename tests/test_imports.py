@@ -54,6 +54,9 @@ ORDER += [
     "benchmark",
     "demo",
     "sizes",
+    "onnx_graph",
+    "onnx_export",
+    "onnx_run",
     "export",
 ]
 ORDER += ["doctor", "selftest", "__init__", "exercises", "classroom", "widgets", "cli"]

@@ -25,6 +25,8 @@ from mebqat_lite import (
 )
 from mebqat_lite.bits import candidates
 from mebqat_lite.costs import stored_bytes
+from mebqat_lite.onnx_export import export_onnx
+from mebqat_lite.onnx_run import agreement
 from mebqat_lite.quantizers import QUANTIZERS, Quantizer, register, unit_activation
 from mebqat_lite.state import norm_layers, quantized_layers
 
@@ -197,6 +199,17 @@ def test_a_model_of_ones_own_loads_into_an_instance(tmp_path):
     with pytest.raises(CheckpointError, match="a model of your own: pass model="):
         load_packed(tmp_path / "o")
     assert torch.equal(load_packed(tmp_path / "o", build())[0](IMAGES), predictions(model, "W4A4"))
+
+
+def test_a_packed_network_is_packed_again_and_exported(tmp_path):
+    """Its integers go on as they are."""
+    model = net("sat", ["W3A4"])
+    save_packed(model, tmp_path / "p", "W3A4")
+    again, _ = load_packed(tmp_path / "p")
+    save_packed(again, tmp_path / "q", "W3A4")
+    assert torch.equal(load_packed(tmp_path / "q")[0](IMAGES), predictions(model, "W3A4"))
+    export_onnx(again, tmp_path / "p.onnx", "W3A4", (1, 8, 8))
+    assert agreement(tmp_path / "p.onnx", model, IMAGES, "W3A4").share == 100
 
 
 def test_what_is_not_in_the_file_is_refused(tmp_path):
