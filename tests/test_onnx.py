@@ -464,7 +464,7 @@ def test_the_page_shows_what_was_measured_and_all_of_it_agrees():
 
 
 def test_a_section_is_measured_shown_and_kept_beside_the_others(tmp_path, monkeypatch, capsys):
-    assert deploy.main(["speed"]) == 2 and "there are onnx" in capsys.readouterr().err
+    assert deploy.main(["speed"]) == 2 and "there are packed, onnx" in capsys.readouterr().err
     found = deploy.agreements("digits-qat_w2a2", tmp_path)
     assert found == {"pairs": 1, "images": 540, "lowest": 100.0, "disagreements": {}}
     monkeypatch.setattr(deploy, "FOLDER", tmp_path)
