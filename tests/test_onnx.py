@@ -223,16 +223,6 @@ def save_product(path, codes, kind, opset):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=12), path)
 
 
-@needs_int2
-@pytest.mark.xfail(reason="ONNX Runtime 1.32: wrong with INT2 of a width that is no multiple of 4", strict=False)
-def test_int2_before_a_matrix_product(tmp_path):
-    """Why linear layers keep INT4."""
-    codes = np.random.default_rng(0).integers(-2, 2, (32, 10))
-    save_product(tmp_path / "m.onnx", codes, "INT2", 25)
-    x = torch.randint(-8, 9, (4, 32)) / 8
-    assert torch.equal(answers(tmp_path / "m.onnx", x, plain=True), x @ torch.from_numpy(codes).float())
-
-
 # --- the file ------------------------------------------------------------------------------------------------------
 
 
