@@ -100,7 +100,7 @@ def report(
         f"\nNorm statistics of each method's own policy ({whose if len(policies) > 1 else policies.pop()})",
         table(native[key], pairs, titles),
         _means(outcome["means"][part], len(max(outcome[key].values(), key=len)) > len(pairs), titles),
-        f"\n{ours} - {other}, paired: {differences(gaps)}" if gaps else "",
+        f"\n{ours} - {other}, paired, {outcome['norm_stats']}: {differences(gaps)}" if gaps else "",
         f"\nBatches of one image: {_lowest(outcome['alone'])}" if any(outcome["alone"].values()) else "",
         "Back-propagations of the first seed, with the FP network that it starts from: "
         + ", ".join(f"{name} {cost['backprops']:,}" for name, cost in outcome["costs"].items()),

@@ -53,7 +53,7 @@ def test_an_unknown_benchmark_is_answered_with_the_known(capsys):
 def test_an_experiment_can_be_run(name):
     experiment = accuracy.EXPERIMENTS[name]
     assert len({Variant.parse(variant).name for variant in experiment.names}) == len(experiment.names)
-    few = {"cifar-preact_resnet20": 2}
+    few = {"cifar-preact_resnet20": 2, "glyphs-pn-dedicated": 1}  # the latter trains 72 networks a seed
     assert experiment.seeds >= few.get(name, 5 if name.startswith(("digits", "cifar")) else 3)
     parse_all(experiment.pairs), parse_all(experiment.listed)
 
@@ -212,11 +212,27 @@ def test_the_digits_reach_what_was_asked_of_them():
     assert found["W1A1"]["mean"] >= 96 and found["W2A2"]["mean"] >= 98 and found["FP"]["mean"] >= 98.3
 
 
-def test_the_frozen_sheet_is_the_stored_one():
-    found = json.loads((FOLDER / "frozen.json").read_text())
-    shown = (FOLDER / "README.md").read_text().split("<!-- frozen -->\n")[1].split("<!-- /frozen -->")[0]
+def sheet(name):
+    """A stored sheet of the frozen benchmark, which the page shows."""
+    found = json.loads((FOLDER / f"{name}.json").read_text())
+    shown = (FOLDER / "README.md").read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
     assert shown == f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
-    assert found["set"]["checksum"] == benchmark.CHECKSUMS["glyphs-20way"] and len(found["accuracy"]["mebqat_pn"]) == 73
+    assert found["set"]["checksum"] == benchmark.CHECKSUMS["glyphs-20way"]
+    return found
+
+
+def test_the_regret_against_a_network_for_each_pair_is_the_stored_one():
+    found = sheet("regret")
+    ours, rounded = (found["regret"][row] for row in ("mebqat_pn", "pn_ptq_mse"))
+    assert len(found["accuracy"]["pn_qat"]) == len(ours["pairs"]) == 72
+    assert round(ours["mean"], 1) == 1.6 and ours["worst"] < 2.3 and round(rounded["worst"], 1) == 10.9
+    gaps = [found["accuracy"]["pn_qat"][p]["mean"] - found["accuracy"]["mebqat_pn"][p]["mean"] for p in ours["pairs"]]
+    assert max(gaps) == pytest.approx(ours["worst"]) and min(gaps) > 1.15
+
+
+def test_the_frozen_sheet_is_the_stored_one():
+    found = sheet("frozen")
+    assert len(found["accuracy"]["mebqat_pn"]) == 73
     every = [cell["mean"] for cell in found["accuracy"]["mebqat_pn"].values()]
     assert min(every) > 89.9 and max(every) < 91.3
     matrix = [value for row in found["enrolment"]["mebqat_pn"].values() for value in row.values()]
