@@ -6,6 +6,7 @@
 try:
     from mebqat_lite.widgets.comparison import method_comparison
     from mebqat_lite.widgets.costs import cost_calculator
+    from mebqat_lite.widgets.deploy import deployment
     from mebqat_lite.widgets.drawing import draw_your_own
     from mebqat_lite.widgets.episodes import episode_viewer
     from mebqat_lite.widgets.explorer import explorer
@@ -20,6 +21,7 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "cost_calculator",
+    "deployment",
     "draw_your_own",
     "episode_viewer",
     "explorer",
