@@ -53,6 +53,8 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 
 def replace(path: Path, content: bytes) -> None:
     """Atomically put ``content`` at ``path``: a file beside it, flushed to disk, then renamed."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -82,7 +84,8 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
             meta = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error})") from error
+        hint = ": ONNX Runtime runs ONNX files, see onnx_run" if path.suffix == ".onnx" else f" ({error})"
+        raise CheckpointError(f"{path.name} is damaged or no safetensors file{hint}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise CheckpointError(f"{path.name} was not written by mebqat_lite; load it as a float state dict")
     if not {"version", "kind"} <= set(meta):
@@ -164,6 +167,11 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
         with torch.no_grad():
             model.load_state_dict(tensors)
     except RuntimeError as error:
-        first, *more = str(error).splitlines()[1:]
-        others = f" (and {len(more)} more)" if more else ""
-        raise CheckpointError(f"{name} does not fit this model: {first.strip()}{others}") from error
+        raise misfit(name, error) from error
+
+
+def misfit(name: str, error: RuntimeError) -> CheckpointError:
+    """What to say of a file whose tensors `load_state_dict` refused."""
+    first, *more = str(error).splitlines()[1:] or [str(error)]
+    others = f" (and {len(more)} more)" if more else ""
+    return CheckpointError(f"{name} does not fit this model: {first.strip()}{others}")

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="a checkpoint as a file of integers, or for ONNX Runtime")
     command.add_argument("--checkpoint", type=Path, required=True)
     command.add_argument("--to", required=True, help="packed, nested or onnx")
-    command.add_argument("--bits", help="as W4A4, or several; nested: by default all that it was trained for")
+    command.add_argument("--bits", help="as W4A4, or several; nested: by default all trained pairs up to W8")
     command.add_argument("--untrained", action="store_true", help="also pairs that it was never trained for")
     command.add_argument("--out", type=Path, help="file; default: in results, named after checkpoint and pair")
     command.set_defaults(run=_export)
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_training(command: argparse.ArgumentParser) -> None:
     """Options of everything that trains; those that are not given keep the recipe's value."""
     command.add_argument("--recipe", default="digits", help="a named set-up; what follows overrides it")
-    command.add_argument("--data", help="digits, cifar10, svhn, or folder:PATH")
+    command.add_argument("--data", help="digits, cifar10, svhn, glyphs, or omniglot:, miniimagenet:, folder:PATH")
     command.add_argument("--model")
     command.add_argument("--quantizer")
     command.add_argument("--steps", type=int, help="of the method")

@@ -21,7 +21,7 @@ from mebqat_lite.layers import (
     Setting,
 )
 from mebqat_lite.quantizers import Quantizer, Site
-from mebqat_lite.state import Plan, at, is_quantized, plan_of, quantized_layers
+from mebqat_lite.state import Plan, at, is_quantized, plan_of, quantized_layers, setting_of
 from mebqat_lite.tensors import Images, image_batches, place
 
 
@@ -198,6 +198,8 @@ def _connect_readers(modules: dict[str, nn.Module], found: dict[str, list[str]])
 
 def restore_float(model: nn.Module) -> nn.Module:
     """Undo `quantize`, in place: the float classes again, learned steps and stored statistics dropped."""
+    if is_quantized(model) and (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
+        raise ValueError("a packed network has integers and no float weights: take the checkpoint it was made from")
     for module in model.modules():
         module.__dict__.pop("readers", None)
         if type(module) in FLOAT_CLASS:

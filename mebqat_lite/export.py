@@ -28,12 +28,15 @@ def export(
         checkpoint: a file of `checkpoint.save_model` that says what it was trained on.
         to: ``packed``: integers of exactly the bits asked for; ``nested``: one set of 8-bit integers for all weight
             bits up to 8, where the quantizer allows it; ``onnx``: one pair for ONNX Runtime.
-        bits: pairs; for ``onnx`` one. By default, for ``nested`` alone, all that the network was trained for.
+        bits: pairs; for ``onnx`` one. By default, for ``nested`` alone, all of up to 8-bit weights that the network was
+            trained for.
         out: the file, for ONNX of a network that learns new classes a folder of two; by default in ``results``.
         untrained: also pairs that the network was never trained for.
     """
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}; choose one of {', '.join(FORMATS)}")
+    if out is not None and out.resolve() == checkpoint.resolve():
+        raise ValueError(f"--out {out} is the checkpoint itself, whose float weights would be lost: give another name")
     model, extra = load_model(checkpoint)
     _check_fixed(checkpoint.name, extra)
     pairs = _pairs(model, extra, to, bits)
@@ -91,7 +94,10 @@ def _about(is_nested: bool) -> str:
     """How a nested file came out."""
     if is_nested:
         return "The codes nest: each width's are the upper bits of the 8-bit codes, which alone are stored."
-    return "This quantizer's codes do not nest: fewer bits are not the upper bits of more. A set a width is stored."
+    return (
+        "This quantizer's codes do not nest: fewer bits are not the upper bits of more. A set a width is stored, "
+        "which may take more bytes than the float weights. Those of sat nest."
+    )
 
 
 def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> tuple[list[Path], list[str]]:
@@ -101,7 +107,7 @@ def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> 
     data = datasets.load(extra["data"], extra.get("seed", 0))
     shape = tuple(data.train.images.shape[1:])
     if learns_new_classes(extra):
-        both = onnx_export.export_few_shot(model, out, pair, shape)
+        both = onnx_export.export_few_shot(model, out.with_suffix(""), pair, shape)
         return [one.path for one in both], [str(one) for one in both]
     written = onnx_export.export_onnx(model, out.with_suffix(".onnx"), pair, shape)
     return [written.path], [

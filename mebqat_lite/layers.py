@@ -18,7 +18,7 @@ from mebqat_lite.quantizers import Quantizer, Site
 NORM_STATS = ("running", "batch", "recalibrated", "measure")
 
 
-class MissingNormSetError(KeyError):
+class MissingNormSetError(KeyError, ValueError):
     """A pair is in force for which batch norm has no set or no statistics."""
 
     def __str__(self) -> str:

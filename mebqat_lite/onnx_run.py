@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mebqat_lite.evaluate import BATCH
 from mebqat_lite.onnx_export import UPGRADE, need
-from mebqat_lite.state import MapOrBits, at, frozen_weights
+from mebqat_lite.state import MapOrBits, at, frozen_weights, setting_of
 from mebqat_lite.tensors import as_float, evaluating, place
 
 # Weights become floats once, when a file is loaded. By default they do at each run, which takes several times as long.
@@ -71,6 +71,8 @@ def session(path: str | Path, plain: bool = False, threads: int = 1) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no other base
+        if "Protobuf parsing failed" in str(error):
+            raise ValueError(f"{path.name} is damaged or no ONNX file") from error
         why = f"ONNX Runtime {runtime.__version__} cannot run {path.name} ({' '.join(str(error).split())})"
         raise RuntimeError(f"{why}: {UPGRADE}, or export with opset=21") from error
 
@@ -93,16 +95,27 @@ def agreement(
     """Compare a file that `onnx_export.export_onnx` made of ``model`` with the model at the same ``bits``.
 
     images: (count, channels, height, width). ``norm_stats`` as in the export, ``plain`` as in `session`.
+
+    Raises:
+        ValueError: the file is of other bits.
     """
     device, dtype = place(model)
     theirs = answers(path, images, plain)
     with evaluating(model), frozen_weights(model), at(model, bits, norm_stats):
+        _check_bits(path, setting_of(model).code.strip('"'))
         ours = torch.cat([model(as_float(part).to(device, dtype)).cpu() for part in images.split(BATCH)])
     chosen = torch.stack([ours.argmax(1), theirs.argmax(1)], 1)  # (count, 2)
     apart = (chosen[:, 0] != chosen[:, 1]).nonzero().flatten().tolist()
     listed = [(image, *chosen[image].tolist()) for image in apart]
     share = 100 * (1 - len(apart) / len(images))
     return Agreement(share, len(images), listed, float((ours - theirs).abs().max()))
+
+
+def _check_bits(path: str | Path, asked: str) -> None:
+    """Refuse to compare a file with a network at other bits than the file's."""
+    written = session(path).get_modelmeta().custom_metadata_map.get("bits", asked)
+    if written != asked:
+        raise ValueError(f"{Path(path).name} is of {written}: compare it at these bits, not at {asked}")
 
 
 def latency(
@@ -114,7 +127,12 @@ def latency(
     """
     feed = {"images": as_float(images).cpu().numpy()}
     sessions = [session(file, plain) for file in (path, other)]
-    pairs = [[_milliseconds(run, feed) for run in sessions] for _ in range(warmup + runs)][warmup:]
+    pairs = []
+    for number in range(warmup + runs):  # who goes first changes: on a busy machine that makes a difference
+        order = (0, 1) if number % 2 else (1, 0)
+        spent = {index: _milliseconds(sessions[index], feed) for index in order}
+        pairs.append((spent[0], spent[1]))
+    pairs = pairs[warmup:]
     ratios = [ours / theirs for ours, theirs in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite import checkpoint, quantizers
-from mebqat_lite.bits import FULL
+from mebqat_lite.bits import FP, FULL, Bits
 from mebqat_lite.checkpoint import CheckpointError
 from mebqat_lite.layers import QuantizedLayer
 from mebqat_lite.norms import require_statistics
@@ -61,6 +61,7 @@ class Packed(Quantizer):
     """Takes weights from integers, and quantizes activations as the quantizer of the training did."""
 
     float_weights = False
+    predicts_only = True
 
     def __init__(self, original: Quantizer, settings: list[MapOrBits], codes: Mapping[str, Codes]) -> None:
         self.original, self.settings, self.codes = original, settings, codes
@@ -68,8 +69,10 @@ class Packed(Quantizer):
             setattr(self, name, getattr(original, name))
 
     def check(self, bits: int) -> None:
-        """Bits that the quantizer of the training does not define are refused."""
-        self.original.check(bits)
+        """Bits that the file has neither for weights nor for activations are refused."""
+        pairs = [b for s in self.settings for b in ([*s.values(), s.get("*", FP)] if isinstance(s, Mapping) else [s])]
+        if bits not in {width for pair in map(Bits.parse, pairs) for width in (pair.w, pair.a)}:
+            raise ValueError(self._lacks(f"weights or activations of {bits} bits"))
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """Integers times step; where the file has none of that width, its float weights at 32 bits."""
@@ -97,7 +100,8 @@ class Packed(Quantizer):
         return self.original.activation_grid(bits, params, site)
 
     def _lacks(self, what: str) -> str:
-        return f"this packed file has no {what}: it was written for {', '.join(map(str, self.settings))}"
+        written = ", ".join(map(str, self.settings[:6])) + ", ..." * (len(self.settings) > 6)
+        return f"this packed file has no {what}: it was written for {written}"
 
     def __str__(self) -> str:
         return f"packed {self.original}"
@@ -148,7 +152,9 @@ def save_packed(
     described = checkpoint.describe(model) | {"norm_sets": _sets(model, settings)}
     meta = {"kind": KIND, "layout": LAYOUT, "nested": is_nested, "zeros": zeros, "model": described}
     meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
-    checkpoint.write(path, tensors, meta)
+    if wrong := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise ValueError(f"not all numbers of {wrong[0]} are finite: the network diverged, train it anew")
+    checkpoint.write(path, tensors, meta | {"checksum": _checksum(tensors)})
     return is_nested
 
 
@@ -227,6 +233,12 @@ def _sets(model: nn.Module, settings: list[MapOrBits]) -> list[str]:
     return [pair for pair in own if pair in map(str, settings)]
 
 
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of all names and bytes, so that one wrong bit is found."""
+    names = sorted(tensors)
+    return checkpoint.checksum([torch.tensor(list("/".join(names).encode())), *(tensors[name] for name in names)])
+
+
 def _as_json(setting: MapOrBits) -> Any:
     return {k: str(v) for k, v in setting.items()} if isinstance(setting, Mapping) else str(setting)
 
@@ -246,11 +258,15 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mo
     tensors, meta = checkpoint.read(path, KIND)
     model = checkpoint.blank(meta["model"], Path(path).name, model)
     try:
+        if meta["checksum"] != _checksum(tensors):
+            raise ValueError("its checksum is another")
         settings = parse_settings(meta["settings"])
         codes = {name: _codes(model, tensors, meta, name) for name in meta["zeros"]}
         _restore(model, tensors, codes)
         _restore_statistics(model, tensors, settings)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except RuntimeError as error:
+        raise checkpoint.misfit(Path(path).name, error) from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{Path(path).name} is damaged: {' '.join(str(error).split())}") from error
     packed = Packed(quantizers.get(plan_of(model).quantizer)[1], settings, codes)
     setting = setting_of(model)

@@ -22,6 +22,8 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
     Raises:
         ValueError: the quantizer does not say what its integers mean, or says it wrongly.
     """
+    if not layer.quantizer.predicts_only and not bool(layer.weight.isfinite().all()):
+        raise ValueError(f"the weights of {layer.site.name} are not all finite: the network diverged, train it anew")
     with torch.no_grad():
         quantized = layer.quantized_weight(bits)
         step, zero = layer.quantizer.weight_grid(layer.weight, bits, layer.quant, layer.site)

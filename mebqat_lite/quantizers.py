@@ -207,6 +207,7 @@ class Quantizer:
     edge_bits = FULL  # bits of the first and the last layer's weights
     step_lr = 1.0  # learning rate of what it learns, over that of the weights
     float_weights = True  # are 32-bit weights the layer's own? Else `weight` is asked for them too
+    predicts_only = False  # is it of a network without float weights, read from a file of integers?
 
     def check(self, bits: int) -> None:
         """Raise a ValueError for bits that the quantizer does not define."""

@@ -110,8 +110,8 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         pair = per_layer.pop("*", FP)
     else:
         pair = Bits.parse(bits)
-    for width in {width for b in (pair, *per_layer.values()) for width in (b.w, b.a)} - {FULL}:
-        if setting.quantizer is not None:
+    for width in {width for b in (pair, *per_layer.values()) for width in (b.w, b.a)}:
+        if setting.quantizer is not None and (width < FULL or setting.quantizer.predicts_only):
             setting.quantizer.check(width)
     setting.bits, setting.per_layer = pair, per_layer
 

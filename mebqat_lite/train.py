@@ -106,7 +106,9 @@ def fit(
         device = best_device() if fabric is None else fabric.device
     processes.copy(model.to(device))
     try:
-        setting_of(model)
+        quantizer = setting_of(model).quantizer
+        if quantizer is not None and quantizer.predicts_only:
+            raise ValueError("a packed network is for prediction: train the checkpoint that it was made from")
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
     chosen.sampler(model, recipe)  # refuses what it cannot draw, and the next line an unknown teacher, before all work

@@ -10,7 +10,7 @@ import torch
 from benchmarks import accuracy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
 from mebqat_lite import benchmark
-from mebqat_lite.bits import parse_all
+from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.jobs import Variant
 from mebqat_lite.methods import METHODS, Recipe
 from mebqat_lite.quantizers import QUANTIZERS
@@ -227,6 +227,12 @@ def test_the_regret_against_a_network_for_each_pair_is_the_stored_one():
     assert len(found["accuracy"]["pn_qat"]) == len(ours["pairs"]) == 72
     assert round(ours["mean"], 1) == 1.6 and ours["worst"] < 2.3 and round(rounded["worst"], 1) == 10.9
     gaps = [found["accuracy"]["pn_qat"][p]["mean"] - found["accuracy"]["mebqat_pn"][p]["mean"] for p in ours["pairs"]]
+    by_rounding = {
+        Bits.parse(pair): found["accuracy"]["pn_qat"][pair]["mean"] - found["accuracy"]["pn_ptq_mse"][pair]["mean"]
+        for pair in rounded["pairs"]
+    }
+    from_four = [gap for pair, gap in by_rounding.items() if min(pair.w, pair.a) >= 4]
+    assert 1.45 < min(from_four) and max(from_four) < 2.25
     assert max(gaps) == pytest.approx(ours["worst"]) and min(gaps) > 1.15
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mebqat_lite import METHODS, datasets, demo, load_packed, models, quantize, quantizers, save_packed
+from mebqat_lite.onnx_export import export_onnx
+from mebqat_lite.onnx_run import agreement
 from mebqat_lite.train import fit
 
 ROOT = Path(__file__).parent.parent
@@ -51,6 +53,8 @@ def test_what_contributing_adds_trains_and_is_packed(registries, tmp_path):
     assert run.costs.backprops == 2 * 3
     assert not save_packed(model, tmp_path / "mine.safetensors", "W4A4", calibration=data.train.images)
     assert load_packed(tmp_path / "mine.safetensors")[0](data.test.images[:3]).shape == (3, 10)
+    export_onnx(model, tmp_path / "mine.onnx", "W4A4", (1, 8, 8))
+    assert agreement(tmp_path / "mine.onnx", model, data.test.images, "W4A4").share == 100
 
 
 def test_the_readme_fits_on_two_screens():

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mebqat_lite import METHODS, export, load_packed, models, quantize, save_model
+from mebqat_lite import METHODS, export, load_model, load_packed, models, onnx_run, quantize, recalibrate, save_model
 from mebqat_lite.cli import main
+from mebqat_lite.onnx_export import export_onnx
 from mebqat_lite.packed import packed_settings
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -101,3 +102,37 @@ def test_a_checkpoint_that_does_not_say_how_it_was_trained_is_refused(tmp_path):
     save_model(quantize(models.digit_net(), "lsq", sample=IMAGES), tmp_path / "mine.safetensors")
     with pytest.raises(ValueError, match=r"mine\.safetensors does not say how it was trained; from Python"):
         export.export(tmp_path / "mine.safetensors", "packed", "W4A4")
+
+
+def test_the_checkpoint_itself_is_not_written_over(tmp_path):
+    source = tmp_path / "mine.safetensors"
+    source.write_bytes(Path(SHIPPED.format("mebqat")).read_bytes())
+    with pytest.raises(ValueError, match="is the checkpoint itself, whose float weights would be lost"):
+        export.export(source, "packed", "W4A4", out=tmp_path / "." / "mine.safetensors")
+    assert source.read_bytes() == Path(SHIPPED.format("mebqat")).read_bytes()
+
+
+@pytest.mark.parametrize("more", [["--bits", "W2A2"], ["--bits", "FP"], ["--layers", "*=W4A4,body.0.0=W8A8"]])
+def test_evaluate_says_what_a_packed_file_has(more, tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    export.export(Path(SHIPPED.format("mebqat")), "packed", "W4A4", out=out)
+    assert main(["evaluate", "--checkpoint", str(out), *more]) == 2
+    assert "it was written for W4A4" in capsys.readouterr().err
+
+
+def test_files_that_are_none(tmp_path, capsys):
+    (tmp_path / "x.onnx").write_bytes(b"no protobuf" * 9)
+    assert main(["evaluate", "--checkpoint", str(tmp_path / "x.onnx")]) == 2
+    assert "ONNX Runtime runs ONNX files" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"x\.onnx is damaged or no ONNX file"):
+        onnx_run.session(tmp_path / "x.onnx")
+    command = ["export", "--checkpoint", SHIPPED.format("mebqat"), "--to", "packed", "--bits", "W4A4"]
+    assert main([*command, "--out", str(tmp_path)]) == 2
+    assert "is a folder: give the name of a file" in capsys.readouterr().err
+
+
+def test_a_file_is_compared_at_its_own_bits(tmp_path):
+    model, _ = load_model(SHIPPED.format("mebqat"))
+    export_onnx(model, tmp_path / "x.onnx", "W4A4", (1, 8, 8), calibration=IMAGES)
+    with pytest.raises(ValueError, match=r"x\.onnx is of W4A4: compare it at these bits, not at W2A2"):
+        onnx_run.agreement(tmp_path / "x.onnx", recalibrate(model, IMAGES, "W2A2"), IMAGES, "W2A2")

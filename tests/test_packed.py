@@ -14,6 +14,7 @@ from mebqat_lite import (
     at,
     checkpoint,
     datasets,
+    fit,
     give_norm_sets,
     load_packed,
     models,
@@ -21,6 +22,7 @@ from mebqat_lite import (
     packing,
     quantize,
     recalibrate,
+    restore_float,
     save_packed,
 )
 from mebqat_lite.bits import candidates
@@ -216,9 +218,16 @@ def test_what_is_not_in_the_file_is_refused(tmp_path):
     model = net("lsq", ["W4A4", "W2A2"])
     save_packed(model, tmp_path / "p", "W4A4")
     again, _ = load_packed(tmp_path / "p")
-    for pair, lacks in (("W2A4", "weights of 2 bits"), ("W4A2", "activations of 2 bits"), ("FP", "weights of 32 bits")):
-        with at(again, pair, "batch"), pytest.raises(ValueError, match=f"no {lacks}: it was written for W4A4"):
-            again(IMAGES)
+    for pair, bits in (("W2A4", 2), ("W4A2", 2), ("FP", 32), ({"*": "W4A4", "body.1.0": "W8A8"}, 8)):
+        with pytest.raises(ValueError, match=f"of {bits} bits: it was written for W4A4$"), at(again, pair):
+            pass
+    save_packed(net("lsq", ["W2A8", "W8A4"]), tmp_path / "two", ["W2A8", "W8A4"])
+    two, _ = load_packed(tmp_path / "two")
+    for pair, lacks in (("W4A8", "weights of 4 bits"), ("W8A2", "activations of 2 bits")):
+        with pytest.raises(ValueError, match=f"no {lacks}: it was written for W2A8, W8A4"), at(two, pair, "batch"):
+            two(IMAGES)
+    with pytest.raises(ValueError, match="call recalibrate"), at(two, "W8A8"):  # it has both widths, not the statistics
+        two(IMAGES)
     with pytest.raises(ValueError, match="packed lsq, is not registered"):
         checkpoint.save_model(again, tmp_path / "again")
     with pytest.raises(ValueError, match="no recalibrated norm statistics for W3A3: give calibration="):
@@ -255,9 +264,11 @@ def test_a_quantizer_of_ones_own_must_say_what_its_integers_mean(quantizer, word
         del QUANTIZERS["of my own"]
 
 
-def damaged(path, change):
+def damaged(path, change, keep_checksum=True):
     tensors, meta = checkpoint.read(path, "packed")
     change(tensors, meta)
+    if keep_checksum:
+        meta["checksum"] = packed._checksum(tensors)
     checkpoint.write(path, tensors, meta)
 
 
@@ -282,6 +293,42 @@ def test_a_damaged_packed_file_is_refused_in_one_message(change, tmp_path):
     damaged(path, change)
     with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged"):
         load_packed(path)
+
+
+def test_one_wrong_bit_is_found(tmp_path):
+    path = tmp_path / "p.safetensors"
+    save_packed(net("lsq", ["W4A4"]), path, "W4A4")
+    damaged(path, lambda tensors, meta: tensors["codes/body.1.0/4"][2, 3].bitwise_xor_(1), keep_checksum=False)
+    with pytest.raises(CheckpointError, match=r"p\.safetensors is damaged: its checksum is another"):
+        load_packed(path)
+
+
+def test_a_packed_network_only_predicts(tmp_path):
+    model = net("lsq", ["W4A4"])
+    save_packed(model, tmp_path / "p", "W4A4")
+    again, _ = load_packed(tmp_path / "p")
+    data = datasets.digits()
+    with pytest.raises(ValueError, match="is for prediction: train the checkpoint"):
+        fit(again, data, "mebqat", steps=1)
+    with pytest.raises(ValueError, match="no float weights"):
+        restore_float(again)
+    assert torch.equal(again(IMAGES), predictions(model, "W4A4"))  # neither has changed it
+
+
+def test_a_network_that_diverged_is_not_written(tmp_path):
+    for name in ("body.1.0.weight", "stem.0.weight"):
+        model = net("lsq", ["W4A4"])
+        with torch.no_grad():
+            model.get_parameter(name)[0] = torch.nan
+        with pytest.raises(ValueError, match="finite: the network diverged"):
+            save_packed(model, tmp_path / "p", "W4A4")
+    assert not (tmp_path / "p").exists()
+
+
+def test_an_instance_of_another_size_does_not_fit(tmp_path):
+    save_packed(net("lsq", ["W4A4"]), tmp_path / "p", "W4A4")
+    with pytest.raises(CheckpointError, match="p does not fit this model"):
+        load_packed(tmp_path / "p", models.digit_net(widths=(4, 5, 6, 7), classes=3))
 
 
 def test_a_truncated_or_foreign_file_is_refused(tmp_path):

@@ -431,7 +431,7 @@ def test_the_command_leaves_one_of_everything(trained):
 
 def test_torchrun_gives_the_same_model(trained, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "mebqat_lite.cli", *TRAIN, "--devices", "2", "--out", "a.safetensors"]
+    command = [*torchrun, "-m", "mebqat_lite", *TRAIN, "--devices", "2", "--out", "a.safetensors"]
     ended = run(*command, cwd=tmp_path, TMPDIR=str(tmp_path))  # torchrun leaves folders there
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("Written: a.safetensors") == 1
