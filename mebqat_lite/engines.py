@@ -24,6 +24,7 @@ from typing import Any
 from mebqat_lite.results import write_json
 
 ONE_AT_A_TIME = threading.Lock()  # in a process: jobs share PyTorch's random numbers and their number of threads
+JOIN = 60  # seconds that a cluster's first worker may take
 Record = dict[str, Any]  # {"key", "value"}, or {"key", "error", "traceback"}, or, of a task that has begun, {"key"}
 
 
@@ -133,6 +134,10 @@ def _dask(workers: int, address: str) -> Iterator[Stream]:
             here = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": "ERROR"}
             address = stack.enter_context(distributed.LocalCluster(**here)).scheduler_address
         client = stack.enter_context(distributed.Client(address))
+        try:
+            client.wait_for_workers(1, timeout=JOIN)
+        except TimeoutError as error:
+            raise EngineError(f"no worker joined {address} in {JOIN} s: start one, `dask worker {address}`") from error
         yield stream
 
 

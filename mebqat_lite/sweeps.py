@@ -142,6 +142,8 @@ def run_jobs(
     base: the method of the starts. delivered: models that a method of one pair shares its budget among. The rest as in
     `compare.compare`.
     """
+    if retries < 0:
+        raise ValueError(f"retries must not be negative: {retries}")
     folder = Path(folder).resolve()  # workers may stand elsewhere
     starts = {seed: _start(setup, seed, base, folder) for seed in sorted({job.seed for job in jobs})}
     tasks = {job: _task(setup, job, pairs, budget, delivered if job.bits else 1, folder) for job in jobs}

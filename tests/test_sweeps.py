@@ -342,6 +342,21 @@ def test_another_engine_is_one_function(monkeypatch, tmp_path):
     assert asked == [(3, "there")]
 
 
+def test_a_cluster_without_workers_is_not_waited_for_for_ever(monkeypatch):
+    import distributed
+
+    monkeypatch.setattr(engines, "JOIN", 1)
+    with distributed.LocalCluster(0, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL") as cluster:
+        address = cluster.scheduler_address
+        with pytest.raises(EngineError, match=f"no worker joined {address} in 1 s"), opened("dask", address=address):
+            pass
+
+
+def test_a_negative_number_of_retries_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="retries must not be negative: -1"):
+        compare(Setup(), ["fp"], seeds=1, folder=tmp_path, retries=-1, progress=False)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
