@@ -346,7 +346,9 @@ def test_a_cluster_without_workers_is_not_waited_for_for_ever(monkeypatch):
     import distributed
 
     monkeypatch.setattr(engines, "JOIN", 1)
-    with distributed.LocalCluster(0, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL") as cluster:
+    with distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL"
+    ) as cluster:
         address = cluster.scheduler_address
         with pytest.raises(EngineError, match=f"no worker joined {address} in 1 s"), opened("dask", address=address):
             pass
