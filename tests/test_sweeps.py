@@ -251,7 +251,9 @@ def dask():
     config, distributed = pytest.importorskip("dask").config, pytest.importorskip("distributed")
     with (
         config.set({"distributed.scheduler.allowed-failures": 0}),
-        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL") as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL"
+        ) as cluster,
     ):
         yield cluster.scheduler_address
 
