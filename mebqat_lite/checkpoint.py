@@ -21,7 +21,7 @@ from mebqat_lite import models
 from mebqat_lite.bits import parse_all
 from mebqat_lite.convert import quantize
 from mebqat_lite.norms import give_norm_sets
-from mebqat_lite.quantizers import QUANTIZERS, Site
+from mebqat_lite.quantizers import Site
 from mebqat_lite.state import Plan, norm_layers, plan_of, setting_of
 from mebqat_lite.tensors import place
 
@@ -114,8 +114,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     """Save a quantized model. What is in ``extra`` (JSON) comes back as ``meta["extra"]``."""
-    if (quantizer := setting_of(model).quantizer) not in QUANTIZERS.values():
-        raise ValueError(f"this network's quantizer, {quantizer}, is not registered: it could not be loaded again")
+    if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
+        raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     meta = {"kind": "model", "model": describe(model), "extra": extra}
     return write(path, model.state_dict(), meta)
 

@@ -278,7 +278,7 @@ def test_the_report_says_both_policies_means_differences_costs_and_the_break_eve
         cell = f"{accuracy['mebqat']['W2A2']['mean']:.1f} ±{accuracy['mebqat']['W2A2']['ci95']:.1f}"
         assert cell in block
     gap = result["paired"]["test"]["W2A2"]
-    assert f"mebqat - qat, paired: W2A2 {gap['mean']:+.1f} ±{gap['ci95']:.1f}" in text
+    assert f"mebqat - qat, paired, recalibrated: W2A2 {gap['mean']:+.1f} ±{gap['ci95']:.1f}" in text
     assert "Mean over" not in text, "all that was measured is in the tables"
     (row,) = [line for line in second.splitlines() if line.startswith("adabits")]
     assert row.split()[-3] == "-" and row.count("±") == 2  # W3A3 is off its list

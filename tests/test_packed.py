@@ -228,7 +228,7 @@ def test_what_is_not_in_the_file_is_refused(tmp_path):
             two(IMAGES)
     with pytest.raises(ValueError, match="call recalibrate"), at(two, "W8A8"):  # it has both widths, not the statistics
         two(IMAGES)
-    with pytest.raises(ValueError, match="packed lsq, is not registered"):
+    with pytest.raises(ValueError, match="no float weights to save: keep its file"):
         checkpoint.save_model(again, tmp_path / "again")
     with pytest.raises(ValueError, match="no recalibrated norm statistics for W3A3: give calibration="):
         save_packed(model, tmp_path / "p", "W3A3")
