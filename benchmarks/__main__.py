@@ -14,10 +14,10 @@ from benchmarks import fewshot_steps, steps
 from benchmarks.machine import machine
 from benchmarks.timing import Work, ratio
 from mebqat_lite import bits, datasets, models
-from mebqat_lite.convert import quantize
-from mebqat_lite.evaluate import grid
+from mebqat_lite.files import write_json
+from mebqat_lite.measure.evaluate import grid
 from mebqat_lite.paths import results
-from mebqat_lite.results import write_json
+from mebqat_lite.switching.convert import quantize
 
 FOLDER = Path(__file__).parent
 Benchmark = Callable[[], dict[str, Any]]

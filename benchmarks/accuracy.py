@@ -16,12 +16,13 @@ from typing import Any
 
 from benchmarks.machine import machine
 from mebqat_lite.bits import candidates
-from mebqat_lite.compare import compare
-from mebqat_lite.jobs import PAIRS
-from mebqat_lite.methods import Recipe
+from mebqat_lite.experiments.compare import compare
+from mebqat_lite.experiments.jobs import PAIRS
+from mebqat_lite.experiments.setups import Setup, get
+from mebqat_lite.files import write_json
+from mebqat_lite.measure.results import report
 from mebqat_lite.paths import results
-from mebqat_lite.recipes import Setup, get
-from mebqat_lite.results import report, write_json
+from mebqat_lite.recipe import Recipe
 
 FOLDER = Path(__file__).parent
 ALL = tuple(str(pair) for pair in candidates())
@@ -242,8 +243,8 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=0)
     parser.add_argument("--jobs", type=int)
-    parser.add_argument("--engine", default="loky", help="serial, loky, dask or ray")
-    parser.add_argument("--address", default="", help="of a cluster of dask or ray")
+    parser.add_argument("--engine", default="loky", help="serial, loky or dask")
+    parser.add_argument("--address", default="", help="of a cluster of dask")
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--out", type=Path, help="also write what was found to this file")
     arguments = parser.parse_args()

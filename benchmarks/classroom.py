@@ -17,7 +17,7 @@ from typing import Any
 import nbformat
 
 from benchmarks.machine import machine
-from mebqat_lite.classroom.course import grade_folder, summary
+from mebqat_lite.course.classroom.course import grade_folder, summary
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "assignments"
 NAME = "01_quantization"

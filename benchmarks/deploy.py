@@ -19,17 +19,16 @@ from benchmarks.machine import machine
 from mebqat_lite import datasets, paths
 from mebqat_lite.bits import parse_all
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.convert import quantize
-from mebqat_lite.export import trained_for
-from mebqat_lite.fewshot import episodes_for, give_statistics
+from mebqat_lite.deploy.onnx_export import Exported, export_few_shot, export_onnx
+from mebqat_lite.deploy.onnx_graph import OPSET, OPSET_INT2
+from mebqat_lite.deploy.onnx_run import agreement, latency, session
+from mebqat_lite.deploy.sizes import file_sizes, savings
+from mebqat_lite.files import write_json
 from mebqat_lite.learners import ProtoNet
+from mebqat_lite.measure.saved import episodes_for, give_statistics, trained_for
 from mebqat_lite.models import build
-from mebqat_lite.norms import recalibrate
-from mebqat_lite.onnx_export import Exported, export_few_shot, export_onnx
-from mebqat_lite.onnx_graph import OPSET, OPSET_INT2
-from mebqat_lite.onnx_run import agreement, latency, session
-from mebqat_lite.results import write_json
-from mebqat_lite.sizes import file_sizes, savings
+from mebqat_lite.switching.convert import quantize
+from mebqat_lite.switching.norms import recalibrate
 
 FOLDER = Path(__file__).parent
 FEW_SHOT = "W2A2,W3A3,W4A4,W8A8,W16A16,FP"

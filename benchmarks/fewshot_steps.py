@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from benchmarks.timing import Work
 from mebqat_lite import models
-from mebqat_lite.convert import quantize
 from mebqat_lite.datasets import Split
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.learners import ProtoNet
-from mebqat_lite.methods import Recipe
-from mebqat_lite.train import Loop
+from mebqat_lite.loop import Loop
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.convert import quantize
 
 TASKS = 4  # pairs of a PN step, class tasks of a MAML step
 INNER_STEPS = 5

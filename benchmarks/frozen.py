@@ -14,9 +14,9 @@ from typing import Any
 
 from benchmarks import accuracy
 from benchmarks.machine import machine
-from mebqat_lite import benchmark
+from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.files import write_json
 from mebqat_lite.paths import results
-from mebqat_lite.results import write_json
 
 FOLDER = Path(__file__).parent
 SET = "glyphs-20way"

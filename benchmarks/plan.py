@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.steps import CASES, TASKS
 from mebqat_lite import bits, quantize
-from mebqat_lite.costs import bit_operations
+from mebqat_lite.measure.costs import bit_operations
 
 FOLDER = Path(__file__).parent
 DAY = 86_400
@@ -143,7 +143,7 @@ TEXT = """# What the paper's large runs need
 |---|---|---|
 | one network, one device | `mebqat-lite train --recipe NAME` | as above |
 | one network, M machines of N devices | the same with `--devices N --nodes M` (Fabric or torchrun) | at best over N M |
-| many networks: pairs, seeds, methods | `mebqat-lite compare --engine dask` or `ray`, `--address` | over the workers |
+| many networks: pairs, seeds, methods | `mebqat-lite compare --engine dask --address ...` | over the workers |
 
 Dedicated networks are jobs that know nothing of one another: `--engine` spreads them, one job a worker. One MEBQAT run
 is one job: only `--devices` makes it shorter. There each batch norm adds two messages a pair, and each step one with

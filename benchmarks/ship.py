@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 
 from mebqat_lite import datasets
-from mebqat_lite.benchmark import SHOWN, sheet, text
 from mebqat_lite.bits import candidates
 from mebqat_lite.checkpoint import load_model, save_model
-from mebqat_lite.evaluate import CALIBRATION_NORMS
-from mebqat_lite.jobs import Job, run_job, train_start
-from mebqat_lite.norms import recalibrate
-from mebqat_lite.recipes import Setup, get
-from mebqat_lite.results import write_json
+from mebqat_lite.experiments.frozen import SHOWN, sheet, text
+from mebqat_lite.experiments.jobs import Job, run_job, train_start
+from mebqat_lite.experiments.setups import Setup, get
+from mebqat_lite.files import write_json
+from mebqat_lite.measure.evaluate import CALIBRATION_NORMS
+from mebqat_lite.switching.norms import recalibrate
 
 FEW_SHOT = {  # recipe -> jobs, each with the name of its file
     "glyphs-pn": {"pn": Job("pn", 0), "pn_qat_w2a2": Job("pn_qat", 0, "W2A2"), "mebqat_pn": Job("mebqat_pn", 0)},

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Work
 from mebqat_lite import models
-from mebqat_lite.convert import quantize
 from mebqat_lite.datasets import Split
-from mebqat_lite.methods import Recipe
+from mebqat_lite.loop import Loop
 from mebqat_lite.quantizers import QUANTIZERS, Params, Quantizer, Site, register
-from mebqat_lite.train import Loop
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.convert import quantize
 
 TASKS = 4
 

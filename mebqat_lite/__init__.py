@@ -9,17 +9,24 @@ with mq.at(model, "W2A4"):
 mq.grid(model, data.test)
 """
 
-from mebqat_lite import bits, costs, datasets, methods, models, ptq, quantizers, results
-from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates
-from mebqat_lite.checkpoint import CheckpointError, load_model, save_model
-from mebqat_lite.convert import quantize, restore_float
-from mebqat_lite.evaluate import accuracy, grid, sensitivity
-from mebqat_lite.methods import METHODS, Recipe
-from mebqat_lite.norms import give_norm_sets, recalibrate
-from mebqat_lite.packed import load_packed, save_packed
-from mebqat_lite.state import NotQuantizedError, at, set_bits, set_norm_stats
-from mebqat_lite.summary import summary
-from mebqat_lite.train import Run, TrainingError, fit
+from mebqat_lite import bits, datasets, methods, models, quantizers
+from mebqat_lite.bits import FP, Bits, candidates
+from mebqat_lite.checkpoint import load_model, save_model
+from mebqat_lite.deploy.packed import load_packed, save_packed
+from mebqat_lite.files import CheckpointError
+from mebqat_lite.loop import Run, TrainingError
+from mebqat_lite.measure import costs, results
+from mebqat_lite.measure.evaluate import accuracy, grid, sensitivity
+from mebqat_lite.measure.summary import summary
+from mebqat_lite.methods import METHODS
+from mebqat_lite.quantizers import ptq
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.samplers import Listed, Sampled
+from mebqat_lite.scale import speed as _speed  # noqa: F401  (registers the passes of runs on CUDA)
+from mebqat_lite.switching.convert import quantize, restore_float
+from mebqat_lite.switching.norms import give_norm_sets, recalibrate
+from mebqat_lite.switching.state import NotQuantizedError, at, set_bits, set_norm_stats
+from mebqat_lite.train import fit
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mebqat_lite.layers import InputReLU
+from mebqat_lite.switching.inputs import InputReLU
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mebqat_lite.methods import Recipe
 from mebqat_lite.quantizers import TINY
-from mebqat_lite.state import quantized_layers
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import quantized_layers
 
 
 class GradientMean:
@@ -44,6 +44,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
     passed = sum(done >= milestone for milestone in recipe.milestones)
     return recipe.lr * recipe.gamma ** (passed if recipe.schedule == "milestones" else 0)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
+    """Give each group of parameters its learning rate for a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["scale"] * learning_rate(recipe, step)
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -6,46 +6,41 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mebqat_lite import checkpoint
-from mebqat_lite.checkpoint import CheckpointError
-from mebqat_lite.costs import Costs
-from mebqat_lite.methods import Recipe
-from mebqat_lite.state import plan_of
-
-if TYPE_CHECKING:
-    from mebqat_lite.train import Loop
+from mebqat_lite import checkpoint, files
+from mebqat_lite.files import CheckpointError
+from mebqat_lite.loop import Costs, Loop
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import plan_of
 
 Meta = dict[str, Any]
-Speed = dict[str, bool | int | None]  # what makes a run faster: amp, compile, vectorized, and how many devices
 
 
-def save(loop: Loop) -> None:
-    """Write everything that the rest of the run depends on to ``loop.path``: all processes call it, one writes."""
+def save(loop: Loop, path: str | Path) -> None:
+    """Write everything that the rest of the run depends on to ``path``: all processes call it, one writes."""
     random = _random_states(loop)
-    loop.processes.first(lambda: _write(loop, random))
+    loop.passes.first(lambda: _write(loop, path, random))
 
 
-def _write(loop: Loop, random: dict[str, Tensor]) -> None:
-    assert loop.path is not None
+def _write(loop: Loop, path: str | Path, random: dict[str, Tensor]) -> None:
     tensors = {f"model/{name}": t for name, t in loop.model.state_dict().items()}
     if loop.learner.frozen is not None:
         tensors |= {f"teacher/{name}": t for name, t in loop.learner.frozen.state_dict().items()}
     for name, parameter in loop.parameters.items():
         tensors |= {f"optimizer/{name}/{key}": t for key, t in loop.optimizer.state[parameter].items()}
     meta = {"kind": "training", "sampler": loop.sampler.state_dict(), "run": asdict(loop.run)}
-    meta |= {"quantizer": plan_of(loop.model).quantizer, "data": loop.fingerprint, "speed": loop.speed}
-    checkpoint.write(loop.path, tensors | random, meta)
+    meta |= {"quantizer": plan_of(loop.model).quantizer, "data": loop.fingerprint, "speed": loop.passes.settings}
+    files.write(path, tensors | random, meta)
 
 
 def _random_states(loop: Loop) -> dict[str, Tensor]:
     """``random/cpu`` and ``random/cuda`` of the first process, ``random/cpu/1`` of the second, and so on."""
     kinds = {"cpu": torch.get_rng_state} | ({"cuda": torch.cuda.get_rng_state} if torch.cuda.is_available() else {})
-    gathered = {kind: loop.processes.gather(state()) for kind, state in kinds.items()}
+    gathered = {kind: loop.passes.gather(state()) for kind, state in kinds.items()}
     return {_random_name(kind, rank): state for kind, states in gathered.items() for rank, state in enumerate(states)}
 
 
@@ -53,23 +48,28 @@ def _random_name(kind: str, rank: int) -> str:
     return f"random/{kind}" + (f"/{rank}" if rank else "")
 
 
-def load(loop: Loop) -> None:
-    """Continue from the checkpoint at ``loop.path``.
+def from_checkpoint(loop: Loop, path: str | Path | None) -> None:
+    """Continue from the checkpoint at ``path``, if there is one.
 
     Raises:
-        CheckpointError: it is damaged, of another run, or of one with other speed-ups or another number of devices.
+        CheckpointError: it is damaged, or of another run, or of one whose passes were made in another way.
+        ValueError: one of several processes finds it, and another does not.
     """
-    assert loop.path is not None
-    name = Path(loop.path).name
-    tensors, meta = checkpoint.read(loop.path, "training")
-    _refuse_another_run(loop, meta, name)
-    _refuse_another_speed(loop, meta, name)
-    checkpoint.load_tensors(loop.model, _part(tensors, "model/"), name)
+    found = path is not None and Path(path).exists()
+    if loop.passes.agree(found, f"{path} must be where all processes read it: some find it and some do not"):
+        _load(loop, Path(str(path)))
+
+
+def _load(loop: Loop, path: Path) -> None:
+    tensors, meta = files.read(path, "training")
+    _refuse_another_run(loop, meta, path.name)
+    _refuse_other_passes(loop, meta, path.name)
+    checkpoint.load_tensors(loop.model, _part(tensors, "model/"), path.name)
     if loop.learner.frozen is not None:
-        checkpoint.load_tensors(loop.learner.frozen, _part(tensors, "teacher/"), name)
+        checkpoint.load_tensors(loop.learner.frozen, _part(tensors, "teacher/"), path.name)
     _load_optimizer(loop, _part(tensors, "optimizer/"))
-    torch.set_rng_state(tensors[_random_name("cpu", loop.processes.rank)])
-    if (cuda := _random_name("cuda", loop.processes.rank)) in tensors and torch.cuda.is_available():
+    torch.set_rng_state(tensors[_random_name("cpu", loop.passes.rank)])
+    if (cuda := _random_name("cuda", loop.passes.rank)) in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors[cuda])
     loop.sampler.load_state_dict(meta["sampler"])
     run = meta["run"]
@@ -90,15 +90,16 @@ def _refuse_another_run(loop: Loop, meta: Meta, name: str) -> None:
         )
 
 
-def _refuse_another_speed(loop: Loop, meta: Meta, name: str) -> None:
-    """What only makes a run faster must be as it was: roundings would fall another way."""
-    speed: Speed = dict.fromkeys(loop.speed, False) | {"devices": 1} | meta.get("speed", {})
-    if loop.speed["vectorized"] is None:
-        loop.speed["vectorized"] = speed["vectorized"]  # not measured again
-    if speed != loop.speed:
-        devices = speed["devices"] != loop.speed["devices"]
+def _refuse_other_passes(loop: Loop, meta: Meta, name: str) -> None:
+    """Passes must be made as they were: made otherwise, roundings would fall another way."""
+    kept = meta.get("speed", {})
+    there = {
+        key: value for key, value in kept.items() if value and (key, value) != ("devices", 1)
+    }  # older files list all
+    loop.passes.adopt(there)
+    if there != loop.passes.settings:
         raise CheckpointError(
-            f"{name} was trained with {_words(speed, devices)}, this run is with {_words(loop.speed, devices)}: "
+            f"{name} was trained with {_words(there)}, this run is with {_words(loop.passes.settings)}: "
             "take the same, give another path, or delete it"
         )
 
@@ -112,11 +113,9 @@ def _load_optimizer(loop: Loop, slots: Mapping[str, Tensor]) -> None:
         loop.optimizer.state[parameter][slot] = like.copy_(value)
 
 
-def _words(speed: Speed, devices: bool) -> str:
-    """``amp and compile``, ``amp``, ``none of amp, compile, vectorized``; with ``devices`` how many, too."""
-    ways = {name: on for name, on in speed.items() if name != "devices"}
-    words = " and ".join(name for name, on in ways.items() if on) or f"none of {', '.join(ways)}"
-    return f"{words} on {speed['devices']} device{'s' * (speed['devices'] != 1)}" if devices else words
+def _words(settings: Mapping[str, Any]) -> str:
+    """``amp and compile``, ``2 devices``, ``plain passes``."""
+    return " and ".join(k if v is True else f"{v} {k}" for k, v in settings.items()) or "plain passes"
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

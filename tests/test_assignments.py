@@ -12,10 +12,10 @@ import pytest
 import torch
 from mutants import mutants
 
-from mebqat_lite.classroom import worker
-from mebqat_lite.classroom.course import load_assignments
-from mebqat_lite.classroom.grading import Part, grade_function
-from mebqat_lite.classroom.submission import Submission
+from mebqat_lite.course.classroom import worker
+from mebqat_lite.course.classroom.course import load_assignments
+from mebqat_lite.course.classroom.grading import Part, grade_function
+from mebqat_lite.course.classroom.submission import Submission
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "assignments"
 ASSIGNMENTS = load_assignments(FOLDER / "graders")
@@ -83,7 +83,7 @@ def test_a_master_opens_with_what_a_student_needs_and_its_points_add_up(name):
 @every
 def test_a_hand_out_holds_no_solution(name):
     pytest.importorskip("nbgrader")
-    from mebqat_lite.classroom.release import student_version
+    from mebqat_lite.course.classroom.release import student_version
 
     handed = student_version(nbformat.read(master(name), as_version=4))
     text = json.dumps(handed)

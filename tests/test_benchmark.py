@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 
-from mebqat_lite import benchmark, cli, models, quantize
+from mebqat_lite import cli, models, quantize
 from mebqat_lite.checkpoint import save_model
-from mebqat_lite.costs import bit_operations
 from mebqat_lite.datasets import Data, Split, glyphs
-from mebqat_lite.fewshot import episode_scores, few_shot
-from mebqat_lite.methods import METHODS, Recipe
-from mebqat_lite.norms import recalibrate
-from mebqat_lite.recipes import Setup
+from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.measure.costs import bit_operations
+from mebqat_lite.measure.fewshot import episode_scores
+from mebqat_lite.measure.saved import few_shot
+from mebqat_lite.methods import METHODS
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.norms import recalibrate
 
 PAIRS = ["W2A2", "W3A8", "FP"]
 RECIPE = Recipe(ways=3, queries=2, quantizer="lsq")

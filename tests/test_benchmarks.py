@@ -9,12 +9,13 @@ import torch
 
 from benchmarks import accuracy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
-from mebqat_lite import benchmark
 from mebqat_lite.bits import Bits, parse_all
-from mebqat_lite.jobs import Variant
-from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.experiments.jobs import Variant
+from mebqat_lite.experiments.setups import Setup, get
+from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import QUANTIZERS
-from mebqat_lite.recipes import Setup, get
+from mebqat_lite.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mebqat_lite.bits import FP, Bits, Listed, Sampled, candidates, parse_all
+from mebqat_lite.bits import FP, Bits, candidates, parse_all
+from mebqat_lite.samplers import Listed, Sampled
 
 widths = st.integers(1, 32)
 pairs = st.builds(Bits, widths, widths)

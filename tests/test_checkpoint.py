@@ -14,6 +14,7 @@ from torch import nn
 from mebqat_lite import (
     CheckpointError,
     at,
+    files,
     fit,
     give_norm_sets,
     load_model,
@@ -23,11 +24,10 @@ from mebqat_lite import (
     save_model,
     set_norm_stats,
 )
-from mebqat_lite import checkpoint as module
-from mebqat_lite.checkpoint import read, write
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.files import VERSION, read, write
 from mebqat_lite.quantizers import QUANTIZERS
-from mebqat_lite.state import quantized_layers, setting_of
+from mebqat_lite.switching.state import quantized_layers, setting_of
 
 IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 MAP = {"*": "W8A8", "body.1.0": "W2A4"}
@@ -228,7 +228,7 @@ def test_a_description_without_its_parts_is_refused(meta, tmp_path):
 
 
 def test_a_newer_version_is_refused(tmp_path):
-    write(tmp_path / "a", {}, {"version": module.VERSION + 1, "kind": "model"})
+    write(tmp_path / "a", {}, {"version": VERSION + 1, "kind": "model"})
     with pytest.raises(CheckpointError, match="a has format version 2, this package reads up to 1: update it"):
         load_model(tmp_path / "a")
 
@@ -259,7 +259,7 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(call, error, tmp_path, m
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(type(error)):
-        patch.setattr(module.os, call, fail)
+        patch.setattr(files.os, call, fail)
         save_model(net(seed=5), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     load_model(path)
@@ -267,13 +267,13 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(call, error, tmp_path, m
 
 def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path, monkeypatch):
     path = saved(tmp_path)
-    before, seen, rename = path.read_bytes(), [], module.os.replace
+    before, seen, rename = path.read_bytes(), [], files.os.replace
 
     def watched(part, target):
         seen.append((Path(target).read_bytes(), Path(part).read_bytes(), Path(part).parent))
         rename(part, target)
 
-    monkeypatch.setattr(module.os, "replace", watched)
+    monkeypatch.setattr(files.os, "replace", watched)
     save_model(net(seed=5), path)
     assert seen == [(before, path.read_bytes(), tmp_path)] and path.read_bytes() != before
     assert list(tmp_path.iterdir()) == [path]

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mebqat_lite import cli
-from mebqat_lite.classroom import confine, course, feedback, sandbox, wire
-from mebqat_lite.classroom.grading import Assignment, Check, Part, grade, seed_of
-from mebqat_lite.classroom.sandbox import Limits, Sandbox
-from mebqat_lite.classroom.submission import Submission, SubmissionError, definitions
-from mebqat_lite.exercises import expect
+from mebqat_lite.course.classroom import confine, course, feedback, sandbox, wire
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part, grade, seed_of
+from mebqat_lite.course.classroom.sandbox import Limits, Sandbox
+from mebqat_lite.course.classroom.submission import Submission, SubmissionError, definitions
+from mebqat_lite.course.exercises import expect
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "assignments"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and isolation are Linux's")
@@ -258,8 +258,8 @@ def test_a_file_that_is_no_notebook_says_so(tmp_path, text):
 # --- a course --------------------------------------------------------------------------------------------------
 
 GRADERS = """
-from mebqat_lite.classroom.grading import Assignment, Check, Part
-from mebqat_lite.exercises import expect
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.exercises import expect
 ASSIGNMENT = Assignment("99_made", (
     Part("double", ("x",), "Twice", 5, (Check("twice", 3, lambda s, rng: expect(s(1.5), 3.0, "1.5")),)),
 ), {"words": 2})

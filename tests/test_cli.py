@@ -14,6 +14,7 @@ from mebqat_lite import (
     accuracy,
     checkpoint,
     datasets,
+    files,
     grid,
     load_model,
     models,
@@ -21,9 +22,8 @@ from mebqat_lite import (
     quantize,
     recalibrate,
     save_model,
-    selftest,
 )
-from mebqat_lite.cli import main
+from mebqat_lite.cli import main, selftest
 
 SHIPPED = sorted(paths.shipped("checkpoints").glob("digits-*.safetensors"))
 NAMES = ("any_precision", "fp", "mebqat", "ptq_mse", "ptq_naive", "qat_w1a1", "qat_w2a2", "qat_w4a4")
@@ -76,7 +76,7 @@ def test_train_again_continues_and_ends_the_same(capsys, elsewhere):
 def test_train_passes_its_options_on(capsys, elsewhere):
     options = ["--method", "qat", "--bits", "W3A4", "--teacher", "labels", "--lr", "0.5", "--warm-steps", "0"]
     assert main(["train", *TINY, *options, "--out", "q.safetensors"]) == 0
-    _, meta = checkpoint.read(elsewhere / "q.training", "training")
+    _, meta = files.read(elsewhere / "q.training", "training")
     recipe = meta["run"]["recipe"]
     given = {"steps": 2, "batch_size": 16, "bits": ["W3A4"], "teacher": "labels", "lr": 0.5}
     assert {name: recipe[name] for name in given} == given and meta["run"]["method"] == "qat"
@@ -180,7 +180,7 @@ def mismatched(folder):
     """A model file whose tensors are not those of the network that it describes."""
     net = quantize(models.digit_net(widths=(4, 4, 4, 4)), sample=torch.rand(8, 1, 8, 8))
     meta = {"kind": "model", "model": checkpoint.describe(net), "extra": {}}
-    checkpoint.write(folder / "mismatched", models.digit_net().state_dict(), meta)
+    files.write(folder / "mismatched", models.digit_net().state_dict(), meta)
 
 
 def own(folder):
@@ -272,7 +272,7 @@ def test_test_passes_the_rest_on(rest, monkeypatch):
 
 
 def test_doctor_as_a_module():
-    command = [sys.executable, "-m", "mebqat_lite.cli", "doctor"]
+    command = [sys.executable, "-m", "mebqat_lite", "doctor"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     lines = done.stdout.splitlines()

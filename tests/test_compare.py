@@ -9,15 +9,17 @@ import scipy.stats
 import torch
 
 from mebqat_lite import CheckpointError, datasets, fit, load_model, models, quantize
-from mebqat_lite.checkpoint import read
-from mebqat_lite.compare import compare, list_jobs, paired
-from mebqat_lite.costs import Costs, stored_bytes
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.evaluate import accuracy
-from mebqat_lite.jobs import Job, run_job, train_start, within
-from mebqat_lite.methods import Recipe
-from mebqat_lite.recipes import SETUPS, Setup
-from mebqat_lite.state import quantized_layers
+from mebqat_lite.experiments.collect import paired
+from mebqat_lite.experiments.compare import compare, list_jobs
+from mebqat_lite.experiments.jobs import Job, run_job, train_start, within
+from mebqat_lite.experiments.setups import SETUPS, Setup
+from mebqat_lite.files import read
+from mebqat_lite.loop import Costs
+from mebqat_lite.measure.costs import stored_bytes
+from mebqat_lite.measure.evaluate import accuracy
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import quantized_layers
 
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
 PAIRS, LISTED = ("W2A2", "W4A4", "FP"), ("W2A2", "W4A4")

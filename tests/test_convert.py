@@ -10,7 +10,7 @@ from torch import nn
 
 import mebqat_lite as mq
 from mebqat_lite import quantizers as qz
-from mebqat_lite.state import frozen_weights, plan_of, quantized_layers, setting_of
+from mebqat_lite.switching.state import frozen_weights, plan_of, quantized_layers, setting_of
 
 
 class Doubling(nn.Conv2d):

@@ -7,10 +7,11 @@ import struct
 import pytest
 import torch
 
-from mebqat_lite import candidates, datasets, fit, models, quantize, recalibrate, save_model, train
-from mebqat_lite.costs import Costs, saving, stored_bytes
+from mebqat_lite import candidates, datasets, fit, loop, models, quantize, recalibrate, save_model
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.state import quantized_layers
+from mebqat_lite.loop import Costs
+from mebqat_lite.measure.costs import saving, stored_bytes
+from mebqat_lite.switching.state import quantized_layers
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_warm_start_counts_both_parts(data):
 
 def test_seconds_count_both_parts(data, monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(train.time, "perf_counter", lambda: next(ticks))  # a step looks at the clock twice
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(ticks))  # a step looks at the clock twice
     run = fit(net(data), data, "mebqat", steps=2, warm_steps=3, batch_size=8, progress=False)
     assert run.seconds == run.costs.steps == 5
 

@@ -24,9 +24,9 @@ import mebqat_lite.datasets.downloads as downloads
 from mebqat_lite import cli, datasets, fit, grid, models, quantize
 from mebqat_lite.datasets import Augment, DataError, cifar10, digits, folder, load, subset, svhn
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.methods import Recipe
+from mebqat_lite.loop import Loop
+from mebqat_lite.recipe import Recipe
 from mebqat_lite.tensors import as_float, image_batches
-from mebqat_lite.train import Loop
 
 HEIGHT, WIDTH = 5, 6
 PARTS = ("train", "val", "test")

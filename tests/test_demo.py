@@ -10,10 +10,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from mebqat_lite import demo, plots
-from mebqat_lite.checkpoint import read
-from mebqat_lite.jobs import PAIRS
-from mebqat_lite.results import write_json
+from mebqat_lite.experiments import demo
+from mebqat_lite.experiments.jobs import PAIRS
+from mebqat_lite.files import read, write_json
+from mebqat_lite.measure import plots
 
 SEEDS = 3
 LINES = {"ptq_naive": "FP + PTQ naive", "ptq_mse": "FP + PTQ-MSE", "qat": "QAT", "mebqat": "MEBQAT"}

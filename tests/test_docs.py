@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mebqat_lite import METHODS, datasets, demo, load_packed, models, quantize, quantizers, save_packed
-from mebqat_lite.onnx_export import export_onnx
-from mebqat_lite.onnx_run import agreement
+from mebqat_lite import METHODS, datasets, load_packed, models, quantize, quantizers, save_packed
+from mebqat_lite.deploy.onnx_export import export_onnx
+from mebqat_lite.deploy.onnx_run import agreement
+from mebqat_lite.experiments import demo
 from mebqat_lite.train import fit
 
 ROOT = Path(__file__).parent.parent

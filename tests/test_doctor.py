@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mebqat_lite import doctor, paths
+from mebqat_lite import paths
+from mebqat_lite.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["Python", "PyTorch", "device", "JupyterLab", "digits", "data", "disk"]
@@ -154,7 +155,7 @@ def test_the_doctor_starts_when_a_library_cannot_be_imported(tmp_path, library):
     broken = "raise RuntimeError('operator torchvision::nms does not exist')\n"
     (tmp_path / f"{library}.py").write_text(broken)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, "-c", "import sys; from mebqat_lite.doctor import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from mebqat_lite.cli.doctor import main; sys.exit(main())"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert "[OK] Python" in done.stdout, done.stderr
     if library == "torchvision":

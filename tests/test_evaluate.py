@@ -10,9 +10,9 @@ from torch import nn
 
 from mebqat_lite import accuracy, candidates, datasets, give_norm_sets, grid, models, quantize, recalibrate
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.evaluate import interval, t_quantile
-from mebqat_lite.layers import MissingStatisticsError
-from mebqat_lite.state import at, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.measure.intervals import interval, t_quantile
+from mebqat_lite.switching.batchnorm import MissingStatisticsError
+from mebqat_lite.switching.state import at, quantized_layers, set_norm_stats, setting_of
 
 SOME = "FP,W2A2,W4A8,W8A3"
 MAP = {"*": "W8A8", "body.1.0": "W2A2"}

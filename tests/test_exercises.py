@@ -16,11 +16,11 @@ from answers.lesson_00 import saved
 from answers.lesson_01 import product
 
 import mebqat_lite as mq
-from mebqat_lite import exercises
-from mebqat_lite.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
+from mebqat_lite.course import exercises
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
-LESSONS = [importlib.import_module(f"mebqat_lite.exercises.{name}") for name in NAMES]
+LESSONS = [importlib.import_module(f"mebqat_lite.course.exercises.{name}") for name in NAMES]
 ANSWERS = [importlib.import_module(f"answers.{name}") for name in NAMES]
 EXERCISES = [exercise for lesson in LESSONS for exercise in lesson.EXERCISES]
 RIGHT = {name: answers for module in ANSWERS for name, answers in module.RIGHT.items()}
@@ -247,7 +247,7 @@ def test_a_cell_prints_the_line_once():
     """In a real kernel: one line of text, no second value, no traceback."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [
-        "from mebqat_lite.exercises import lesson_01\nlesson_01.uniform",
+        "from mebqat_lite.course.exercises import lesson_01\nlesson_01.uniform",
         "def mine(x, step, low, high):\n    return x / zero\n\nlesson_01.uniform.check(mine, seed=3)",
         "lesson_01.uniform.check(None)",
     ]

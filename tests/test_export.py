@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mebqat_lite import METHODS, export, load_model, load_packed, models, onnx_run, quantize, recalibrate, save_model
+from mebqat_lite import METHODS, load_model, load_packed, models, quantize, recalibrate, save_model
 from mebqat_lite.cli import main
-from mebqat_lite.onnx_export import export_onnx
-from mebqat_lite.packed import packed_settings
+from mebqat_lite.deploy import export, onnx_run
+from mebqat_lite.deploy.onnx_export import export_onnx
+from mebqat_lite.deploy.packed import packed_settings
+from mebqat_lite.measure import saved
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,12 +67,12 @@ def test_what_each_method_trains_for():
     model = quantize(models.digit_net(), "lsq", sample=IMAGES)
     about = lambda name, **recipe: {"method": name, "setup": {"recipe": recipe}}  # noqa: E731
     known = {
-        name: set(map(str, export.trained_for(model, about(name, bits=["W2A2"]))))
+        name: set(map(str, saved.trained_for(model, about(name, bits=["W2A2"]))))
         for name in METHODS
         if "qat" in name.split("_") or name in ("fp", "ptq_mse", "adabits")
     }
     assert known["qat"] == known["adabits"] == {"W2A2"} and known["fp"] == {"FP"} and len(known["ptq_mse"]) == 73
-    drawn = export.trained_for(model, about("mebqat", exclude=[3, 5, 7]))
+    drawn = saved.trained_for(model, about("mebqat", exclude=[3, 5, 7]))
     assert len(drawn) == 5 * 6 + 1 and not any({3, 5, 7} & {b.w, b.a} for b in drawn)
 
 

@@ -9,28 +9,21 @@ import scipy.stats
 import torch
 from PIL import Image
 
-from mebqat_lite import METHODS, Recipe, checkpoint, datasets, load_model, models, quantize, recalibrate, save_model
+from mebqat_lite import METHODS, Recipe, datasets, files, load_model, models, quantize, recalibrate, save_model
 from mebqat_lite.bits import Bits, candidates
 from mebqat_lite.cli import main
-from mebqat_lite.compare import base_of, compare
 from mebqat_lite.datasets import Episodes, Split
-from mebqat_lite.fewshot import (
-    EVALUATION_SEED,
-    enrolment,
-    episode_grid,
-    episode_scores,
-    episodes_for,
-    few_shot,
-    give_statistics,
-    learns_new_classes,
-    paired_difference,
-)
-from mebqat_lite.jobs import within
+from mebqat_lite.experiments.collect import base_of
+from mebqat_lite.experiments.compare import compare
+from mebqat_lite.experiments.jobs import within
+from mebqat_lite.experiments.setups import SETUPS, Setup
 from mebqat_lite.learners import ProtoNet, Supervised
-from mebqat_lite.maml import FOMAML, QuantizeAdapted
-from mebqat_lite.norms import is_recalibrated
-from mebqat_lite.recipes import SETUPS, Setup
-from mebqat_lite.state import at, set_norm_stats, setting_of
+from mebqat_lite.learners.maml import FOMAML
+from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
+from mebqat_lite.measure.fewshot import EVALUATION_SEED, enrolment, episode_grid, episode_scores, paired_difference
+from mebqat_lite.measure.saved import episodes_for, few_shot, give_statistics, learns_new_classes
+from mebqat_lite.switching.norms import is_recalibrated
+from mebqat_lite.switching.state import at, set_norm_stats, setting_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -465,7 +458,7 @@ def test_the_accuracy_that_a_compared_model_states_is_that_of_its_file(elsewhere
     stated = extra["accuracy"]["test"]
     scores = episode_scores(model, learner, asked, list(stated), count=4, norm_stats="recalibrated")
     assert list(stated) == ["W2A2", "FP"] and scores.mean(1).tolist() == pytest.approx(list(stated.values()))
-    start = checkpoint.read(elsewhere / "c" / "pn-seed0.safetensors", "model")[1]["extra"]
+    start = files.read(elsewhere / "c" / "pn-seed0.safetensors", "model")[1]["extra"]
     assert start["method"] == "pn" and learns_new_classes(start)
 
 

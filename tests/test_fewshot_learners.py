@@ -14,10 +14,11 @@ from mebqat_lite import METHODS, Recipe, fit, models, quantize, recalibrate
 from mebqat_lite.bits import FP, Bits, candidates, parse_all
 from mebqat_lite.datasets import Data, Episode, Split
 from mebqat_lite.learners import ProtoNet, prototype_logits
-from mebqat_lite.maml import FOMAML, QuantizeAdapted, adaptable
+from mebqat_lite.learners.maml import FOMAML, adaptable
+from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
+from mebqat_lite.loop import Loop
 from mebqat_lite.optim import GradientMean
-from mebqat_lite.state import at, norm_layers, quantized_layers, setting_of
-from mebqat_lite.train import Loop
+from mebqat_lite.switching.state import at, norm_layers, quantized_layers, setting_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,14 +14,15 @@ from torch import nn
 import mebqat_lite as mq
 from mebqat_lite import tensors
 from mebqat_lite.bits import FP, WIDTHS, Bits, candidates, nearest, nearest_pair, parse_all
-from mebqat_lite.convert import give_clips, restore_float
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.evaluate import agreement, grid
-from mebqat_lite.layers import InputReLU
-from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.measure.evaluate import agreement, grid
+from mebqat_lite.methods import METHODS
 from mebqat_lite.models import GlobalMean, _conv
 from mebqat_lite.quantizers import QUANTIZERS
-from mebqat_lite.state import norm_layers, quantized_layers, setting_of
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.convert import give_clips, restore_float
+from mebqat_lite.switching.inputs import InputReLU
+from mebqat_lite.switching.state import norm_layers, quantized_layers, setting_of
 
 F64 = torch.float64
 prop = settings(deadline=None, max_examples=100, derandomize=True)

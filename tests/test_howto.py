@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite import cli, datasets, doctor, recipes
+from mebqat_lite import cli, datasets
+from mebqat_lite.cli import doctor
+from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.exercises import lesson_01
+from mebqat_lite.experiments import setups as recipes
 from mebqat_lite.paths import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +127,7 @@ def test_every_name_in_the_pages_is_there(page):
 def test_this_test_sees_names():
     assert len(set(dotted(words("GLOSSARY.md")))) > 50
     assert dotted('`mq.METHODS["qat"]`, `mq.at(model)`') == ['mq.METHODS["qat"]', "mq.at"]
-    assert resolve("mebqat_lite.summary.packed_bytes") and resolve('mq.METHODS["qat"]')
+    assert resolve("mebqat_lite.measure.summary.packed_bytes") and resolve('mq.METHODS["qat"]')
     for wrong in ("mq.bitz", "mebqat_lite.learners.ProtoNets", 'mq.METHODS["qatt"]'):
         with pytest.raises((AttributeError, KeyError)):
             resolve(wrong)
@@ -242,10 +244,10 @@ def scene(digits, tmp_path, monkeypatch, home):
 
     def without_ipywidgets():
         with monkeypatch.context() as patch:
-            for name in [name for name in sys.modules if name.startswith("mebqat_lite.widgets")]:
+            for name in [name for name in sys.modules if name.startswith("mebqat_lite.course.widgets")]:
                 patch.delitem(sys.modules, name)
             patch.setitem(sys.modules, "ipywidgets", None)
-            importlib.import_module("mebqat_lite.widgets")
+            importlib.import_module("mebqat_lite.course.widgets")
 
     shifted = datasets.digits(seed=1)
     return {

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mebqat_lite import datasets, fit, load_model, quantize
-from mebqat_lite.compare import break_even, choose_rates, collect, means
-from mebqat_lite.costs import Costs
-from mebqat_lite.jobs import Job, Outcome, Variant, run_job, train_start
-from mebqat_lite.methods import Recipe, calibration
-from mebqat_lite.recipes import Setup
-from mebqat_lite.results import report
-from mebqat_lite.train import Run
+from mebqat_lite.experiments.collect import break_even, choose_rates, collect, means
+from mebqat_lite.experiments.jobs import Job, Outcome, Variant, run_job, train_start
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.loop import Costs, Run
+from mebqat_lite.measure.results import report
+from mebqat_lite.methods import calibration
+from mebqat_lite.recipe import Recipe
 
 SETUP = Setup(
     data="digits,count=100,val=20,test=20",

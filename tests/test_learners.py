@@ -9,10 +9,10 @@ from torch import nn
 
 from mebqat_lite import give_norm_sets, models, quantize
 from mebqat_lite.bits import FP, Bits, parse_all
-from mebqat_lite.convert import restore_float
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.learners import Supervised
-from mebqat_lite.state import at, is_shareable, set_norm_stats, setting_of
+from mebqat_lite.switching.convert import restore_float
+from mebqat_lite.switching.state import at, is_shareable, set_norm_stats, setting_of
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 SETS = ["FP,W1A1,W2A2,W4A8", "W8A4,FP", "W2A2", "W3A5,W1A32,W2A2", "FP", "W4A4,W4A4,W4A2"]

@@ -8,10 +8,10 @@ import torch
 from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, resume, sensitivity
 from mebqat_lite.bits import FP, Bits, height
 from mebqat_lite.datasets import Data, Split
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.loop import Loop
 from mebqat_lite.methods import calibration
-from mebqat_lite.recipes import Setup
-from mebqat_lite.state import at, norm_layers
-from mebqat_lite.train import Loop
+from mebqat_lite.switching.state import at, norm_layers
 
 TRAIN = Split(torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(48) % 10)
 DATA = Data("made", TRAIN, TRAIN, TRAIN, tuple("0123456789"))
@@ -51,10 +51,10 @@ def test_listed_methods_resume_to_the_same(method, tmp_path):
     whole, parts = net(), net()
     fit(whole, DATA, method, **options)
     recipe = Recipe(bits=options["bits"], batch_size=16, steps=6)
-    loop = Loop(parts, TRAIN, method, recipe, tmp_path / "run")
+    loop = Loop(parts, TRAIN, method, recipe)
     for _ in range(4):
         loop.step()
-    resume.save(loop)
+    resume.save(loop, tmp_path / "run")
     loop.close()
     again = net()
     fit(again, DATA, method, path=tmp_path / "run", **options)
@@ -138,10 +138,10 @@ def test_a_pair_per_layer_is_drawn_trained_and_resumed(tmp_path):
     whole, again = net(), net()
     run = fit(whole, DATA, "mebqat", **options)
     assert run.costs.backprops == 24
-    loop = Loop(net(), TRAIN, "mebqat", Recipe(steps=6, batch_size=16, per_layer=True), tmp_path / "run")
+    loop = Loop(net(), TRAIN, "mebqat", Recipe(steps=6, batch_size=16, per_layer=True))
     for _ in range(3):
         loop.step()
-    resume.save(loop), loop.close()
+    resume.save(loop, tmp_path / "run"), loop.close()
     fit(again, DATA, "mebqat", path=tmp_path / "run", **options)
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.layers import MissingNormSetError, MissingStatisticsError
-from mebqat_lite.norms import is_recalibrated
-from mebqat_lite.state import norm_layers, setting_of
+from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
+from mebqat_lite.switching.norms import is_recalibrated
+from mebqat_lite.switching.state import norm_layers, setting_of
 
 F64 = torch.float64
 POLICIES = ("running", "batch", "recalibrated")

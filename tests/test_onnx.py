@@ -19,15 +19,15 @@ import mebqat_lite as mq
 from benchmarks import deploy
 from mebqat_lite import datasets, models, paths
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.convert import quantize
-from mebqat_lite.fewshot import episodes_for
-from mebqat_lite.layers import MissingNormSetError
-from mebqat_lite.norms import give_norm_sets, is_recalibrated
-from mebqat_lite.onnx_export import export_few_shot, export_onnx
-from mebqat_lite.onnx_graph import SIGNED, _integers
-from mebqat_lite.onnx_run import agreement, answers, latency, session
+from mebqat_lite.deploy.onnx_export import export_few_shot, export_onnx
+from mebqat_lite.deploy.onnx_graph import SIGNED, _integers
+from mebqat_lite.deploy.onnx_run import agreement, answers, latency, session
+from mebqat_lite.measure.saved import episodes_for
 from mebqat_lite.quantizers import DoReFa, Quantizer, register, unit_activation
-from mebqat_lite.state import NotQuantizedError, at, norm_layers, setting_of
+from mebqat_lite.switching.batchnorm import MissingNormSetError
+from mebqat_lite.switching.convert import quantize
+from mebqat_lite.switching.norms import give_norm_sets, is_recalibrated
+from mebqat_lite.switching.state import NotQuantizedError, at, norm_layers, setting_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (2, 6, 6)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mebqat_lite import selftest
+from mebqat_lite.cli import selftest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
-CONDA_NAMES |= {"ray": "ray-default", "lightning-fabric": "lightning"}  # the latter as a part of it
+CONDA_NAMES |= {"lightning-fabric": "lightning"}  # the latter as a part of it
 
 
 def text(*parts: str) -> str:

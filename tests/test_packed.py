@@ -14,23 +14,24 @@ from mebqat_lite import (
     at,
     checkpoint,
     datasets,
+    files,
     fit,
     give_norm_sets,
     load_packed,
     models,
-    packed,
-    packing,
     quantize,
     recalibrate,
     restore_float,
     save_packed,
 )
 from mebqat_lite.bits import candidates
-from mebqat_lite.costs import stored_bytes
-from mebqat_lite.onnx_export import export_onnx
-from mebqat_lite.onnx_run import agreement
+from mebqat_lite.deploy import codes as packing
+from mebqat_lite.deploy import packed
+from mebqat_lite.deploy.onnx_export import export_onnx
+from mebqat_lite.deploy.onnx_run import agreement
+from mebqat_lite.measure.costs import stored_bytes
 from mebqat_lite.quantizers import QUANTIZERS, Quantizer, register, unit_activation
-from mebqat_lite.state import norm_layers, quantized_layers
+from mebqat_lite.switching.state import norm_layers, quantized_layers
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 PAIRS = ("W2A2", "W3A8", "W8A4", "W16A16")
@@ -265,11 +266,11 @@ def test_a_quantizer_of_ones_own_must_say_what_its_integers_mean(quantizer, word
 
 
 def damaged(path, change, keep_checksum=True):
-    tensors, meta = checkpoint.read(path, "packed")
+    tensors, meta = files.read(path, "packed")
     change(tensors, meta)
     if keep_checksum:
         meta["checksum"] = packed._checksum(tensors)
-    checkpoint.write(path, tensors, meta)
+    files.write(path, tensors, meta)
 
 
 @pytest.mark.parametrize(

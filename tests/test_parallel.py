@@ -18,15 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mebqat_lite import TrainingError, checkpoint, fit, models, quantize
+from mebqat_lite import TrainingError, files, fit, models, quantize
 from mebqat_lite.cli import main
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.layers import SwitchableNorm
-from mebqat_lite.methods import Recipe
-from mebqat_lite.parallel import ProcessError, Processes
-from mebqat_lite.runs import read_metrics
-from mebqat_lite.state import norm_layers, setting_of
-from mebqat_lite.train import Loop
+from mebqat_lite.experiments.run_folder import read_metrics
+from mebqat_lite.files import CheckpointError
+from mebqat_lite.loop import Loop
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.scale.parallel import ProcessError, Processes
+from mebqat_lite.scale.speed import Fast
+from mebqat_lite.switching.batchnorm import SwitchableNorm
+from mebqat_lite.switching.state import norm_layers, setting_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -83,9 +85,9 @@ def state(model):
     return {name: t.detach().clone() for name, t in model.state_dict().items()}
 
 
-def loop_of(name, processes=None):
+def loop_of(name, passes=None):
     quantizer, method, _ = RUNS[name]
-    return Loop(net(quantizer), DATA.train, method, recipe_of(name), processes=processes)
+    return Loop(net(quantizer), DATA.train, method, recipe_of(name), passes)
 
 
 def step(loop):
@@ -166,15 +168,15 @@ def interrupted_run(name, **options):
         Loop.step = until
         try:
             return run_of(name, seed, save_every=2, **options)
-        except ProcessError as error:
-            assert isinstance(error.__cause__, Interrupted)
+        except Interrupted:
+            pass
         finally:
             Loop.step = whole_step
 
 
 def spoiled(fabric):
     """A run with a bad image in the part that the second process has of the third batch, beside a run of two steps."""
-    options = {"steps": 4, "batch_size": 16, "schedule": "constant", "progress": False, "fabric": fabric}
+    options = {"steps": 4, "batch_size": 16, "schedule": "constant", "progress": False, "passes": Fast(fabric=fabric)}
     split = Split(IMAGES, torch.arange(60))
     third = Loop(net(), split, "mebqat", Recipe(batch_size=16)).source.task(2).labels
     images = IMAGES.clone()
@@ -191,14 +193,16 @@ def spoiled(fabric):
 def refusals(folder, fabric):
     found = {}
     for name, (method, options, _) in REFUSED.items():
+        options = dict(options)
         try:
-            fit(net(), DATA, method, steps=1, progress=False, fabric=fabric, **options)
+            passes = Fast(fabric=fabric, compiled=options.pop("compiled", False))
+            fit(net(), DATA, method, steps=1, progress=False, passes=passes, **options)
         except ValueError as error:
             found[name] = str(error)
     try:
         path = folder / f"only-{fabric.global_rank}"  # as on a disk that only one machine has
         (folder / "only-1").touch()
-        fit(net(), DATA, steps=1, path=path, progress=False, fabric=fabric)
+        fit(net(), DATA, steps=1, path=path, progress=False, passes=Fast(fabric=fabric))
     except ValueError as error:
         found["a file of one"] = str(error)
     return found
@@ -220,7 +224,7 @@ def failing_alone(fabric):
     if fabric.global_rank == 1:
         model.body[1].register_forward_hook(lambda *_: 1 / 0)
     try:
-        fit(model, DATA, steps=1, batch_size=16, progress=False, fabric=fabric)
+        fit(model, DATA, steps=1, batch_size=16, progress=False, passes=Fast(fabric=fabric))
     except ProcessError as error:
         return str(error)
     finally:
@@ -228,16 +232,16 @@ def failing_alone(fabric):
 
 
 def work(folder):
-    from mebqat_lite.launch import fabric_for
+    from mebqat_lite.scale.launch import fabric_for
 
     torch.set_num_threads(1)
     fabric = fabric_for(2, 1)
     fabric.launch()
-    rank, processes, written, replace = fabric.global_rank, Processes(fabric), [], checkpoint.replace
+    rank, processes, written, replace = fabric.global_rank, Processes(fabric), [], files.replace
     said, tensors, logged = {"rank": rank, "count": processes.count, "device": str(processes.device)}, {}, []
     for name in RUNS:
-        tensors |= {f"step/{name}/{n}": t for n, t in step(loop_of(name, Processes(fabric))).items()}
-        tensors |= {f"run/{name}/{n}": t for n, t in run_of(name, fabric=fabric).items()}
+        tensors |= {f"step/{name}/{n}": t for n, t in step(loop_of(name, Fast(fabric=fabric))).items()}
+        tensors |= {f"run/{name}/{n}": t for n, t in run_of(name, passes=Fast(fabric=fabric)).items()}
     for name in NORMS:
         tensors |= {f"norm/{name}/{n}": t for n, t in through_norm(name, Processes(fabric)).items()}
     unlike = net(seed=rank)
@@ -245,18 +249,18 @@ def work(folder):
         buffer += rank
     processes.copy(unlike)
     tensors |= {f"copied/{n}": t for n, t in state(unlike).items()}
-    checkpoint.replace = lambda path, content: (written.append(Path(path).name), replace(path, content))
+    files.replace = lambda path, content: (written.append(Path(path).name), replace(path, content))
     for name in RESUMED:
-        found = interrupted_run(name, path=folder / name, fabric=fabric)
+        found = interrupted_run(name, path=folder / name, passes=Fast(fabric=fabric))
         tensors |= {f"resumed/{name}/{n}": t for n, t in found.items()}
     model, how = net(), {"steps": 2, "warm_steps": 3, "batch_size": 16, "path": folder / "warm"}
-    fit(model, DATA, "qat", bits="W2A2", fabric=fabric, log=logged.append, progress=False, **how)
-    checkpoint.replace = replace
+    fit(model, DATA, "qat", bits="W2A2", passes=Fast(fabric=fabric), log=logged.append, progress=False, **how)
+    files.replace = replace
     said |= {"bad": spoiled(fabric), "refused": refusals(folder, fabric), "full": failing_writer(processes)}
     said |= {"hook": setting_of(model).norm is not None, "written": written}
     said["steps"] = [record["step"] for record in logged]
     said["alone"] = failing_alone(fabric)
-    checkpoint.write(folder / f"{rank}.tensors", tensors, {"kind": "found"})
+    files.write(folder / f"{rank}.tensors", tensors, {"kind": "found"})
     (folder / f"{rank}.json").write_text(json.dumps(said))
 
 
@@ -274,7 +278,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     ended = run(sys.executable, __file__, str(folder), cwd=folder)
     assert ended.returncode == 0, ended.stderr
-    tensors = [checkpoint.read(folder / f"{rank}.tensors", "found")[0] for rank in (0, 1)]
+    tensors = [files.read(folder / f"{rank}.tensors", "found")[0] for rank in (0, 1)]
     return folder, tensors, [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -340,7 +344,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(found, name):
 
 def test_dropout_differs_between_processes(found):
     """With one mask for both the states that a checkpoint keeps would be the same."""
-    states = part(checkpoint.read(found[0] / "dropout", "training")[0], "random/")
+    states = part(files.read(found[0] / "dropout", "training")[0], "random/")
     assert states.keys() == {"cpu", "cpu/1"} and not torch.equal(states["cpu"], states["cpu/1"])
 
 
@@ -351,8 +355,8 @@ def test_one_process_writes_and_logs(found):
 
 
 def test_a_run_is_not_resumed_on_another_number_of_devices(found):
-    words = "on 2 devices, this run is with none of amp, compile, vectorized on 1 device: take the same"
-    with pytest.raises(checkpoint.CheckpointError, match=words):
+    words = "trained with 2 devices, this run is with plain passes: take the same"
+    with pytest.raises(CheckpointError, match=words):
         run_of("dropout", path=found[0] / "dropout")
 
 
@@ -360,10 +364,11 @@ def test_a_checkpoint_from_before_there_were_devices_is_resumed(tmp_path):
     path = tmp_path / "a.training"
     options = {"steps": 2, "batch_size": 16, "path": path, "progress": False}
     fit(net(), DATA, **options)
-    tensors, meta = checkpoint.read(path, "training")
-    assert meta["speed"].pop("devices") == 1 and "random/cpu" in tensors
-    checkpoint.write(path, tensors, meta)
-    fit(net(), DATA, **options)
+    tensors, meta = files.read(path, "training")
+    assert meta["speed"] == {} and "random/cpu" in tensors
+    for older in ({"amp": False, "compile": False, "vectorized": False, "devices": 1}, {"amp": False}):
+        files.write(path, tensors, {**meta, "speed": older})
+        fit(net(), DATA, **options)
 
 
 def test_a_bad_image_of_one_process_stops_both_before_the_update(found):
@@ -401,12 +406,12 @@ def test_nothing_of_the_processes_stays_on_the_model(found):
 TRAIN = ["train", "--steps", "4", "--warm-steps", "2", "--batch-size", "15", "--no-tensorboard"]
 
 
-def files(folder):
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
 def model_of(folder):
-    return checkpoint.read(folder / "a.safetensors", "model")[0]
+    return files.read(folder / "a.safetensors", "model")[0]
 
 
 @pytest.fixture(scope="module")
@@ -421,9 +426,9 @@ def trained(tmp_path_factory):
 
 def test_the_command_leaves_one_of_everything(trained):
     folder, ended = trained
-    assert files(folder) == ["a.run", "a.safetensors", "a.training", "a.training.fp"]
+    assert names(folder) == ["a.run", "a.safetensors", "a.training", "a.training.fp"]
     assert ended.stdout.count("6 steps, 18 back-propagations") == ended.stdout.count("Written: a.safetensors") == 1
-    assert files(folder / "a.run") == ["environment.json", "metrics.jsonl", "recipe.json", "result.json"]
+    assert names(folder / "a.run") == ["environment.json", "metrics.jsonl", "recipe.json", "result.json"]
     assert [record["step"] for record in read_metrics(folder / "a.run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
     assert json.loads((folder / "a.run" / "recipe.json").read_text())["devices"] == 2
     assert main(["evaluate", "--checkpoint", str(folder / "a.safetensors"), "--bits", "W2A2"]) == 0
@@ -441,7 +446,7 @@ def test_torchrun_gives_the_same_model(trained, tmp_path):
 def test_an_error_of_all_processes_is_one_line(tmp_path):
     """A rate of 1e30 leaves no finite loss; both processes know after the same step."""
     rate = ["--lr", "1e30", "--set", "clip=1e30", "--set", "schedule=constant"]
-    ended = run(sys.executable, "-m", "mebqat_lite.cli", *TRAIN, *rate, "--devices", "2", cwd=tmp_path)
+    ended = run(sys.executable, "-m", "mebqat_lite", *TRAIN, *rate, "--devices", "2", cwd=tmp_path)
     assert ended.returncode == 2 and ended.stdout == ""
     assert re.fullmatch(r"mebqat-lite: the loss is nan at step 1, FP: lower lr .*\n", ended.stderr)
 
@@ -461,7 +466,7 @@ def test_without_fabric_the_message_has_the_cure(called, capsys, monkeypatch, tm
         monkeypatch.setitem(sys.modules, package, None)
     assert called(*TRAIN, "--devices", "2") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and 'pip install "mebqat_lite[fabric]"' in error and not files(tmp_path)
+    assert error.count("\n") == 1 and 'pip install "mebqat_lite[fabric]"' in error and not names(tmp_path)
 
 
 def test_one_device_needs_no_fabric(monkeypatch, tmp_path, capsys):
@@ -505,7 +510,7 @@ def test_a_fabric_that_was_not_launched_is_refused():
     from lightning_fabric import Fabric
 
     with pytest.raises(ValueError, match=r"call fabric\.launch\(\) before fit"):
-        fit(net(), DATA, fabric=Fabric(accelerator="cpu", devices=2, strategy="ddp"))
+        fit(net(), DATA, passes=Fast(fabric=Fabric(accelerator="cpu", devices=2, strategy="ddp")))
 
 
 if __name__ == "__main__":

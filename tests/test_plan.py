@@ -7,8 +7,8 @@ import pytest
 from benchmarks import plan
 from benchmarks.steps import CASES
 from mebqat_lite.bits import candidates
+from mebqat_lite.experiments.setups import SETUPS
 from mebqat_lite.quantizers import QUANTIZERS
-from mebqat_lite.recipes import SETUPS
 
 MEASURED = json.loads((plan.FOLDER / "results.json").read_text())["measured"]
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import mebqat_lite as mq
 from mebqat_lite import quantizers as qz
-from mebqat_lite.ptq import SAMPLES, LeastSquares, _subsample, mse_step
 from mebqat_lite.quantizers import QUANTIZERS, Site
+from mebqat_lite.quantizers.ptq import SAMPLES, LeastSquares, _subsample, mse_step
 
 prop = settings(deadline=None, max_examples=80, derandomize=True)
 F64, EPS = torch.float64, torch.finfo(torch.float64).eps
@@ -284,14 +284,14 @@ def test_a_quantizer_of_ones_own_takes_a_few_lines_and_unknown_ones_are_answered
         def weight(self, w, bits, params, site):
             return ste(w, (w / w.abs().mean()).round().clamp(-1, 1) * w.abs().mean())
 
-    monkeypatch.setattr(qz, "QUANTIZERS", dict(QUANTIZERS))
+    monkeypatch.setattr(qz.base, "QUANTIZERS", dict(QUANTIZERS))
     own, net = qz.register("ternary", Ternary()), nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     model = mq.quantize(net, "ternary", sample=torch.rand(2, 4), keep=[])
     with mq.at(model, "W2A32"):
         model(torch.rand(2, 4)).sum().backward()
     assert model[1].quantizer is own and model[1].quantized_weight(2).round(decimals=5).unique().numel() <= 3
     assert all(p.grad is not None for p in model.parameters())
-    assert all(qz.get(name) == (name, known) == qz.get(known) for name, known in qz.QUANTIZERS.items())
+    assert all(qz.get(name) == (name, known) == qz.get(known) for name, known in qz.base.QUANTIZERS.items())
     with pytest.raises(ValueError, match=f"^no quantizer 'dorfea'; known: {', '.join(QUANTIZERS)}, ternary$"):
         qz.get("dorfea")
     with pytest.raises(ValueError, match=r"is not registered; call mebqat_lite.quantizers.register\(name, it\) first"):

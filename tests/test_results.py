@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mebqat_lite import checkpoint, plots
-from mebqat_lite.results import cells, table, write_frame, write_json
+from mebqat_lite import files
+from mebqat_lite.files import write_json
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.results import cells, table, write_frame
 
 NAN = math.nan
 ACCURACY = {
@@ -50,7 +52,7 @@ def test_a_failed_write_leaves_the_old_results(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("full")
 
-    monkeypatch.setattr(checkpoint.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="full"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1} and list(tmp_path.iterdir()) == [path]

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mebqat_lite import CheckpointError, TrainingError, checkpoint, fit, models, quantize
+from mebqat_lite import CheckpointError, TrainingError, files, fit, models, quantize
 from mebqat_lite.bits import FP, Bits
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.learners import Supervised
-from mebqat_lite.methods import Recipe
-from mebqat_lite.state import setting_of
-from mebqat_lite.train import Loop
+from mebqat_lite.loop import Loop
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import setting_of
 
 STEPS = 12
 RUNS = {  # name: quantizer, method, options
@@ -103,7 +103,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(name, tmp_path, monkeypat
     passes = {"qat start": 2, "dropout": 3}.get(name, 5)  # backward calls a step; a shared stem has one of its own
     for seed, steps in enumerate((1, 4, 0, 5, 5), start=1):  # whole steps before; 0, 3, 3, 6, 9 of them are saved
         interrupt(monkeypatch, name, path, steps * passes + rng.randint(1, passes), seed)
-    assert checkpoint.read(path, "training")[1]["run"]["costs"]["steps"] == 9
+    assert files.read(path, "training")[1]["run"]["costs"]["steps"] == 9
     assert_same(result(*train(name, path, seed=8)), whole)
     assert_same(result(*train(name, path, seed=9)), whole)  # a finished run is not trained again
 
@@ -138,7 +138,7 @@ def test_runs_that_are_killed_at_random_end_the_same(tmp_path):
     kill_and_restart([sys.executable, __file__, str(tmp_path)], moment)
     for name in RUNS:
         numbers = json.loads((tmp_path / f"{name}.json").read_text())
-        tensors, _ = checkpoint.read(tmp_path / f"{name}.end", "end")
+        tensors, _ = files.read(tmp_path / f"{name}.end", "end")
         assert_same((numbers, tensors), result(*train(name)))
 
 
@@ -154,7 +154,7 @@ def work(folder):
     Loop.step = told
     for name in RUNS:
         numbers, state = result(*train(name, folder / name, seed=os.getpid(), save_every=1))
-        checkpoint.write(folder / f"{name}.end", state, {"kind": "end"})
+        files.write(folder / f"{name}.end", state, {"kind": "end"})
         (folder / f"{name}.json").write_text(json.dumps(numbers))
 
 
@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(checkpoint.os, "replace", full)
+        patch.setattr(files.os, "replace", full)
         train("dropout", path, seed=2, save_every=1)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     assert_same(result(*train("dropout", path, seed=3)), result(*train("dropout")))

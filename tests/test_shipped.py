@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from mebqat_lite import benchmark, paths
+from mebqat_lite import paths
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.methods import Recipe
-from mebqat_lite.recipes import get
+from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.experiments.setups import get
+from mebqat_lite.recipe import Recipe
 
 CHECKPOINTS = paths.shipped("checkpoints")
 FILES = sorted(CHECKPOINTS.glob("glyphs-*.safetensors"))

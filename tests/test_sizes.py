@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mebqat_lite import models, quantize, save_packed
-from mebqat_lite.sizes import file_sizes, savings
+from mebqat_lite.deploy.sizes import file_sizes, savings
 
 IMAGES = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 pytestmark = pytest.mark.usefixtures("one_thread")

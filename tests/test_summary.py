@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.state import frozen_weights, plan_of, quantized_layers, setting_of
-from mebqat_lite.summary import HEADER, packed_bytes
+from mebqat_lite.measure.summary import HEADER, packed_bytes
+from mebqat_lite.switching.state import frozen_weights, plan_of, quantized_layers, setting_of
 
 
 class Doubling(nn.Linear):

@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mebqat_lite import engines, sweeps
 from mebqat_lite.cli import main
-from mebqat_lite.compare import compare
-from mebqat_lite.costs import Costs
-from mebqat_lite.engines import EngineError, Task, opened, perform
-from mebqat_lite.jobs import Job, Outcome
-from mebqat_lite.methods import Recipe
-from mebqat_lite.recipes import Setup
-from mebqat_lite.sweeps import Sweep, SweepError, key
+from mebqat_lite.experiments import engines, sweeps
+from mebqat_lite.experiments.compare import compare
+from mebqat_lite.experiments.engines import EngineError, Task, opened, perform
+from mebqat_lite.experiments.jobs import Job, Outcome
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.experiments.sweeps import Sweep, SweepError, key
+from mebqat_lite.loop import Costs
+from mebqat_lite.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -258,24 +258,10 @@ def dask():
         yield cluster.scheduler_address
 
 
-@pytest.fixture(scope="module")
-def ray():
-    """Ray as `engines` starts it, in a folder of a short name: its sockets lie there."""
-    if sys.version_info >= (3, 14):
-        pytest.importorskip("ray", reason="no wheel of ray for this Python yet")
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # its workers know this file's tasks
-        with opened("ray", 2):
-            yield ""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=["serial", "loky", "dask", "ray"])
+@pytest.fixture(params=["serial", "loky", "dask"])
 def engine(request):
     """The options of an engine."""
-    address = request.getfixturevalue(request.param) if request.param in ("dask", "ray") else ""
+    address = request.getfixturevalue(request.param) if request.param == "dask" else ""
     return {"engine": request.param, "workers": 2, "address": address}
 
 
@@ -311,7 +297,7 @@ def test_every_engine_finds_the_same_to_the_last_byte(engine, done, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["loky", "dask", "ray"], indirect=True)  # serial: the job's process is this one
+@pytest.mark.parametrize("engine", ["loky", "dask"], indirect=True)  # serial: the job's process is this one
 def test_a_worker_that_dies_costs_no_other_job(engine, tmp_path):
     bad = {"never": 9, "once": 1}
     names = ["a", "never", "b", "once", "c"]
@@ -364,26 +350,23 @@ def test_a_negative_number_of_retries_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"engine": "spark"}, ValueError, "no engine 'spark'; choose one of serial, loky, dask, ray"),
+        ({"engine": "spark"}, ValueError, "no engine 'spark'; choose one of serial, loky, dask"),
         ({"workers": 0}, ValueError, "at least 1 process, not 0"),
-        ({"address": "tcp://127.0.0.1:9"}, EngineError, "only the engines dask and ray take an address"),
+        ({"address": "tcp://127.0.0.1:9"}, EngineError, "only the engine dask takes an address"),
         ({"engine": "dask", "address": "tcp://127.0.0.1:9"}, EngineError, "nothing answers at tcp://127.0.0.1:9"),
-        ({"engine": "ray", "address": "127.0.0.1:9"}, EngineError, "nothing answers at 127.0.0.1:9"),
+        ({"engine": "ray"}, ValueError, "no engine 'ray': take dask, which runs on a cluster too"),
     ],
 )
 def test_what_an_engine_cannot_be_is_said_before_anything_runs(options, error, message, tmp_path):
-    if options.get("engine") == "ray" and sys.version_info >= (3, 14):
-        pytest.importorskip("ray", reason="no wheel of ray for this Python yet")
     with pytest.raises(error, match=message):
         run(tmp_path, **{"engine": "loky", **options})
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("engine", "module"), [("dask", "distributed"), ("ray", "ray")])
-def test_an_engine_that_is_not_installed_names_the_cure(engine, module, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, module, None)  # what Python has for a module that is not there
-    assert main(["compare", "--engine", engine]) == 2
-    wanted = f'mebqat-lite: engine "{engine}" needs {module}: pip install "mebqat_lite[{engine}]"\n'
+def test_an_engine_that_is_not_installed_names_the_cure(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)  # what Python has for a module that is not there
+    assert main(["compare", "--engine", "dask"]) == 2
+    wanted = 'mebqat-lite: engine "dask" needs distributed: pip install "mebqat_lite[dask]"\n'
     assert capsys.readouterr().err.endswith(wanted)
 
 
@@ -434,8 +417,8 @@ def test_a_sweep_that_is_killed_goes_on(done, tmp_path):
     """SIGKILL to all its processes, as soon as two jobs have their result; what is done then is not done again."""
     _, wanted = done
     code = (
-        "from mebqat_lite import compare, methods, recipes\n"
-        f"setup = recipes.Setup(options={{'widths': (4, 4, 4, 4)}}, recipe=methods.{SETUP.recipe!r})\n"
+        "from mebqat_lite import recipe\nfrom mebqat_lite.experiments import compare, setups\n"
+        f"setup = setups.Setup(options={{'widths': (4, 4, 4, 4)}}, recipe=recipe.{SETUP.recipe!r})\n"
         f"compare.compare(setup, {NAMES}, pairs={PAIRS}, listed=['W2A2', 'W4A4'], seeds=1, workers=2,"
         f" folder={str(tmp_path)!r}, progress=False)\n"
     )

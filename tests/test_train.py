@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from mebqat_lite import datasets, fit, models, quantize
-from mebqat_lite.bits import FP, Listed, parse_all
+from mebqat_lite.bits import FP, parse_all
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.methods import METHODS, Recipe
+from mebqat_lite.loop import Loop
+from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import TINY
-from mebqat_lite.state import at, quantized_layers, set_norm_stats, setting_of
-from mebqat_lite.train import Loop, learning_rate
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.samplers import Listed
+from mebqat_lite.switching.state import at, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.train import learning_rate
 
 FAST = {"batch_size": 16, "progress": False}
 

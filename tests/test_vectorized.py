@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from mebqat_lite import give_norm_sets, models, quantize, vectorized
+from mebqat_lite import give_norm_sets, models, quantize
 from mebqat_lite.bits import FP, Bits, parse_all
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners import ProtoNet
-from mebqat_lite.maml import FOMAML
+from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.optim import GradientMean
 from mebqat_lite.quantizers import TINY, integer_range, step_clip
-from mebqat_lite.state import at, quantized_layers, set_bits, set_norm_stats, setting_of
-from mebqat_lite.vectorized import faster, query_losses, uses
+from mebqat_lite.scale import vectorized
+from mebqat_lite.scale.vectorized import faster, query_losses, uses
+from mebqat_lite.switching.state import at, quantized_layers, set_bits, set_norm_stats, setting_of
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 MIXED = "FP,W2A2,W4A8,W8A3,W16A16,W2A32,W32A4,W2A2"

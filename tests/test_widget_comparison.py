@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mebqat_lite.widgets import method_comparison
-from mebqat_lite.widgets.comparison import (
+from mebqat_lite.course.widgets import method_comparison
+from mebqat_lite.course.widgets.comparison import (
     DELIVERED,
     METRICS,
     compute,

@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import mebqat_lite as mq
-from mebqat_lite.summary import packed_bytes
-from mebqat_lite.widgets import cost_calculator
-from mebqat_lite.widgets.costs import NETWORKS, compute, describe, picture
+from mebqat_lite.course.widgets import cost_calculator
+from mebqat_lite.course.widgets.costs import NETWORKS, compute, describe, picture
+from mebqat_lite.measure.summary import packed_bytes
 
 
 def title_of(html: str) -> str:

@@ -12,13 +12,13 @@ import torch
 
 import mebqat_lite as mq
 from mebqat_lite.bits import FP, Bits
+from mebqat_lite.course.widgets import deployment
+from mebqat_lite.course.widgets.deploy import BATCHES, FORMS, PAIRS, Row, compute, describe, interleaved, picture
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.onnx_run import Latency
-from mebqat_lite.state import quantized_layers
-from mebqat_lite.widgets import deployment
-from mebqat_lite.widgets.deploy import BATCHES, FORMS, PAIRS, Row, compute, describe, interleaved, picture
+from mebqat_lite.deploy.onnx_run import Latency
+from mebqat_lite.switching.state import quantized_layers
 
-DEPLOY = importlib.import_module("mebqat_lite.widgets.deploy")
+DEPLOY = importlib.import_module("mebqat_lite.course.widgets.deploy")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.learners import ProtoNet
-from mebqat_lite.maml import FOMAML
-from mebqat_lite.widgets.drawing import (
+from mebqat_lite.course.widgets.drawing import (
     EMPTY,
     LENGTH,
     NAMES,
@@ -32,6 +30,8 @@ from mebqat_lite.widgets.drawing import (
     image_of,
     render,
 )
+from mebqat_lite.learners import ProtoNet
+from mebqat_lite.learners.maml import FOMAML
 
 CROSS = [[0.1, 0.1, 0.9, 0.9], [0.9, 0.1, 0.1, 0.9]]
 CIRCLE = [[0.5 + 0.4 * f(2 * math.pi * i / 30) for i in range(31) for f in (math.cos, math.sin)]]
@@ -184,7 +184,7 @@ def test_it_starts_with_characters_and_every_control_changes_the_picture(live):
 def test_it_has_the_class_and_no_picture_before_its_own(live):
     assert "mq-widget" in live._dom_classes
     assert isinstance(live.children[0], Pad)
-    source = Path(mq.__file__).with_name("widgets").joinpath("drawing.js").read_text(encoding="utf-8")
+    source = Path(mq.__file__).parent.joinpath("course", "widgets", "drawing.js").read_text(encoding="utf-8")
     assert "<svg" not in source.lower() and "data-lm-suppress-shortcuts" in source
 
 

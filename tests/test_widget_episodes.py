@@ -10,12 +10,8 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import mebqat_lite as mq
-from mebqat_lite.datasets.base import Data
-from mebqat_lite.datasets.episodes import Episode, Episodes
-from mebqat_lite.learners import ProtoNet
-from mebqat_lite.maml import FOMAML
-from mebqat_lite.widgets import episode_viewer, svg
-from mebqat_lite.widgets.episodes import (
+from mebqat_lite.course.widgets import episode_viewer, svg
+from mebqat_lite.course.widgets.episodes import (
     ASKED,
     MOST_STEPS,
     POLICIES,
@@ -30,6 +26,10 @@ from mebqat_lite.widgets.episodes import (
     plane,
     trajectory,
 )
+from mebqat_lite.datasets.base import Data
+from mebqat_lite.datasets.episodes import Episode, Episodes
+from mebqat_lite.learners import ProtoNet
+from mebqat_lite.learners.maml import FOMAML
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,11 +85,11 @@ def test_embeddings_under_batch_are_those_of_one_training_pass(nets, episode):
     centres, queries = embedded(net, episode, "batch")
     images = torch.cat([episode.support.flatten(0, 1), episode.query.flatten(0, 1)])
     net.train()
-    mq.state.setting_of(net).track_running = False
+    mq.switching.state.setting_of(net).track_running = False
     try:
         out = net(images).detach()
     finally:
-        mq.state.setting_of(net).track_running = True
+        mq.switching.state.setting_of(net).track_running = True
         net.eval()
     assert torch.allclose(queries, out[10:], atol=1e-3)
     assert torch.allclose(centres, out[:10].view(5, 2, -1).mean(1), atol=1e-3)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import mebqat_lite as mq
-from mebqat_lite import plots
+from mebqat_lite.course.widgets import heat_map, pair_map, svg
+from mebqat_lite.course.widgets.heat_map import CIVIDIS, compute, describe, picture
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.widgets import heat_map, pair_map, svg
-from mebqat_lite.widgets.heat_map import CIVIDIS, compute, describe, picture
+from mebqat_lite.measure import plots
 
 NAME = "{http://www.w3.org/2000/svg}"
 LIMITS = (0, 100)

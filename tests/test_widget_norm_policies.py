@@ -8,10 +8,18 @@ import torch
 import torch.nn.functional as F
 
 import mebqat_lite as mq
+from mebqat_lite.course.widgets.norm_policies import (
+    LAYERS,
+    POLICIES,
+    SHIPPED,
+    compute,
+    describe,
+    norm_policies,
+    picture,
+)
 from mebqat_lite.paths import shipped
-from mebqat_lite.widgets.norm_policies import LAYERS, POLICIES, SHIPPED, compute, describe, norm_policies, picture
 
-ROOM = importlib.import_module("mebqat_lite.widgets.norm_policies")
+ROOM = importlib.import_module("mebqat_lite.course.widgets.norm_policies")
 
 
 @pytest.fixture(scope="module")

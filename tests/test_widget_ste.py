@@ -8,10 +8,10 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from mebqat_lite.widgets import straight_through
-from mebqat_lite.widgets.ste import BITS, CHOICES, RANGE, H, compute, describe, picture, slopes
+from mebqat_lite.course.widgets import straight_through
+from mebqat_lite.course.widgets.ste import BITS, CHOICES, RANGE, H, compute, describe, picture, slopes
 
-STE = importlib.import_module("mebqat_lite.widgets.ste")
+STE = importlib.import_module("mebqat_lite.course.widgets.ste")
 CLIP = 1.37
 GRID = (np.arange(-2.493, 2.5, 0.0417)).tolist()  # no value at the middle of two levels
 

@@ -18,16 +18,16 @@ import pytest
 import torch
 
 import mebqat_lite as mq
+from mebqat_lite.course.widgets import explorer as explorer_widget
+from mebqat_lite.course.widgets import playground, svg
+from mebqat_lite.course.widgets.base import Live
+from mebqat_lite.course.widgets.explorer import DIAGONAL, SHIPPED, Explorer
+from mebqat_lite.course.widgets.explorer import compute as explore
+from mebqat_lite.course.widgets.explorer import picture as map_picture
+from mebqat_lite.course.widgets.playground import CHOICES, CLIPS, compute, describe, picture
 from mebqat_lite.datasets.base import Data
-from mebqat_lite.widgets import explorer as explorer_widget
-from mebqat_lite.widgets import playground, svg
-from mebqat_lite.widgets.base import Live
-from mebqat_lite.widgets.explorer import DIAGONAL, SHIPPED, Explorer
-from mebqat_lite.widgets.explorer import compute as explore
-from mebqat_lite.widgets.explorer import picture as map_picture
-from mebqat_lite.widgets.playground import CHOICES, CLIPS, compute, describe, picture
 
-EXPLORER = importlib.import_module("mebqat_lite.widgets.explorer")
+EXPLORER = importlib.import_module("mebqat_lite.course.widgets.explorer")
 WEIGHTS = 0.2 * torch.randn(3000, generator=torch.Generator().manual_seed(1))
 ACTIVATIONS = torch.randn(3000, generator=torch.Generator().manual_seed(2)).abs()
 
@@ -207,7 +207,7 @@ def test_the_playground_starts_with_a_quantizer_that_suits_the_sign():
 
 def test_the_playground_takes_any_shape_and_size(monkeypatch):
     sizes = []
-    module = importlib.import_module("mebqat_lite.widgets.playground")
+    module = importlib.import_module("mebqat_lite.course.widgets.playground")
     monkeypatch.setattr(module, "compute", lambda x, *rest: sizes.append(len(x)) or compute(x, *rest))
     playground(torch.randn(41, 1000, requires_grad=True))
     playground(torch.nn.Parameter(torch.randn(4, 3, 3, 3)))
@@ -374,6 +374,6 @@ def test_a_change_made_while_drawing_is_drawn_once_afterwards():
 def test_the_package_needs_no_ipywidgets_until_a_widget_is_asked_for():
     code = "import sys, mebqat_lite; assert 'ipywidgets' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "import sys; sys.modules['ipywidgets'] = None; import mebqat_lite.widgets"
+    code = "import sys; sys.modules['ipywidgets'] = None; import mebqat_lite.course.widgets"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert run.returncode == 1 and 'pip install "mebqat_lite[lab]"' in run.stderr.splitlines()[-1]

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from mebqat_lite import checkpoint, paths
+from mebqat_lite import files, paths
 from mebqat_lite.datasets.base import Split
+from mebqat_lite.files import CheckpointError
 
 KIND = "images"
 
@@ -29,7 +30,7 @@ def cached(name: str, key: str, decode: Callable[[], Parts]) -> Parts:
     path = paths.downloads() / "cache" / f"{name}-{key}.safetensors"
     try:
         return _load(path)
-    except (FileNotFoundError, checkpoint.CheckpointError):  # not there, or damaged
+    except (FileNotFoundError, CheckpointError):  # not there, or damaged
         parts = decode()
     try:
         _save(path, parts)
@@ -40,12 +41,12 @@ def cached(name: str, key: str, decode: Callable[[], Parts]) -> Parts:
 
 def _save(path: Path, parts: Parts) -> None:
     tensors = {f"{part}.{name}": t for part, split in parts.splits.items() for name, t in split._asdict().items()}
-    checkpoint.write(path, tensors, {"kind": KIND, "classes": parts.classes})
+    files.write(path, tensors, {"kind": KIND, "classes": parts.classes})
 
 
 def _load(path: Path) -> Parts:
     """The file is mapped into memory, not read: pages are read when they are used."""
-    tensors, meta = checkpoint.read(path, KIND)
+    tensors, meta = files.read(path, KIND)
     names = [name.removesuffix(".labels") for name in tensors if name.endswith(".labels")]
     splits = {name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in names}
     return Parts(splits, tuple(meta["classes"]))

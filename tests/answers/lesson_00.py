@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 import mebqat_lite as mq
+from mebqat_lite.course.exercises import lesson_00
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.exercises import lesson_00
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 
@@ -21,7 +21,7 @@ def one_line_candidate(w, a):
 
 @torch.no_grad()
 def accuracy_with_reset(model, images, labels, bits):
-    before = mq.state.setting_of(model).bits
+    before = mq.switching.state.setting_of(model).bits
     mq.set_bits(model, bits)
     hits = sum(int(model(images[i : i + 1]).argmax()) == int(labels[i]) for i in range(len(labels)))
     mq.set_bits(model, before)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import mebqat_lite as mq
+from mebqat_lite.course.exercises import lesson_05
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.datasets.episodes import Episodes
-from mebqat_lite.exercises import lesson_05
 
 # --- 5.1
 

@@ -91,7 +91,7 @@ def means(out, support):
 
 
 def adapt_by_learner(model, support, query, bits):
-    return mq.methods.ProtoNet().adapt(model, support, bits, "recalibrated")(query)
+    return mq.learners.ProtoNet().adapt(model, support, bits, "recalibrated")(query)
 
 
 def adapt_in_one_batch(model, support, query, bits):
@@ -111,7 +111,7 @@ def adapt_one_by_one(model, support, query, bits):
 
 
 def adapt_and_restore_by_hand(model, support, query, bits):
-    before = mq.state.setting_of(model).bits, mq.state.setting_of(model).norm_stats
+    before = mq.switching.state.setting_of(model).bits, mq.switching.state.setting_of(model).norm_stats
     mq.set_bits(model, bits)
     mq.set_norm_stats(model, "recalibrated")
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mebqat_lite import packing
+from mebqat_lite.deploy import codes as packing
 
 
 def size_by_packing(shape, bits):

@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 SECONDS = 1000  # playwright counts milliseconds
-CODE = "from mebqat_lite.widgets import draw_your_own\n\ndraw_your_own()"
+CODE = "from mebqat_lite.course.widgets import draw_your_own\n\ndraw_your_own()"
 NOTEBOOK = {
     "cells": [
         {"id": "pad", "cell_type": "code", "metadata": {}, "source": CODE, "outputs": [], "execution_count": None}

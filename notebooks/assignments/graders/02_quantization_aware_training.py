@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import torch
-from mebqat_lite.classroom.grading import Assignment, Check, Part
-from mebqat_lite.exercises import Mistake, checked, expect
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
 Named = list[tuple[str, Tensor]]  # (message, the result that it names)

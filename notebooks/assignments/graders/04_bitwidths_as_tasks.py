@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mebqat_lite.bits import candidates as all_pairs
-from mebqat_lite.classroom.grading import Assignment, Check, Part
-from mebqat_lite.exercises import Mistake, checked, expect
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
 Wrong = list[tuple[str, Tensor]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from mebqat_lite.classroom.grading import Assignment, Check, Part
-from mebqat_lite.exercises import Mistake, checked, expect
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
 Mistakes = list[tuple[str, Tensor]]

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from mebqat_lite import datasets, methods, models
-from mebqat_lite.bits import FULL, WIDTHS, Bits, Sampled, candidates
-from mebqat_lite.classroom.grading import Assignment, Check, Part
-from mebqat_lite.convert import quantize
-from mebqat_lite.evaluate import grid
-from mebqat_lite.exercises import Mistake, expect
-from mebqat_lite.jobs import one_thread
-from mebqat_lite.methods import METHODS, Recipe
-from mebqat_lite.train import TrainingError, fit
+from mebqat_lite.bits import FULL, WIDTHS, Bits, candidates
+from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.exercises import Mistake, expect
+from mebqat_lite.experiments.jobs import one_thread
+from mebqat_lite.loop import TrainingError
+from mebqat_lite.measure.evaluate import grid
+from mebqat_lite.methods import METHODS
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.samplers import Sampled
+from mebqat_lite.switching.convert import quantize
+from mebqat_lite.train import fit
 from torch import Generator
 
 # --- choose: what a plan is ------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""A page of feedback for a student: one file, readable without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from mebqat_lite.course.classroom.grading import Assignment, Outcome, Part
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #111 }
+body { background: #fff } code { background: #f3f3f3; padding: 0 .2rem }
+table { border-collapse: collapse; width: 100% }
+td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-top: 1px solid #ccc }
+td.points { white-space: nowrap; width: 6rem } .ok { color: #00563f } .no { color: #8a2b00 }
+"""
+HEAD = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
+)
+
+
+def page(student: str, assignment: Assignment, outcomes: Sequence[Outcome], problem: str = "") -> str:
+    """The feedback on one assignment as HTML."""
+    got, parts = (
+        sum(outcome.points for outcome in outcomes),
+        "".join(_part(part, outcomes) for part in assignment.parts),
+    )
+    by_hand = sum(assignment.written.values())
+    head = f"<p><b>{got} of {assignment.points} points</b>" + (
+        f", and {by_hand} more are marked by hand" if by_hand else ""
+    )
+    body = (
+        f'<p class="no">{escape(problem)}: nothing could be graded. Hand in the notebook itself.</p>'
+        if problem
+        else parts
+    )
+    title = f"{escape(assignment.name)}: {escape(student)}"
+    return f"{HEAD.format(title=title, style=STYLE)}<body><h1>{title}</h1>{head}</p>{body}</body></html>\n"
+
+
+def _part(part: Part, outcomes: Sequence[Outcome]) -> str:
+    mine = [outcome for outcome in outcomes if outcome.part == part.function]
+    got = sum(outcome.points for outcome in mine)
+    rows = "".join(_row(outcome) for outcome in mine)
+    head = f"{escape(part.title)}: <code>{escape(part.function)}</code>, {got} of {part.points}"
+    return f"<h2>{head}</h2><table>{rows}</table>"
+
+
+def _row(outcome: Outcome) -> str:
+    kind, mark = ("no", "✗") if outcome.message else ("ok", "✓")
+    words = (
+        f"{escape(outcome.message)} (seed {outcome.seed})" if outcome.message else "right on every input that was tried"
+    )
+    points = f'<td class="points {kind}">{mark} {outcome.points} of {outcome.of}</td>'
+    return f"<tr>{points}<td><b>{escape(outcome.check)}</b><br>{words}</td></tr>"

@@ -1,0 +1,139 @@
+"""Points for a submission, part by part: what goes wrong in one costs nothing in another.
+
+A part is a function that the student writes; each of its checks is worth points of its own. The checks run here, on
+fresh random input, and raise a `Mistake` that names what is wrong; the function runs in a `Sandbox`.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mebqat_lite.course.classroom.sandbox import Limits, Sandbox, Stopped
+from mebqat_lite.course.classroom.submission import Submission
+from mebqat_lite.course.exercises import Mistake, Student
+
+
+class GradedStudent(Student):
+    """A student's function as graders call it: `Sandbox.call`, or a function of this process that does the same."""
+
+    def __init__(self, call: Callable[..., Any], names: Sequence[str]) -> None:
+        super().__init__(functools.partial(call), names)
+        self.call = call
+
+    def gradients(self, *args: Any, upstream: Tensor) -> tuple[Any, list[Tensor | None]]:
+        """The value, and for each argument the gradient that arrives there for ``upstream``, or None."""
+        self.calls += 1
+        try:
+            value, grads = self.call(*args, upstream=upstream)
+        except Exception as error:
+            raise self.explain(error) from None
+        self.refuse_nothing(value)
+        return value, grads
+
+    def explain(self, error: Exception) -> Exception:
+        """As for a function in this process; but where the process is gone, that is the reason."""
+        return error if isinstance(error, Stopped) else super().explain(error)
+
+
+Grade = Callable[[Any, torch.Generator], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that a right answer does, worth points."""
+
+    title: str
+    points: int
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class Part:
+    """A function that the student writes. ``arguments`` are their names; ``minutes`` typical."""
+
+    function: str
+    arguments: tuple[str, ...]
+    title: str
+    minutes: int
+    checks: tuple[Check, ...]
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def points(self) -> int:
+        """Of all checks."""
+        return sum(check.points for check in self.checks)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The graded parts of a notebook, ``NN_topic``, and the points of its written answers, marked by hand."""
+
+    name: str
+    parts: tuple[Part, ...]
+    written: dict[str, int] = field(default_factory=dict)  # id of the cell -> points
+
+    @property
+    def points(self) -> int:
+        """That the machine gives."""
+        return sum(part.points for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A check of a submission."""
+
+    part: str
+    check: str
+    points: int
+    of: int
+    message: str  # for the student; "" if right
+    seed: int
+
+
+def seed_of(student: str, assignment: str, variant: int = 0) -> int:
+    """The seed of a student's random input: the same at each grading, another for each student and variant."""
+    return zlib.crc32(f"{variant}/{assignment}/{student}".encode())
+
+
+def grade(submission: Submission, assignment: Assignment, variant: int = 0) -> list[Outcome]:
+    """Grade all parts of a submission; never raises for what is in it."""
+    seed = seed_of(submission.student, assignment.name, variant)
+    return [outcome for part in assignment.parts for outcome in grade_part(submission, part, seed)]
+
+
+def grade_part(submission: Submission, part: Part, seed: int) -> list[Outcome]:
+    """Each check of a part on fresh input of its own; once the student's process is gone, the others fail with it."""
+    try:
+        cells = submission.cells_for(part.function)
+        with Sandbox(cells, part.function, part.limits) as sandbox:
+            return grade_function(sandbox.call, part, seed)
+    except (Stopped, LookupError) as problem:
+        return [_outcome(part, check, str(problem).strip("'\""), seed) for check in part.checks]
+
+
+def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outcome]:
+    """Each check of a part, on a function that is called as `Sandbox.call` is."""
+    return [_grade_check(call, part, check, seed + number) for number, check in enumerate(part.checks)]
+
+
+def _grade_check(call: Callable[..., Any], part: Part, check: Check, seed: int) -> Outcome:
+    message = ""
+    try:
+        check.grade(GradedStudent(call, part.arguments), torch.Generator().manual_seed(seed))
+    except NotImplementedError as found:
+        message = f"not attempted: {found}"
+    except (Mistake, Stopped) as found:
+        message = str(found)
+    return _outcome(part, check, message, seed)
+
+
+def _outcome(part: Part, check: Check, message: str, seed: int) -> Outcome:
+    points = 0 if message else check.points
+    return Outcome(part.function, check.title, points, check.points, " ".join(message.split()), seed)

@@ -1,0 +1,61 @@
+"""Weights as integers: the codes of a layer, and codes of b bits in exactly b bits each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mebqat_lite.switching.layers import QuantizedLayer
+
+LAYOUT = "bit planes, the most significant first; each plane row-major, eight codes a byte, the first one highest"
+
+
+def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, float]:
+    """A layer's weights at ``bits`` as integers: ``(codes, step, zero)``.
+
+    ``codes``: int32, 0 .. 2^bits - 1, of the weight's shape; ``step``: a scalar or (out, 1, ...). The layer multiplies
+    with exactly ``(codes - zero) step``.
+
+    Raises:
+        ValueError: the quantizer does not say what its integers mean, or says it wrongly.
+    """
+    if not layer.quantizer.predicts_only and not bool(layer.weight.isfinite().all()):
+        raise ValueError(f"the weights of {layer.site.name} are not all finite: the network diverged, train it anew")
+    with torch.no_grad():
+        quantized = layer.quantized_weight(bits)
+        step, zero = layer.quantizer.weight_grid(layer.weight, bits, layer.quant, layer.site)
+        codes = (quantized / step + zero).round().to(torch.int32)
+    fits = bool((codes >= 0).all() and (codes < 2**bits).all())
+    if not fits or not torch.equal(dequantize(codes, step, zero), quantized):
+        raise ValueError(
+            f"{layer.quantizer}: weight_grid() at {bits} bits does not give the weights back: weight() must be "
+            "(code - zero) step to the last digit; a straight-through gradient is q.detach() + (w - w.detach())"
+        )
+    return codes, step, zero
+
+
+def dequantize(codes: Tensor, step: Tensor, zero: float) -> Tensor:
+    """(codes - zero) step, in the type of ``step``."""
+    return codes.to(step.dtype).sub_(zero).mul_(step)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes of ``bits`` bits as bytes, (bits, ceil(codes / 8)): one row a bit plane, the most significant first.
+
+    So the first c rows are the codes of the upper c bits.
+    """
+    flat = codes.flatten().cpu().numpy()
+    planes = [(flat >> shift) & 1 for shift in reversed(range(bits))]
+    return torch.from_numpy(np.packbits(np.stack(planes).astype(np.uint8), axis=1))
+
+
+def unpack(planes: Tensor, shape: Sequence[int]) -> Tensor:
+    """The codes, int32, of ``shape``, from bit planes (bits, ceil(codes / 8)); fewer rows give the upper bits."""
+    rows = np.unpackbits(planes.cpu().numpy(), axis=1, count=int(np.prod(shape))).astype(np.int32)
+    value = np.zeros(rows.shape[1], np.int32)
+    for row in rows:
+        value = value * 2 + row
+    return torch.from_numpy(value).reshape(*shape)

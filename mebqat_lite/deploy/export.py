@@ -1,0 +1,105 @@
+"""``mebqat-lite export``: from a checkpoint to a file of integers, or to ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mebqat_lite import datasets, methods
+from mebqat_lite.bits import Bits, parse_all
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.deploy.packed import NESTED, save_packed
+from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
+from mebqat_lite.paths import results
+
+FORMATS = ("packed", "nested", "onnx")
+
+
+def export(
+    checkpoint: Path, to: str, bits: str | None = None, out: Path | None = None, untrained: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Write a checkpoint in another form; returns the files and what there is to say about them.
+
+    Args:
+        checkpoint: a file of `checkpoint.save_model` that says what it was trained on.
+        to: ``packed``: integers of exactly the bits asked for; ``nested``: one set of 8-bit integers for all weight
+            bits up to 8, where the quantizer allows it; ``onnx``: one pair for ONNX Runtime.
+        bits: pairs; for ``onnx`` one. By default, for ``nested`` alone, all of up to 8-bit weights that the network was
+            trained for.
+        out: the file, for ONNX of a network that learns new classes a folder of two; by default in ``results``.
+        untrained: also pairs that the network was never trained for.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"no format {to!r}; choose one of {', '.join(FORMATS)}")
+    if out is not None and out.resolve() == checkpoint.resolve():
+        raise ValueError(f"--out {out} is the checkpoint itself, whose float weights would be lost: give another name")
+    model, extra = load_model(checkpoint)
+    _check_fixed(checkpoint.name, extra)
+    pairs = _pairs(model, extra, to, bits)
+    if not untrained:
+        _check_trained(checkpoint.name, model, extra, pairs)
+    give_statistics(model, extra, pairs)
+    name = "nested" if to == "nested" else "-".join(str(pair).lower() for pair in pairs)
+    out = out or results() / f"{checkpoint.stem}-{name}{'' if to == 'onnx' else '.safetensors'}"
+    if to == "onnx":
+        return _onnx(model, extra, pairs[0], out)
+    is_nested = save_packed(model, out, pairs, nested=to == "nested", extra=extra)
+    return [out], [_about(is_nested)] if to == "nested" else []
+
+
+def _pairs(model: nn.Module, extra: Mapping[str, Any], to: str, bits: str | None) -> list[Bits]:
+    """The pairs asked for."""
+    if bits is None and to != "nested":
+        raise ValueError(f"--to {to} needs --bits, as W4A4")
+    pairs = [pair for pair in trained_for(model, extra) if pair.w <= NESTED] if bits is None else parse_all(bits)
+    if to == "onnx" and len(pairs) != 1:
+        raise ValueError(f"an ONNX file holds one pair, not {len(pairs)}: export each into a file of its own")
+    return pairs
+
+
+def _check_fixed(name: str, extra: Mapping[str, Any]) -> None:
+    """Refuse what does not say how it was trained, and networks whose weights are adapted to each set of classes."""
+    if not {"method", "setup", "data"} <= set(extra):
+        raise ValueError(f"{name} does not say how it was trained; from Python: mebqat_lite.save_packed(model, ...)")
+    if methods.get(extra["method"]).base == "fomaml":
+        raise ValueError(f"{name} adapts its weights to each set of classes ({extra['method']}): it has none to export")
+
+
+def _check_trained(name: str, model: nn.Module, extra: Mapping[str, Any], pairs: Iterable[Bits]) -> None:
+    """Refuse pairs that the network was never trained for."""
+    known = trained_for(model, extra)
+    if never := [str(pair) for pair in pairs if pair not in known]:
+        shown = ", ".join(str(pair) for pair in known[:6]) + ", ..." * (len(known) > 6)
+        raise ValueError(
+            f"{name} was never trained for {', '.join(never)} ({extra['method']}: {shown}): choose one of these, or "
+            "--untrained"
+        )
+
+
+def _about(is_nested: bool) -> str:
+    """How a nested file came out."""
+    if is_nested:
+        return "The codes nest: each width's are the upper bits of the 8-bit codes, which alone are stored."
+    return (
+        "This quantizer's codes do not nest: fewer bits are not the upper bits of more. A set a width is stored, "
+        "which may take more bytes than the float weights. Those of sat nest."
+    )
+
+
+def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> tuple[list[Path], list[str]]:
+    """A file for ONNX Runtime, compared with the network on all test images; or two files for new classes."""
+    from mebqat_lite.deploy import onnx_export, onnx_run
+
+    data = datasets.load(extra["data"], extra.get("seed", 0))
+    shape = tuple(data.train.images.shape[1:])
+    if learns_new_classes(extra):
+        both = onnx_export.export_few_shot(model, out.with_suffix(""), pair, shape)
+        return [one.path for one in both], [str(one) for one in both]
+    written = onnx_export.export_onnx(model, out.with_suffix(".onnx"), pair, shape)
+    return [written.path], [
+        str(written),
+        f"ONNX Runtime: {onnx_run.agreement(written.path, model, data.test.images, pair)}",
+    ]

@@ -1,0 +1,233 @@
+"""Integers in an ONNX graph: weights behind DequantizeLinear, layer inputs through QuantizeLinear and back.
+
+The graph comes from a float export, in which a layer's weights are the initializer ``<layer>.weight``. Everything here
+works on `onnx.ModelProto`, and needs the package ``onnx``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mebqat_lite.deploy.codes import weight_codes
+from mebqat_lite.switching.layers import QuantizedLayer, QuantLinear
+
+SIGNED = (("INT2", 2), ("INT4", 4), ("INT8", 8), ("INT16", 16), ("INT32", 32))
+INPUTS = (("UINT8", 0, 2**8 - 1), ("INT8", -(2**7), 2**7 - 1), ("UINT16", 0, 2**16 - 1), ("INT16", -(2**15), 2**15 - 1))
+OPSET, OPSET_INT2 = 21, 25  # the first with INT4 and INT16, the first with INT2
+MULTIPLY = ("Conv", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights as a graph holds them: (codes + shift) step, where shift is a half or zero."""
+
+    codes: np.ndarray  # int64, of the weight's shape
+    step: np.ndarray  # float32, () or (out,)
+    kind: str  # INT2 ... INT32
+    shift: float
+    note: str  # why the type is wider than the bits; empty if it is not
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The grid of a layer's input: step clip(round(x / step), low, high), in a type that may reach further."""
+
+    step: float
+    low: int
+    high: int
+    kind: str
+    clips: bool  # does the type reach further?
+
+
+def weights_of(layer: QuantizedLayer, bits: int, opset: int, compact: bool = False) -> Weights:
+    """The codes of a layer and the narrowest signed type that holds them without a zero point.
+
+    Where the zero is a half-integer (dorefa, centred sat, one bit) the codes are odd multiples of half a step, one bit
+    wider. With ``compact`` they keep their bits, and the graph adds the half.
+    """
+    codes, step, zero = weight_codes(layer, bits)
+    odd = not float(zero).is_integer()
+    half = odd and compact and bits > 1
+    scale = 2 if odd and not half else 1
+    # The ends that the bits allow, whether or not a weight lies there.
+    low, high = (round(scale * (end - zero) - 0.5 * half) for end in (0, 2**bits - 1))
+    narrowest = 4 if isinstance(layer, QuantLinear) or opset < OPSET_INT2 else 2
+    kind, width = next((k, n) for k, n in SIGNED if n >= narrowest and -(2 ** (n - 1)) <= low and high < 2 ** (n - 1))
+    steps = (step.detach() / scale).to(torch.float32).cpu().numpy()
+    note = _why(layer, bits, width, opset, f"{low} to {high}" if scale == 2 else "")
+    values = (codes.to(torch.int64) * scale + low).cpu().numpy()
+    return Weights(values, steps.reshape(-1 if steps.size > 1 else ()), kind, 0.5 * half, note)
+
+
+def _why(layer: QuantizedLayer, bits: int, width: int, opset: int, odd: str) -> str:
+    """Why ``bits`` bits take ``width`` of them; ``odd`` is the range of odd codes."""
+    if width == bits:
+        return ""
+    if odd and bits > 1:
+        return f"{bits} bits around a half-integer: the odd numbers from {odd}"
+    if bits > 2:
+        return f"ONNX has no INT{bits}"
+    if isinstance(layer, QuantLinear):
+        return "no INT2 before a matrix product, where ONNX Runtime answers wrongly"
+    return "ONNX has no INT1" if opset >= OPSET_INT2 else f"INT2 needs opset {OPSET_INT2}"
+
+
+def inputs_of(layer: QuantizedLayer, bits: int) -> Inputs:
+    """The grid of a layer's input at ``bits`` and the narrowest type for it."""
+    leader = layer.leader
+    step, low, high = layer.quantizer.activation_grid(bits, leader.quant, leader.site)
+    for kind, lowest, highest in INPUTS:
+        if lowest <= low and high <= highest:
+            return Inputs(float(step), low, high, kind, (low, high) != (lowest, highest))
+    raise ValueError(f"{layer.site.name}: ONNX has no type for inputs from {low} to {high}; take at most 16 bits")
+
+
+def quantize_graph(model: Any, layers: Mapping[str, tuple[QuantizedLayer, Weights | None, Inputs | None]]) -> list[str]:
+    """Put integers into a float graph, in place, and return the layers that run in it.
+
+    ``layers`` are named as their weights are. Layers that read one tensor quantize it each: the optimizer of onnxscript
+    leaves one of these.
+    """
+    graph = model.graph
+    before: dict[int, list[Any]] = {}  # nodes that go before, and after, the node of that index
+    after: dict[int, list[Any]] = {}
+    readers = [(index, name) for name in layers for index in _multiplying(graph, f"{name}.weight")]
+    for index, name in readers:
+        (layer, weights, inputs), node = layers[name], graph.node[index]
+        if inputs is not None:
+            source, node.input[0] = node.input[0], f"{name}.input_{index}"
+            before[index] = _quantize_input(graph, source, node.input[0], inputs, weights is None)
+            after[index] = _detach_bias(graph, node, layer)
+    run = [name for name in layers if name in {name for _, name in readers}]
+    given = [(f"{name}.weight", weights) for name in run if (weights := layers[name][1]) is not None]
+    first = [node for name, weights in given for node in _dequantize_weight(graph, name, weights)]
+    nodes = [new for i, node in enumerate(graph.node) for new in (*before.get(i, ()), node, *after.get(i, ()))]
+    del graph.node[:]
+    graph.node.extend([*first, *nodes])
+    return run
+
+
+def _multiplying(graph: Any, weight: str) -> list[int]:
+    """The nodes, by index, that multiply with an initializer, directly or transposed; none if its layer never runs."""
+    names, found = {weight}, []
+    for index, node in enumerate(graph.node):
+        if node.op_type == "Transpose" and node.input[0] in names:
+            names.add(node.output[0])
+        elif node.op_type in MULTIPLY and node.input[1] in names:
+            found.append(index)
+    if not found and any(weight in node.input for node in graph.node):
+        raise RuntimeError(f"the exported graph has no convolution or matrix product with {weight}: use a newer torch")
+    return found
+
+
+def _quantize_input(graph: Any, x: str, out: str, grid: Inputs, float_weights: bool) -> list[Any]:
+    """Nodes that make ``out`` of ``x``: (clip), round to integers, and back. Zero is the integer 0.
+
+    Back to float goes DequantizeLinear; before float weights a Cast and a product, which are the same: a float weight
+    beside a DequantizeLinear is one that ONNX Runtime rounds to 8 bits (its optimizer WeightBiasQuantization).
+    """
+    from onnx import TensorProto, helper
+
+    nodes, source = [], x
+    step = np.float32(grid.step)
+    zero = helper.make_tensor(f"{out}_zero", getattr(TensorProto, grid.kind), (), [0])
+    graph.initializer.extend([_floats(f"{out}_step", step), zero])
+    if grid.clips:
+        ends = {f"{out}_low": step * np.float32(grid.low), f"{out}_high": step * np.float32(grid.high)}
+        graph.initializer.extend(_floats(name, value) for name, value in ends.items())
+        source = f"{out}_clipped"
+        nodes.append(helper.make_node("Clip", [x, *ends], [source], name=f"{source}_node"))
+    codes, scaled = f"{out}_codes", [f"{out}_step", f"{out}_zero"]
+    nodes.append(helper.make_node("QuantizeLinear", [source, *scaled], [codes], name=f"{out}_quantize"))
+    if not float_weights:
+        return [*nodes, helper.make_node("DequantizeLinear", [codes, *scaled], [out], name=f"{out}_dequantize")]
+    cast = helper.make_node("Cast", [codes], [f"{out}_float"], name=f"{out}_cast", to=TensorProto.FLOAT)
+    return [*nodes, cast, helper.make_node("Mul", [f"{out}_float", scaled[0]], [out], name=f"{out}_scale")]
+
+
+def _detach_bias(graph: Any, node: Any, layer: QuantizedLayer) -> list[Any]:
+    """Let a node of its own add the bias: inside a convolution between integers ONNX Runtime would round it to a
+    multiple of the product of both steps (WeightBiasQuantization again), which is coarse at few bits.
+    """
+    from onnx import helper
+
+    bias = layer.bias
+    if node.op_type == "MatMul" or len(node.input) < 3:
+        return []
+    del node.input[2:]
+    if not isinstance(bias, Tensor):
+        return []  # the exporter's zeros
+    out, name = node.output[0], f"{node.output[0]}_bias"
+    node.output[0] = f"{out}_product"
+    column = bias.detach().reshape(-1, *[1] * (layer.weight.dim() - 2)).cpu().numpy()  # (out, 1, ...)
+    graph.initializer.append(_floats(name, column))
+    return [helper.make_node("Add", [node.output[0], name], [out], name=f"{out}_add")]
+
+
+def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
+    """Replace the float initializer ``name`` by integers, and return the nodes that make ``name`` of them."""
+    from onnx import helper
+
+    kept = [tensor for tensor in graph.initializer if tensor.name != name]
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, _integers(f"{name}_codes", weights.codes, weights.kind)])
+    if not weights.shift:
+        graph.initializer.append(_floats(f"{name}_step", weights.step))
+        return [_dequantize(f"{name}_codes", f"{name}_step", name, weights.step)]
+    # (code + 1/2) is exact in float, so that multiplying by the step is the one rounding, as in PyTorch.
+    step = weights.step.reshape(-1, *[1] * (weights.codes.ndim - 1)) if weights.step.ndim else weights.step
+    graph.initializer.extend(
+        [_floats(f"{name}_one", np.float32(1)), _floats(f"{name}_half", np.float32(weights.shift))]
+    )
+    graph.initializer.append(_floats(f"{name}_step", step))
+    return [
+        _dequantize(f"{name}_codes", f"{name}_one", f"{name}_whole", np.float32(1)),
+        helper.make_node("Add", [f"{name}_whole", f"{name}_half"], [f"{name}_shifted"], name=f"{name}_add"),
+        helper.make_node("Mul", [f"{name}_shifted", f"{name}_step"], [name], name=f"{name}_scale"),
+    ]
+
+
+def _dequantize(codes: str, step: str, out: str, value: Any) -> Any:
+    """A DequantizeLinear node with one step, or one for each output channel, which are the first axis."""
+    from onnx import helper
+
+    axis: dict[str, Any] = {"axis": 0} if np.ndim(value) else {}
+    return helper.make_node("DequantizeLinear", [codes, step], [out], name=f"{out}_dequantize", **axis)
+
+
+def _floats(name: str, value: Any) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(np.asarray(value, np.float32), name)
+
+
+def _integers(name: str, codes: np.ndarray, kind: str) -> Any:
+    """A tensor of integers; several of fewer than 8 bits share a byte, the first one lowest (the ONNX layout)."""
+    from onnx import TensorProto
+
+    width = dict(SIGNED)[kind]
+    if width >= 8:
+        raw = codes.astype(f"<i{width // 8}").tobytes()
+    else:
+        each = 8 // width
+        flat = np.pad(codes.reshape(-1) & (2**width - 1), (0, -codes.size % each)).reshape(-1, each)
+        raw = (flat << (width * np.arange(each))).sum(1).astype(np.uint8).tobytes()
+    return TensorProto(name=name, data_type=getattr(TensorProto, kind), dims=codes.shape, raw_data=raw)
+
+
+def strip(model: Any) -> None:
+    """Drop what a reader works out again (shapes in between) and what the exporter notes of its own run, among it
+    paths of the machine.
+    """
+    graph = model.graph
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]

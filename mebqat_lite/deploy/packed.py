@@ -1,0 +1,329 @@
+"""Files that are as small as the bits say: a quantized network with its weights as integers of b bits.
+
+One file serves the pairs that it was written for. Where the codes of fewer bits are the upper bits of the 8-bit codes
+(SAT's floor forms), the 8-bit codes alone are stored and every width is cut from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mebqat_lite import checkpoint, files, quantizers
+from mebqat_lite.bits import FP, FULL, Bits
+from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
+from mebqat_lite.files import CheckpointError
+from mebqat_lite.quantizers import Params, Quantizer, Site
+from mebqat_lite.switching.layers import QuantizedLayer
+from mebqat_lite.switching.norms import require_statistics
+from mebqat_lite.switching.state import (
+    MapOrBits,
+    at,
+    norm_layers,
+    parse_settings,
+    plan_of,
+    quantized_layers,
+    set_bits,
+    setting_of,
+)
+from mebqat_lite.tensors import Images
+
+KIND = "packed"
+NESTED = 8  # bits of the codes that all others are cut from
+
+
+@dataclass
+class Codes:
+    """A layer's weights as integers: bit planes, steps and zeros by width."""
+
+    shape: torch.Size
+    layout: torch.memory_format
+    planes: dict[int, Tensor]
+    steps: dict[int, Tensor]
+    zeros: dict[int, float]
+    kept: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
+
+    def weight(self, bits: int, device: torch.device) -> Tensor:
+        """The weights at ``bits``, cut from those of 8 where these are all there is."""
+        if (bits, device) not in self.kept:
+            planes = self.planes[bits] if bits in self.planes else self.planes[NESTED][:bits]
+            weight = dequantize(unpack(planes, self.shape), self.steps[bits], self.zeros[bits])
+            self.kept[bits, device] = weight.to(device).contiguous(memory_format=self.layout)
+        return self.kept[bits, device]
+
+
+class Packed(Quantizer):
+    """Takes weights from integers, and quantizes activations as the quantizer of the training did."""
+
+    float_weights = False
+    predicts_only = True
+
+    def __init__(self, original: Quantizer, settings: list[MapOrBits], codes: Mapping[str, Codes]) -> None:
+        self.original, self.settings, self.codes = original, settings, codes
+        for name in ("one_bit", "signed_inputs", "clips_at_zero", "edge_bits"):
+            setattr(self, name, getattr(original, name))
+
+    def check(self, bits: int) -> None:
+        """Bits that the file has neither for weights nor for activations are refused."""
+        pairs = [b for s in self.settings for b in ([*s.values(), s.get("*", FP)] if isinstance(s, Mapping) else [s])]
+        if bits not in {width for pair in map(Bits.parse, pairs) for width in (pair.w, pair.a)}:
+            raise ValueError(self._lacks(f"weights or activations of {bits} bits"))
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """Integers times step; where the file has none of that width, its float weights at 32 bits."""
+        codes = self.codes.get(site.name)
+        if codes is not None and bits in codes.steps:
+            return codes.weight(bits, w.device)
+        if bits < FULL or bool(w.isnan().any()):
+            raise ValueError(self._lacks(f"weights of {bits} bits"))
+        return w if self.original.float_weights else self.original.weight(w, bits, params, site)
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """The original quantizer's."""
+        try:
+            return self.original.activation(x, bits, params, site)
+        except (KeyError, AttributeError) as error:  # its step is not in the file
+            raise ValueError(self._lacks(f"activations of {bits} bits")) from error
+
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Step and zero of the file."""
+        codes = self.codes[site.name]
+        return codes.steps[bits], codes.zeros[bits]
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """The original quantizer's."""
+        return self.original.activation_grid(bits, params, site)
+
+    def _lacks(self, what: str) -> str:
+        written = ", ".join(map(str, self.settings[:6])) + ", ..." * (len(self.settings) > 6)
+        return f"this packed file has no {what}: it was written for {written}"
+
+    def __str__(self) -> str:
+        return f"packed {self.original}"
+
+
+def save_packed(
+    model: nn.Module,
+    path: str | Path,
+    bits: MapOrBits | Iterable[MapOrBits],
+    *,
+    nested: bool = False,
+    calibration: Images | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> bool:
+    """Write a network with integer weights; returns whether all widths are cut from one set of 8-bit codes.
+
+    The file holds what a prediction at its pairs depends on, and no more: codes of exactly b bits a weight, steps, norm
+    statistics recalibrated for each pair, and what stays full precision.
+
+    Args:
+        model: quantized; it is not changed, but for statistics that it lacked.
+        path: the file.
+        bits: a pair, several (``"W2A2,W4A4"`` or a list), or per-layer maps.
+        nested: store 8-bit codes alone, if they hold all the others; if they do not, codes of each width.
+        calibration: training images, to measure the norm statistics of pairs that have none.
+        extra: JSON that comes back with the model.
+
+    Raises:
+        ValueError: statistics are missing and there are no calibration images; the quantizer does not say what its
+            integers mean; ``nested`` with weights of more than 8 bits.
+    """
+    settings = parse_settings(bits)
+    require_statistics(model, settings, calibration)
+    layers = quantized_layers(model)
+    widths = {name: _widths(model, settings, name) for name in layers}
+    if nested and any(width > NESTED for found in widths.values() for width in found):
+        raise ValueError(f"a nested file holds weights of up to {NESTED} bits: leave out pairs with more, and FP")
+    is_nested = nested and all(nests(layer, widths[name]) for name, layer in layers.items())
+    tensors, zeros = _rest(model, settings, widths) | _statistics(model, settings), {}
+    for name, layer in layers.items():
+        whole = sorted({*(width for width in widths[name] if width < FULL), *[NESTED][:is_nested]})
+        found = {width: weight_codes(layer, width) for width in whole}
+        stored = {NESTED} if is_nested else set(found)
+        tensors |= {f"codes/{name}/{width}": pack(found[width][0], width) for width in stored}
+        if found:
+            tensors[f"steps/{name}"] = torch.stack([step for _, step, _ in found.values()])
+            zeros[name] = {width: zero for width, (_, _, zero) in found.items()}
+    described = checkpoint.describe(model) | {"norm_sets": _sets(model, settings)}
+    meta = {"kind": KIND, "layout": LAYOUT, "nested": is_nested, "zeros": zeros, "model": described}
+    meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
+    if wrong := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+        raise ValueError(f"not all numbers of {wrong[0]} are finite: the network diverged, train it anew")
+    files.write(path, tensors, meta | {"checksum": _checksum(tensors)})
+    return is_nested
+
+
+def nests(layer: QuantizedLayer, widths: Iterable[int]) -> bool:
+    """Whether the codes of all ``widths`` are the upper bits of the layer's 8-bit codes."""
+    whole = weight_codes(layer, NESTED)[0]
+    return all(torch.equal(weight_codes(layer, width)[0], whole >> (NESTED - width)) for width in widths)
+
+
+def _widths(model: nn.Module, settings: Iterable[MapOrBits], name: str) -> list[int]:
+    """The weight bits of a layer at all settings, rising."""
+    found = set()
+    for setting in settings:
+        with at(model, setting):
+            found.add(quantized_layers(model)[name].bits.w)
+    return sorted(found)
+
+
+def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """What stays as it is: edge layers, biases, gains and shifts, steps of activations; no running statistics."""
+    layers, norms = quantized_layers(model), norm_layers(model)
+    dropped = {f"{name}.weight" for name in layers if FULL not in widths[name]}
+    for name, layer in layers.items():
+        kept = set()
+        for setting in settings:
+            with at(model, setting):
+                kept |= _read(layer)
+        dropped |= {f"{name}.quant.{parameter}" for parameter in layer.quant if parameter not in kept}
+    for name, norm in norms.items():
+        dropped |= {f"{name}.{buffer}" for buffer, _ in norm.named_buffers()}
+        others = set(norm.sets) - set(_sets(model, settings))
+        dropped |= {f"{name}.sets.{pair}.{p}" for pair in others for p in ("weight", "bias")}
+    return {f"model/{name}": t for name, t in model.state_dict().items() if name not in dropped}
+
+
+def _read(layer: QuantizedLayer) -> set[str]:
+    """The learned numbers that quantize a layer's input at the bits in force; all, if its quantizer does not tell."""
+    if layer.bits.a == FULL or layer.leader is not layer:
+        return set()
+    read = _Watched(layer.quant.items())
+    try:
+        layer.quantizer.activation_grid(layer.bits.a, read, layer.site)
+    except ValueError:
+        return set(layer.quant)
+    return read.seen
+
+
+class _Watched(dict):
+    """A dictionary that remembers which of its values were asked for."""
+
+    def __init__(self, items: Iterable) -> None:
+        super().__init__(items)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+
+def _statistics(model: nn.Module, settings: list[MapOrBits]) -> dict[str, Tensor]:
+    """Each norm's recalibrated statistics, (settings, 2, channels), or (1, 2, channels) where all are the same."""
+    found = {}
+    for name, norm in norm_layers(model).items():
+        rows = []
+        for setting in settings:
+            with at(model, setting):
+                rows.append(norm.stats())
+        same = all(torch.equal(row, rows[0]) for row in rows)
+        found[f"statistics/{name}"] = torch.stack(rows[:1] if same else rows)
+    return found
+
+
+def _sets(model: nn.Module, settings: list[MapOrBits]) -> list[str]:
+    """The norm sets that the settings use."""
+    own = next((list(norm.sets) for norm in norm_layers(model).values()), [])
+    return [pair for pair in own if pair in map(str, settings)]
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Of all names and bytes, so that one wrong bit is found."""
+    names = sorted(tensors)
+    return files.checksum([torch.tensor(list("/".join(names).encode())), *(tensors[name] for name in names)])
+
+
+def _as_json(setting: MapOrBits) -> Any:
+    return {k: str(v) for k, v in setting.items()} if isinstance(setting, Mapping) else str(setting)
+
+
+def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a packed network, in evaluation mode at the first of its pairs, and its ``extra``.
+
+    ``with at(model, "W3A4"):`` switches between the pairs of the file; other bits are a ValueError.
+
+    Args:
+        path: a file of `save_packed`.
+        model: an instance of the architecture, needed only where it is not one of this package's.
+
+    Raises:
+        CheckpointError: the file is damaged, foreign, or of another kind.
+    """
+    tensors, meta = files.read(path, KIND)
+    model = checkpoint.blank(meta["model"], Path(path).name, model)
+    try:
+        if meta["checksum"] != _checksum(tensors):
+            raise ValueError("its checksum is another")
+        settings = parse_settings(meta["settings"])
+        codes = {name: _codes(model, tensors, meta, name) for name in meta["zeros"]}
+        _restore(model, tensors, codes)
+        _restore_statistics(model, tensors, settings)
+    except RuntimeError as error:
+        raise checkpoint.misfit(Path(path).name, error) from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{Path(path).name} is damaged: {' '.join(str(error).split())}") from error
+    packed = Packed(quantizers.get(plan_of(model).quantizer)[1], settings, codes)
+    setting = setting_of(model)
+    setting.quantizer, setting.norm_stats = packed, "recalibrated"
+    for layer in quantized_layers(model).values():
+        layer.quantizer = packed
+    set_bits(model, settings[0])
+    return model.eval(), meta["extra"]
+
+
+def load_any(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a packed network or any other checkpoint of a network."""
+    _, meta = files.read(path, "model", KIND)
+    return (load_packed if meta["kind"] == KIND else checkpoint.load_model)(path)
+
+
+def packed_settings(model: nn.Module) -> list[MapOrBits]:
+    """The pairs that a packed network was written for; none for any other."""
+    quantizer = setting_of(model).quantizer
+    return quantizer.settings if isinstance(quantizer, Packed) else []
+
+
+def _codes(model: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Codes:
+    """The integers of one layer."""
+    shape = quantized_layers(model)[name].weight.shape
+    zeros = {int(width): float(zero) for width, zero in meta["zeros"][name].items()}
+    steps = dict(zip(zeros, tensors[f"steps/{name}"], strict=True))
+    stored = [NESTED] if meta["nested"] else list(zeros)
+    planes = {width: tensors[f"codes/{name}/{width}"] for width in stored}
+    for width, found in planes.items():
+        if found.dtype != torch.uint8 or found.shape != (width, -(-shape.numel() // 8)):
+            raise ValueError(f"the codes of {name} are {tuple(found.shape)} {found.dtype}")
+    last = meta["model"]["channels_last"] and len(shape) == 4
+    return Codes(shape, torch.channels_last if last else torch.contiguous_format, planes, steps, zeros)
+
+
+def _restore(model: nn.Module, tensors: Mapping[str, Tensor], codes: Mapping[str, Codes]) -> None:
+    """Load what is not packed; what the file lacks must be a packed weight or a running statistic."""
+    rest = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+    for name, layer in quantized_layers(model).items():
+        for parameter in [p for p in layer.quant if f"{name}.quant.{p}" not in rest]:
+            del layer.quant[parameter]
+        if name in codes and f"{name}.weight" not in rest:  # NaN, so that nothing takes it for a weight
+            layer.weight = nn.Parameter(torch.full((), torch.nan, dtype=layer.weight.dtype).expand(layer.weight.shape))
+            rest[f"{name}.weight"] = layer.weight
+    missing, unexpected = model.load_state_dict(rest, strict=False)
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    if wrong := [*unexpected, *(name for name in missing if name.rpartition(".")[2] not in running)]:
+        raise ValueError(f"it does not fit this model at {', '.join(wrong[:3])}")
+
+
+def _restore_statistics(model: nn.Module, tensors: Mapping[str, Tensor], settings: list[MapOrBits]) -> None:
+    """Give each norm the statistics of each setting."""
+    for name, norm in norm_layers(model).items():
+        rows = tensors[f"statistics/{name}"]
+        if rows.shape[1:] != (2, norm.num_features) or len(rows) not in (1, len(settings)):
+            raise ValueError(f"the norm statistics of {name} are {tuple(rows.shape)}")
+        for index, setting in enumerate(settings):
+            with at(model, setting):
+                norm.register_buffer(f"stats_{setting_of(model).key}", rows[index % len(rows)].clone())

@@ -1,0 +1,154 @@
+"""The outcomes of a comparison's jobs as one result: tables, paired differences, means, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict
+from typing import Any
+
+from mebqat_lite import methods
+from mebqat_lite.bits import Bits, candidates, parse_all
+from mebqat_lite.experiments.jobs import PARTS, Outcome, Variant, starts_cold
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.loop import Costs, Run
+from mebqat_lite.measure.intervals import interval
+from mebqat_lite.measure.results import Cell
+
+RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
+Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
+
+
+def base_of(names: Iterable[str]) -> str:
+    """The full-precision method that all of ``names`` start from; methods of two kinds cannot be compared."""
+    kinds = {methods.get(Variant.parse(name).method).base for name in names}
+    if len(kinds) > 1:
+        raise ValueError(f"these methods start from {', '.join(sorted(kinds))}: compare methods that share their start")
+    return kinds.pop()
+
+
+def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, dict[str, float]]]:
+    """For each pair of ``qat`` the learning rate of the best mean validation accuracy, and the outcomes that remain."""
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for o in outcomes:
+        if o.job.lr:
+            rates = found.setdefault((o.job.variant, o.job.bits), {})
+            rates.setdefault(o.job.lr, []).append(o.accuracy["val"][o.job.bits])
+    best = {key: max(rates, key=lambda lr: sum(rates[lr]), default=0.0) for key, rates in found.items()}
+    kept = [o for o in outcomes if o.job.lr == best.get((o.job.variant, o.job.bits), 0.0)]
+    table: dict[str, dict[str, float]] = {}
+    for (variant, bits), lr in best.items():
+        table.setdefault(variant, {})[bits] = lr
+    return kept, table
+
+
+def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome]) -> dict[str, Any]:
+    """Outcomes of all seeds as one result: accuracy under two norm policies, paired differences, costs."""
+    values, rivals = {part: _values(names, outcomes, part) for part in PARTS}, RIVALS[base_of(names)]
+    recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
+    held_out = {width for recipe in recipes for width in recipe.exclude}
+    native = {part: _values(names, outcomes, part, native=True) for part in PARTS}
+    return {
+        "accuracy": _table(values["test"]),
+        "validation": _table(values["val"]),
+        "paired": {part: paired(values[part], *rivals) for part in PARTS},
+        "means": {part: means(values[part], _listing(setup), held_out) for part in PARTS},
+        "norm_stats": setup.norm_stats,
+        "native": {
+            "accuracy": _table(native["test"]),
+            "validation": _table(native["val"]),
+            "norm_stats": {name: methods.get(Variant.parse(name).method).norm_stats for name in names},
+        },
+        "alone": _alone(names, outcomes),
+        "costs": _costs(setup, names, starts[0].costs, outcomes),
+        "rivals": rivals,
+        "break_even": break_even(outcomes, *rivals),
+        "setup": asdict(setup),
+    }
+
+
+def _listing(setup: Setup) -> list[str]:
+    """The pairs that a method with a list visits."""
+    return [str(b) for b in parse_all(setup.recipe.bits or methods.LISTED)]
+
+
+def _values(names: Sequence[str], outcomes: list[Outcome], part: str, native: bool = False) -> Values:
+    """values[variant][bits][seed], variants in the order asked for."""
+    values: Values = {name: {} for name in names}
+    for outcome in outcomes:
+        for bits, value in (outcome.native if native else outcome.accuracy)[part].items():
+            values[outcome.job.variant].setdefault(bits, {})[outcome.job.seed] = value
+    return values
+
+
+def _table(values: Values) -> dict[str, dict[str, Cell]]:
+    """Mean and interval over the seeds."""
+    return {name: {b: interval(list(v.values())) for b, v in row.items()} for name, row in values.items()}
+
+
+def paired(values: Values, ours: str = "mebqat", other: str = "qat") -> dict[str, Cell]:
+    """``ours - other`` at each pair that both measured, seed by seed, with its interval."""
+    shared = [bits for bits in values.get(ours, {}) if bits in values.get(other, {})]
+    return {
+        bits: interval([values[ours][bits][seed] - values[other][bits][seed] for seed in values[ours][bits]])
+        for bits in shared
+    }
+
+
+def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset()) -> dict[str, Any]:
+    """Mean accuracy over the listed pairs, over the others, and over pairs with a width of ``held_out``; and the
+    differences from the first variant.
+
+    Only variants that measured every pair take part; ``{"all" | "listed" | "off_list" | "held_out": {variant:
+    {"mean", "ci95", "n"}}, "minus_first": ...}``.
+    """
+    known = {str(b) for b in candidates()}
+    pairs = [b for b in max(values.values(), key=len, default={}) if b in known]
+    whole = [name for name, row in values.items() if set(row) >= set(pairs) and pairs]
+    groups = {"all": pairs, "listed": [b for b in pairs if b in listing]}
+    groups["off_list"] = [b for b in pairs if b not in listing]
+    groups["held_out"] = [b for b in pairs if held_out & {Bits.parse(b).w, Bits.parse(b).a}]
+    result: dict[str, Any] = {"minus_first": {}}
+    for group, members in groups.items():
+        if members:
+            seeds = {name: _seed_means(values[name], members) for name in whole}
+            result[group] = {name: interval(runs) for name, runs in seeds.items()}
+            result["minus_first"][group] = {
+                name: interval([a - b for a, b in zip(runs, seeds[whole[0]], strict=True)])
+                for name, runs in seeds.items()
+                if name != whole[0]
+            }
+    return result
+
+
+def _seed_means(row: Mapping[str, Mapping[int, float]], pairs: Sequence[str]) -> list[float]:
+    """The mean over ``pairs`` for each seed."""
+    seeds = sorted(row[pairs[0]])
+    return [sum(row[bits][seed] for bits in pairs) / len(pairs) for seed in seeds]
+
+
+def _alone(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
+    """Percent of images that a batch of one classifies as a large batch does: the lowest of all seeds."""
+    lowest: dict[str, dict[str, float]] = {name: {} for name in names}
+    for outcome in outcomes:
+        row = lowest[outcome.job.variant]
+        for bits, share in outcome.alone.items():
+            row[bits] = min(share, row.get(bits, 100.0))
+    return lowest
+
+
+def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat") -> int | None:
+    """How many delivered pairs it takes until ``ours``, trained once, costs fewer back-propagations than ``other``."""
+    once = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (ours, 0)]
+    each = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (other, 0)]
+    return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
+
+
+def _costs(setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
+    """Counted costs of the first seed; the FP network that all start from counts once for each method."""
+    costs = {}
+    for name in names:
+        mine = [o for o in outcomes if o.job.variant == name and o.job.seed == 0]
+        cold = starts_cold(setup, Variant.parse(name))
+        total = sum((o.costs for o in mine), Costs() if cold else start)
+        costs[name] = {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total)}
+    return costs

@@ -1,0 +1,142 @@
+"""The main job: one network at every bitwidth, beside post-training quantization and dedicated QAT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mebqat_lite import datasets, models
+from mebqat_lite.bits import candidates
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.experiments.compare import QAT_PAIRS, compare
+from mebqat_lite.experiments.jobs import PAIRS
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.files import write_json
+from mebqat_lite.loop import Loop
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.costs import saving, stored_bytes
+from mebqat_lite.measure.results import differences, table
+from mebqat_lite.methods import METHODS
+from mebqat_lite.paths import results
+from mebqat_lite.recipe import Recipe
+from mebqat_lite.samplers import Listed
+from mebqat_lite.switching.norms import recalibrate
+
+NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat")
+TITLES = {name: METHODS[name].title for name in NAMES}
+
+
+def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, progress: bool = True) -> dict:
+    """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
+    folder = results() if folder is None else folder
+    saved = folder / "demo"
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "fresh": True}  # shows the work each time
+    outcome = compare(Setup(), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, **how)
+    outcome["seeds"] = seeds
+    outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
+    figure = plots.accuracy_curves(
+        outcome["accuracy"],
+        PAIRS,
+        TITLES,
+        f"One network at every bitwidth: digits, {seeds} seeds, test images",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "demo.png", dpi=150)
+    write_json(folder / "demo.json", outcome)
+    print(report(outcome, folder))
+    return outcome
+
+
+def count(checkpoint: Path) -> dict[str, int]:
+    """Bytes of the one model, of a float model, and back-propagations a step, each counted by running it."""
+    model, _ = load_model(checkpoint)
+    data = datasets.digits()
+    steps = {}
+    for name in ("mebqat", "all"):
+        loop = Loop(model, data.train, "mebqat", Recipe())
+        if name == "all":
+            loop.sampler = Listed(candidates())
+        loop.step()
+        loop.close()
+        steps[name] = loop.run.costs.backprops
+    recalibrate(model, data.train.images, candidates())
+    everywhere = stored_bytes(model, statistics=True)
+    return {
+        "model_bytes": stored_bytes(model, statistics=False),
+        "float_bytes": stored_bytes(models.digit_net()),
+        "statistics_bytes": everywhere - stored_bytes(model, statistics=False),
+        "pairs": len(candidates()),
+        "step_backprops": steps["mebqat"],
+        "all_pairs_step_backprops": steps["all"],
+    }
+
+
+def report(outcome: dict[str, Any], folder: Path) -> str:
+    """The text of the demo: what was found, where it is written, what to open next."""
+    return "\n".join(
+        [
+            "",
+            findings(outcome),
+            "",
+            f"{outcome['seconds']:.0f} s. Written: {_short(folder / 'demo.json')}, {_short(folder / 'demo.png')}",
+            "Next: `make lab` opens notebooks/00_start_here.ipynb, where you move the bits yourself.",
+        ]
+    )
+
+
+def findings(outcome: dict[str, Any]) -> str:
+    """Table, paired differences and the counted costs."""
+    counted, costs, seeds = outcome["counted"], outcome["costs"], outcome["seeds"]
+    dedicated = counted["pairs"] * counted["float_bytes"]
+    storage = saving(counted["model_bytes"], dedicated)
+    steps = saving(counted["step_backprops"], counted["all_pairs_step_backprops"])
+    kept = counted["model_bytes"] + counted["statistics_bytes"]
+    return "\n".join(
+        [
+            "Digits, test accuracy in percent: "
+            + (f"mean ± 95 % interval over {seeds} seeds, each with its own split." if seeds > 1 else "one seed."),
+            f"All start from the same FP network; norm statistics: {outcome['norm_stats']} on training images.",
+            "",
+            table(outcome["accuracy"], PAIRS, TITLES),
+            "",
+            f"MEBQAT - QAT at equal steps, paired: {differences(outcome['paired']['test'])}",
+            f"Storage: one model {counted['model_bytes']:,} bytes, {counted['pairs']} FP32 models {dedicated:,}: "
+            f"{storage:.1f} % less ({saving(kept, dedicated):.1f} % with",
+            f"  norm statistics for all {counted['pairs']} pairs). Back-propagations a step: "
+            f"{counted['step_backprops']}, visiting all {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
+            f"But QAT for {len(QAT_PAIRS)} pairs took {costs['qat']['backprops']:,} back-propagations, MEBQAT "
+            f"{costs['mebqat']['backprops']:,}: it pays from {outcome['break_even']} delivered pairs on.",
+        ]
+    )
+
+
+def _short(path: Path) -> str:
+    """A path relative to where the user is, if it is below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def ship(folder: Path, target: Path) -> list[str]:
+    """Copy a demo's results and the first seed's models to ``target``, as this repository ships them in ``data``."""
+    copies = {folder / name: target / name for name in ("demo.json", "demo.png")}
+    for path in sorted((folder / "demo").glob("*-seed0.safetensors")):
+        name = f"digits-{path.name.removesuffix('-seed0.safetensors')}.safetensors"
+        copies[path] = target / "checkpoints" / name
+    (target / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for source, copy in copies.items():
+        shutil.copyfile(source, copy)
+    _into_readme(target.parent / "README.md", json.loads((target / "demo.json").read_text()))
+    return [copy.name for copy in copies.values()]
+
+
+def _into_readme(readme: Path, outcome: dict[str, Any]) -> None:
+    """Put the findings between the README's two demo marks."""
+    start, end = "<!-- demo -->", "<!-- /demo -->"
+    if readme.exists() and start in readme.read_text():
+        before, rest = readme.read_text().split(start)
+        after = rest.split(end)[1]
+        readme.write_text(f"{before}{start}\n```text\n{findings(outcome)}\n```\n{end}{after}")

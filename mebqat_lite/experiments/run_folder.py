@@ -1,0 +1,151 @@
+"""What a training run leaves in its folder: how it was called, on what machine, a line a step, and what it cost.
+
+``recipe.json``, ``environment.json``, ``metrics.jsonl``, ``result.json``, and TensorBoard's events where that is
+installed. However often the run is stopped and continued, each step is in ``metrics.jsonl`` once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from mebqat_lite import paths
+from mebqat_lite.files import replace, write_json
+from mebqat_lite.loop import Run
+from mebqat_lite.tensors import best_device
+
+PACKAGES = ("torch", "torchvision", "numpy", "mebqat_lite")
+
+
+class RunFolder:
+    """The folder of one run; `log` is what `fit` calls.
+
+    Nothing is written before the first step of a session, so that a run that is refused leaves no trace.
+    """
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any], tensorboard: bool | None = None) -> None:
+        """``tensorboard``: None writes its events where it is installed, True insists."""
+        self.folder, self.recipe = folder, recipe
+        self.writer = None if tensorboard is False else summary_writer(insist=tensorboard is True)
+        self.file: TextIO | None = None
+        self.board: Any = None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append the record of a step, which is with the system when this returns."""
+        if self.file is None:
+            self.file = self._begin(record["step"])
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        self._draw(record)
+
+    def _begin(self, step: int) -> TextIO:
+        """Start a session whose first step is ``step``: what an earlier one left from there on is void."""
+        metrics = self.folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(metrics) if record["step"] < step]
+        sessions = [s for s in read_sessions(self.folder / "environment.json") if s["first_step"] < step]
+        (self.folder / "result.json").unlink(missing_ok=True)
+        write_json(self.folder / "recipe.json", self.recipe)
+        now = {"first_step": step, **environment()}
+        write_json(self.folder / "environment.json", {**now, "sessions_before": sessions})
+        replace(metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._open_board(kept)
+        return metrics.open("a", encoding="utf-8")
+
+    def _open_board(self, kept: list[dict[str, Any]]) -> None:
+        """Write TensorBoard's events anew: a killed session left too many of them, or too few."""
+        for events in self.folder.glob("events.out.tfevents.*"):
+            events.unlink()
+        if self.writer is not None:
+            self.board = self.writer(log_dir=str(self.folder))
+        for record in kept:
+            self._draw(record)
+
+    def _draw(self, record: dict[str, Any]) -> None:
+        if self.board is not None:
+            for name in ("loss", "lr"):
+                self.board.add_scalar(name, record[name], record["step"])
+
+    def finish(self, run: Run) -> Path:
+        """Write what the whole run cost."""
+        result = {"method": run.method, "costs": asdict(run.costs), "seconds": run.seconds, "loss": run.losses[-1]}
+        return write_json(self.folder / "result.json", {**result, "recipe": asdict(run.recipe)})
+
+    def close(self) -> None:
+        """Close the files."""
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl``, none if there is no such file; a last line that was cut off is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions of a run in ``environment.json``, the last one last."""
+    if not path.is_file():
+        return []
+    last = json.loads(path.read_text(encoding="utf-8"))
+    return [*last.pop("sessions_before"), last]
+
+
+def summary_writer(insist: bool = False) -> Any:
+    """TensorBoard's writer class, or None where TensorBoard is not installed; to insist makes that an error."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        if insist:
+            raise RuntimeError(f'--tensorboard needs TensorBoard: pip install "mebqat_lite[logs]" ({error})') from error
+        return None
+    return SummaryWriter
+
+
+def environment() -> dict[str, Any]:
+    """What the last digits of a run depend on besides its recipe."""
+    device = best_device()
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "git": revision(paths.checkout()),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
+        return None
+
+
+def revision(root: Path | None) -> dict[str, Any] | None:
+    """The commit of a checkout and whether files differ from it; None without a checkout, git or a commit."""
+    if root is None or (found := _git(root, "rev-parse", "--show-toplevel", "HEAD")) is None:
+        return None
+    top, commit = found.splitlines()
+    if Path(top).resolve() != root.resolve():  # an unpacked copy that lies in another repository
+        return None
+    changes = _git(root, "status", "--porcelain")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What a git command prints, None if it fails."""
+    command = ["git", "-C", str(root), "--no-optional-locks", *words]  # no lock: others may work there
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

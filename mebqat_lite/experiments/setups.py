@@ -1,0 +1,89 @@
+"""Named set-ups: what a run or a comparison holds equal. The paper's own, and one for the digits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from mebqat_lite import models
+from mebqat_lite.datasets.base import Data
+from mebqat_lite.measure.fewshot import EPISODES
+from mebqat_lite.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Data, network, budget and norm policy of a run or of a comparison."""
+
+    data: str = "digits"
+    model: str = "digit_net"
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the model
+    recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
+    norm_stats: str = "recalibrated"
+    episodes: int = EPISODES  # a few-shot method is measured on
+
+    def with_options(self, **options: Any) -> Setup:
+        """A copy with other values of the recipe; an unknown name is a TypeError that lists the known ones."""
+        return replace(self, recipe=self.recipe.with_options(**options))
+
+    def build(self, data: Data) -> nn.Module:
+        """The network, with as many classes and input channels as the data has, unless ``options`` say otherwise."""
+        if self.model not in models.MODELS:
+            return models.build(self.model)  # which says what there is
+        _, channels, height, _ = data.train.images.shape
+        found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
+        known = inspect.signature(models.MODELS[self.model]).parameters
+        return models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
+
+
+# Youn et al., ECCV 2022, section 4.1: AdamW, batches of 256; milestones as fractions of the epochs; no sandwich.
+_CIFAR = Recipe(epochs=400, batch_size=256, lr=1e-3, schedule="milestones", pad=4, flip=True)
+_SVHN = Recipe(epochs=100, batch_size=256, lr=1e-3, schedule="milestones", milestones=(0.5, 0.75, 0.9))
+_MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, pad=4, flip=True, quantizer="sat", sandwich=False)
+
+# The same, section 4.2: lsq, Adam, pairs drawn uniformly, no guaranteed ones. PN's rate is halved every 4,000 steps.
+_PN = Recipe(
+    steps=20_000, lr=1e-3, weight_decay=0.0, schedule="milestones", milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.5
+).with_options(quantizer="lsq", sandwich=False, teacher="labels", queries=15)
+_MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
+_EMBED: dict[str, Any] = {"channels": 64, "classes": None}
+
+# Quick ones on the embedded glyphs, for two cores.
+_GLYPHS_PN = Recipe(
+    warm_steps=1200, steps=400, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
+)
+_GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quantizer="lsq")
+
+SETUPS: dict[str, Setup] = {
+    "digits": Setup(),
+    "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
+    "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
+    "svhn-cnn8": Setup("svhn", "cnn8", {}, _SVHN),
+    "glyphs-pn": Setup("glyphs", "conv4", {"channels": 32, "classes": None}, _GLYPHS_PN),
+    "glyphs-maml": Setup(
+        "glyphs", "conv4", {"channels": 32, "classes": 5}, _GLYPHS_MAML, norm_stats="support", episodes=200
+    ),
+    "omniglot-pn": Setup("omniglot", "conv4", _EMBED, _PN.with_options(ways=60, queries=5)),
+    "omniglot-maml": Setup(
+        "omniglot", "conv4", {"channels": 64, "classes": 5}, _MAML.with_options(tasks=16), norm_stats="support"
+    ),
+    "miniimagenet-pn": Setup("miniimagenet:data/miniimagenet", "conv4", _EMBED, _PN.with_options(ways=30)),
+    "miniimagenet-maml": Setup(
+        "miniimagenet:data/miniimagenet",
+        "conv4",
+        {"channels": 32, "classes": 5},
+        _MAML.with_options(inner_lr=0.01, test_steps=10),
+        norm_stats="support",
+    ),
+}
+
+
+def get(name: str) -> Setup:
+    """A set-up by name; an unknown one is a ValueError that lists the known ones."""
+    if name not in SETUPS:
+        raise ValueError(f"no recipe {name!r}; known: {', '.join(SETUPS)}")
+    return SETUPS[name]

@@ -1,0 +1,204 @@
+"""A comparison's jobs as a sweep: run by an engine, tried again where they fail, and resumed after a kill.
+
+Each job has one result file. A sweep that is called again runs what has none yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from mebqat_lite.experiments.engines import Record, Stream, Task, opened
+from mebqat_lite.experiments.jobs import Job, Outcome, run_job, start_path, train_start
+from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.loop import Costs, Run
+from mebqat_lite.paths import PACKAGE
+
+VERSION = 1  # of the result files
+# Wings and modules that ask for jobs or show what came of them: no number depends on them.
+ASKING = {"cli", "course", "deploy", "collect", "compare", "demo", "engines", "frozen", "plots", "results", "sweeps"}
+
+
+class SweepError(RuntimeError):
+    """Jobs that failed."""
+
+
+def key(*parts: Any) -> str:
+    """A checksum of ``parts`` (JSON and dataclasses), of this package's code and of PyTorch's version."""
+    text = json.dumps([VERSION, torch.__version__, _code(), parts], sort_keys=True, default=asdict)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """A checksum of the modules that numbers may depend on: who changes one wants no results from before."""
+    files = sorted(p for p in PACKAGE.rglob("*.py") if not ASKING & set(p.relative_to(PACKAGE).with_suffix("").parts))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@dataclass
+class Sweep:
+    """Runs tasks on an engine, what failed once more after the others, and collects what failed for good.
+
+    retries: how often a failed task is tried again. fresh: run what has a result too. tell: called with the number of
+    tasks that just got their result and whether that was there already.
+    """
+
+    stream: Stream
+    retries: int = 1
+    fresh: bool = False
+    tell: Callable[[int, bool], Any] = lambda count, there: None
+    failed: dict[str, str] = field(default_factory=dict)  # names and reasons
+
+    def run(self, tasks: Iterable[Task]) -> dict[str, Any]:
+        """The values of all tasks that have one, by name, in the order of ``tasks``; the others come to ``failed``."""
+        tasks = list(tasks)
+        records = {} if self.fresh else {task.name: record for task in tasks if (record := task.found())}
+        self.tell(len(records), True)
+        todo = [task for task in tasks if task.name not in records]
+        self._attempt(todo, records)
+        for _ in range(self.retries):
+            again = [task for task in todo if "error" in records[task.name]]
+            silent = [task for task in again if "lost" in records[task.name]]
+            self._attempt([task for task in again if task not in silent], records)
+            for task in silent:  # alone: it has all the memory then, and takes no other job with it
+                self._attempt([task], records)
+        self.failed |= {task.name: records[task.name]["error"] for task in tasks if "error" in records[task.name]}
+        return {task.name: records[task.name]["value"] for task in tasks if "value" in records[task.name]}
+
+    def _attempt(self, todo: Sequence[Task], records: dict[str, Record]) -> None:
+        """Put the record of each task into ``records``; what was lost before it began is asked for again."""
+        for task in todo:
+            if task.read():  # what stands there from before must not look like this attempt's
+                task.result.unlink()
+        while todo:
+            left: dict[str, Task] = {task.name: task for task in todo}
+            reason: BaseException = EOFError("it ended early")
+            try:
+                for name, answer in self.stream(todo):
+                    if isinstance(answer, BaseException):
+                        reason = answer
+                    else:
+                        del left[name]
+                        records[name] = answer
+                        self.tell("value" in answer, False)
+            except Exception as error:  # of the whole pool: those of jobs are records
+                reason = error
+            todo = self._without_answer(left, reason, records, len(left) < len(todo))
+
+    def _without_answer(
+        self, left: dict[str, Task], reason: BaseException, records: dict[str, Record], others: bool
+    ) -> list[Task]:
+        """The tasks that had not begun when workers died. Those that ended have their record, those in between none.
+
+        others: whether there were answers of other tasks; what never begins is not tried for ever.
+        """
+        files = {name: task.read() for name, task in left.items()}
+        ended = {name: record for name, record in files.items() if {"value", "error"} & record.keys()}
+        begun = [name for name, record in files.items() if record and name not in ended]
+        silent = begun if begun or ended or others else list(left)
+        records |= ended | dict.fromkeys(silent, _lost(reason))
+        self.tell(sum("value" in record for record in ended.values()), False)
+        return [task for name, task in left.items() if name not in ended and name not in silent]
+
+
+def _lost(error: BaseException) -> Record:
+    """The record of a task whose worker gave no answer: it died, or cannot import what the task needs."""
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split())[:300]
+    return {"error": f"its worker gave no answer ({type(cause).__name__}: {text})", "lost": True}
+
+
+# ---------------------------------------------------------------- the jobs of a comparison
+
+
+def run_jobs(
+    setup: Setup,
+    jobs: Sequence[Job],
+    base: str,
+    pairs: Sequence[str],
+    budget: str,
+    delivered: int,
+    folder: str | Path,
+    *,
+    engine: str,
+    workers: int | None,
+    address: str,
+    retries: int,
+    fresh: bool,
+    progress: bool,
+) -> tuple[list[Run], list[Outcome]]:
+    """The common starts of all seeds, then all jobs that have theirs, in the order of the lists.
+
+    base: the method of the starts. delivered: models that a method of one pair shares its budget among. The rest as in
+    `compare.compare`.
+    """
+    if retries < 0:
+        raise ValueError(f"retries must not be negative: {retries}")
+    folder = Path(folder).resolve()  # workers may stand elsewhere
+    starts = {seed: _start(setup, seed, base, folder) for seed in sorted({job.seed for job in jobs})}
+    tasks = {job: _task(setup, job, pairs, budget, delivered if job.bits else 1, folder) for job in jobs}
+    total = len(starts) + len(tasks)
+    with opened(engine, workers, address) as stream, tqdm(total=total, desc="training", disable=not progress) as bar:
+        sweep = Sweep(stream, retries, fresh, partial(_show, bar))
+        costs = sweep.run(starts.values())
+        found = sweep.run(task for job, task in tasks.items() if starts[job.seed].name in costs)
+    for job, task in tasks.items():
+        if starts[job.seed].name not in costs:
+            sweep.failed[task.name] = "the start of their seed failed"
+    if sweep.failed:
+        raise SweepError(_complaint(sweep.failed, total, folder))
+    runs = [Run(base, setup.recipe, Costs(**value)) for value in costs.values()]
+    return runs, [Outcome.from_json(value) for value in found.values()]
+
+
+def _start(setup: Setup, seed: int, base: str, folder: Path) -> Task:
+    """The common start of a seed; a job may have the same model file, so the result has another name."""
+    path = start_path(folder, base, seed)
+    run = partial(_train_start, setup, seed, folder, base)
+    return Task(path.with_suffix(".start.json"), run, key("start", setup, seed, base), (path,))
+
+
+def _task(setup: Setup, job: Job, pairs: Sequence[str], budget: str, delivered: int, folder: Path) -> Task:
+    """A job; what its numbers do not depend on is not in its key."""
+    path, measured = folder / f"{job.name}.safetensors", [job.bits] if job.bits else list(pairs)
+    run = partial(_run_job, setup, job, measured, folder, budget, delivered)
+    return Task(folder / f"{job.name}.json", run, key("job", setup, job, measured, budget, delivered), (path,))
+
+
+def _train_start(setup: Setup, seed: int, folder: Path, base: str) -> dict[str, int]:
+    """What is asked of a start besides its model, as JSON."""
+    return asdict(train_start(setup, seed, folder, base).costs)
+
+
+def _run_job(*arguments: Any) -> dict[str, Any]:
+    """What `run_job` finds, as JSON."""
+    return asdict(run_job(*arguments))
+
+
+def _show(bar: tqdm, count: int, before: bool) -> None:
+    """Tell a progress bar of results, of those from before as what they are."""
+    if not before:
+        bar.update(count)
+    elif count and not bar.disable:
+        bar.n, bar.initial = bar.n + count, bar.initial + count  # no part of the speed
+        bar.set_postfix_str(f"{bar.initial} found done")
+
+
+def _complaint(failed: dict[str, str], total: int, folder: Path) -> str:
+    """Which jobs failed and why, those of one reason together, and how to go on."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in failed.items():
+        reasons.setdefault(reason, []).append(name)
+    text = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
+    kept = f"what the others found is kept in {folder}; the same command goes on with what is missing"
+    return f"{len(failed)} of {total} jobs failed: {text}; {kept}"

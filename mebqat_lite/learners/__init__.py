@@ -1,0 +1,29 @@
+"""Learners: how a task is learned, the second half of a method.
+
+`base` says what a learner is, `adapting` has what the few-shot ones share, and each other file is one learner. A new
+learner is a file like `protonet`, and an entry of `mebqat_lite.methods.METHODS`.
+"""
+
+from mebqat_lite.learners.adapting import call_with, run_adapted, support_stats
+from mebqat_lite.learners.base import Learner, Predictor, cross_entropies
+from mebqat_lite.learners.maml import FOMAML, adaptable, updated
+from mebqat_lite.learners.protonet import ProtoNet, prototype_logits
+from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
+from mebqat_lite.learners.supervised import TEACHERS, Supervised
+
+__all__ = [
+    "FOMAML",
+    "TEACHERS",
+    "Learner",
+    "Predictor",
+    "ProtoNet",
+    "QuantizeAdapted",
+    "Supervised",
+    "adaptable",
+    "call_with",
+    "cross_entropies",
+    "prototype_logits",
+    "run_adapted",
+    "support_stats",
+    "updated",
+]

@@ -1,0 +1,46 @@
+"""FOMAML that adapts at full precision and quantizes afterwards."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from mebqat_lite.bits import FP
+from mebqat_lite.learners.adapting import run_adapted, support_stats
+from mebqat_lite.learners.base import Predictor
+from mebqat_lite.learners.maml import FOMAML
+from mebqat_lite.switching.convert import requantize
+from mebqat_lite.switching.norms import stored_stats
+from mebqat_lite.switching.state import MapOrBits, at
+from mebqat_lite.tensors import evaluating
+
+
+class QuantizeAdapted(FOMAML):
+    """FOMAML at full precision; what it adapted is then quantized, with steps of least squared error on the support."""
+
+    kept: tuple[Tensor, nn.Module, list[int], nn.Module] | None = None  # what was adapted last, for the next bitwidth
+
+    def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
+        """Adapt a copy to the classes of ``support``, (N, K, ...), and quantize it to ``bits``."""
+        known = support.flatten(0, 1)
+        copied = self._quantized(model, support)
+        stats = support_stats(copied, known, bits) if norm_stats == "support" else stored_stats(model)
+        return functools.partial(run_adapted, copied, bits=bits, norm_stats=norm_stats, stats=stats)
+
+    def _quantized(self, model: nn.Module, support: Tensor) -> nn.Module:
+        """A copy of the network with weights adapted at full precision and new steps; for all bitwidths the same."""
+        versions = [p._version for p in model.parameters()]
+        if self.kept is not None:
+            last, of, then, copied = self.kept
+            if last is support and of is model and then == versions:
+                return copied
+        copied = copy.deepcopy(model)
+        with torch.enable_grad(), evaluating(copied), at(copied, FP, "batch"):
+            fast = self.inner_loop(copied, support, self.test_steps)
+        copied.load_state_dict({n: p.detach() for n, p in fast.items()}, strict=False)
+        requantize(copied.train(), "least_squares", support.flatten(0, 1))  # on statistics of this batch
+        self.kept = support, model, versions, copied
+        return copied

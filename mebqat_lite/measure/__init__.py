@@ -1,0 +1,1 @@
+"""Measuring: accuracy at every bitwidth, episodes, costs, tables and figures."""

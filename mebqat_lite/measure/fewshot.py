@@ -1,0 +1,170 @@
+"""Measuring few-shot learners: every bitwidth on the same episodes, so that differences can be paired."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mebqat_lite.bits import candidates
+from mebqat_lite.datasets.episodes import Episode, Episodes
+from mebqat_lite.learners import Learner, ProtoNet, prototype_logits
+from mebqat_lite.learners.maml import FOMAML
+from mebqat_lite.measure.evaluate import BATCH, frame_of
+from mebqat_lite.measure.intervals import interval
+from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, has_one_bit, parse_settings
+from mebqat_lite.tensors import as_float, evaluating, place
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EPISODES = 600  # that the field measures on
+EVALUATION_SEED = 2022  # of the episodes that everybody is measured on
+STORED = ("running", "recalibrated")  # policies whose statistics do not depend on the episode
+POLICIES = ("support", "batch", *STORED)
+
+
+def episode_scores(
+    model: nn.Module,
+    learner: Learner,
+    episodes: Episodes,
+    bits: str | Iterable[MapOrBits],
+    *,
+    count: int = EPISODES,
+    norm_stats: str = "support",
+    progress: bool = False,
+) -> Tensor:
+    """Accuracy in percent on each of the first ``count`` episodes, (pairs, count), float64.
+
+    Args:
+        model: quantized, and meta-trained.
+        learner: how it adapts; `ProtoNet` or `FOMAML`.
+        episodes: where they come from; the same ones for every pair.
+        bits: pairs, or per-layer maps.
+        count: how many episodes.
+        norm_stats: ``support`` (statistics of the support set), ``batch`` (those of each batch, so that queries help
+            one another), ``recalibrated`` (stored for the pair) or ``running``.
+        progress: show a bar.
+    """
+    if not isinstance(learner, ProtoNet | FOMAML):
+        raise TypeError(f"{type(learner).__name__} learns no new classes; take ProtoNet or FOMAML")
+    if norm_stats not in POLICIES:
+        raise ValueError(f"no norm policy {norm_stats!r} for episodes; choose one of {', '.join(POLICIES)}")
+    if count < 1:
+        raise ValueError(f"accuracy is measured on at least 1 episode, not {count}")
+    pairs = parse_settings(bits)
+    bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
+    if isinstance(learner, ProtoNet) and norm_stats in STORED:
+        index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
+        rows = [
+            _hits(*_parts(index, out, episodes.shots)) for out in bar(embeddings(model, episodes, pairs, norm_stats))
+        ]
+        return torch.stack(rows)
+    _check_head(model, learner, episodes)
+    scores = torch.empty(len(pairs), count, dtype=torch.float64)
+    for number in bar(range(count), desc="episodes"):
+        scores[:, number] = _scores_of(model, learner, episodes[number], pairs, norm_stats)
+    return scores
+
+
+def episode_grid(
+    model: nn.Module,
+    learner: Learner,
+    episodes: Episodes,
+    bits: str | Iterable[MapOrBits] | None = None,
+    *,
+    count: int = EPISODES,
+    norm_stats: str = "support",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """`episode_scores` as a frame with columns ``bits w a mean ci95 n``, the interval over episodes.
+
+    By default all candidates of the model's quantizer are measured.
+    """
+    pairs = candidates(has_one_bit(model)) if bits is None else parse_settings(bits)
+    scores = episode_scores(model, learner, episodes, pairs, count=count, norm_stats=norm_stats, progress=progress)
+    return frame_of(pairs, scores.T.tolist(), norm_stats)
+
+
+def paired_difference(ours: Tensor, other: Tensor) -> dict[str, float]:
+    """Mean and interval of ``ours - other``, each (count,), on the same episodes."""
+    return interval((ours - other).tolist())
+
+
+def enrolment(
+    model: nn.Module,
+    episodes: Episodes,
+    bits: str | Iterable[MapOrBits],
+    *,
+    count: int = EPISODES,
+    norm_stats: str = "recalibrated",
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Cross-bitwidth enrolment: prototypes made at one pair (rows), queries asked at another (columns).
+
+    Accuracy in percent over ``count`` episodes; a server may enrol at full precision what a device asks at two bits.
+    """
+    import pandas as pd
+
+    if norm_stats not in STORED:
+        raise ValueError(f"enrolment needs stored statistics, {' or '.join(STORED)}, not {norm_stats!r}")
+    pairs, shots = parse_settings(bits), episodes.shots
+    index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
+    bar = tqdm(embeddings(model, episodes, pairs, norm_stats), disable=not progress, leave=False, delay=2)
+    parts = [_parts(index, out, shots) for out in bar]
+    rows = [[float(_hits(enrolled, asked).mean()) for _, asked in parts] for enrolled, _ in parts]
+    names = [str(pair) for pair in pairs]
+    return pd.DataFrame(rows, pd.Index(names, name="support"), pd.Index(names, name="query"))
+
+
+def embeddings(
+    model: nn.Module, episodes: Episodes, pairs: Sequence[MapOrBits], norm_stats: str = "recalibrated"
+) -> Iterator[Tensor]:
+    """What a network under stored statistics makes of all images, (images, features), pair by pair: once, whatever
+    the number of episodes.
+    """
+    device, dtype = place(model)
+    for pair in pairs:
+        with evaluating(model), frozen_weights(model), at(model, pair, norm_stats):
+            parts = [model(as_float(images).to(device, dtype)) for images in episodes.split.images.split(BATCH)]
+        yield torch.cat(parts).cpu()
+
+
+def _parts(index: Tensor, out: Tensor, shots: int) -> tuple[Tensor, Tensor]:
+    """Prototypes (count, N, features) and queries (count, N, Q, features) of all episodes."""
+    chosen = out[index]  # (count, N, K + Q, features)
+    return chosen[:, :, :shots].mean(2), chosen[:, :, shots:]
+
+
+def _hits(prototypes: Tensor, queries: Tensor) -> Tensor:
+    """Accuracy in percent of each episode, (count,), from the parts of `_parts`."""
+    ways, asked = queries.shape[1:3]
+    labels = torch.arange(ways).repeat_interleave(asked)
+    answers = [prototype_logits(q.flatten(0, 1), p).argmax(1) for p, q in zip(prototypes, queries, strict=True)]
+    return 100 * (torch.stack(answers) == labels).double().mean(1)
+
+
+def _scores_of(model: nn.Module, learner: Any, episode: Episode, pairs: Sequence[MapOrBits], norm_stats: str) -> Tensor:
+    """Accuracy in percent at each pair, (pairs,), of a learner that adapts to each episode anew."""
+    device, dtype = place(model)
+    support, query = episode.support.to(device, dtype), episode.query.to(device, dtype)
+    labels = episode.labels.to(device)
+    found = []
+    for pair in pairs:
+        answers = learner.adapt(model, support, pair, norm_stats)(query.flatten(0, 1)).argmax(1)
+        found.append(100 * float((answers == labels).double().mean()))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _check_head(model: nn.Module, learner: Any, episodes: Episodes) -> None:
+    """A classifier has the ways that it was trained for."""
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if isinstance(learner, FOMAML) and linear and linear[-1].out_features != episodes.ways:
+        raise ValueError(
+            f"this network's classifier has {linear[-1].out_features} outputs, and the episodes {episodes.ways} ways: "
+            f"ask for {linear[-1].out_features} ways, or take a prototypical network, which has no classifier"
+        )

@@ -1,0 +1,348 @@
+"""Figures from results, in one style: colours that survive colour-blindness, markers that survive grey print."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from mebqat_lite.bits import FULL
+from mebqat_lite.measure.results import Table, is_known
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+# Okabe and Ito's palette
+BLACK, ORANGE, SKY, GREEN, BLUE, RED = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+PURPLE = "#CC79A7"
+LOOKS: dict[str, dict[str, Any]] = {
+    "ptq_naive": {"color": ORANGE, "marker": "v", "linestyle": ":"},
+    "ptq_mse": {"color": RED, "marker": "s", "linestyle": "--"},
+    "qat": {"color": BLACK, "marker": "D", "linestyle": "none"},
+    "qat_w1a1": {"color": GREEN, "marker": "^", "linestyle": "-."},
+    "qat_w2a2": {"color": PURPLE, "marker": "P", "linestyle": (0, (6, 2))},
+    "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
+    "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+}
+
+
+def style() -> Any:
+    """The package's look, as a context: ``with plots.style(): ...``."""
+    return plt.rc_context(STYLE)
+
+
+def accuracy_curves(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "") -> Figure:
+    """Accuracy in percent over bitwidth pairs, a line or points per method, with intervals."""
+    with style():
+        figure, axes = plt.subplots(figsize=(7.5, 4.2))
+        for index, (method, row) in enumerate(accuracy.items()):
+            shift = 0.06 * (index - (len(accuracy) - 1) / 2)  # so that intervals do not cover each other
+            _draw(axes, row, pairs, shift, titles.get(method, method), LOOKS.get(method, {}))
+        axes.set_xticks(range(len(pairs)), pairs)
+        axes.set(xlabel="bitwidths of weights and activations", ylabel="accuracy (%)", title=title)
+        axes.set_ylim(top=101)
+        axes.legend(loc="lower right")
+    return figure
+
+
+def _draw(
+    axes: Axes, row: Mapping[str, dict[str, float]], pairs: Sequence[str], shift: float, label: str, look: dict
+) -> None:
+    """One method: means and half-widths at the pairs that it has."""
+    places = [i for i, pair in enumerate(pairs) if pair in row and is_known(row[pair]["mean"])]
+    cells = [row[pairs[i]] for i in places]
+    halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
+    means, xs = [cell["mean"] for cell in cells], [i + shift for i in places]
+    axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure and close it."""
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure in a notebook with alternative text, and close it."""
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    width, _ = figure.get_size_inches()
+    display(Image(buffer.getvalue(), format="png", alt=alt, width=int(96 * width)))
+
+
+def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
+    """Grey images, (count, 1, height, width), with a title each; a wrong one is framed and crossed."""
+    with style():
+        figure, axes = plt.subplots(1, len(titles), figsize=(0.85 * len(titles), 1.25), squeeze=False)
+        for i, cell in enumerate(axes[0]):
+            bad = wrong is not None and wrong[i]
+            cell.imshow(images[i, 0], cmap="gray_r", vmin=0, vmax=1)
+            cell.set_title(("✗ " if bad else "") + titles[i], fontsize=10, color=RED if bad else BLACK)
+            cell.set(xticks=[], yticks=[])
+            for side in cell.spines.values():
+                side.set(visible=True, color=RED if bad else "#BBBBBB", linewidth=2 if bad else 0.8)
+    return figure
+
+
+def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
+    """Quantizers as pictures: output over input, one panel each, the identity as a thin line."""
+    with style():
+        figure, axes = plt.subplots(1, len(curves), figsize=(2.7 * len(curves), 2.7), squeeze=False, sharey=True)
+        for cell, (name, y) in zip(axes[0], curves.items(), strict=True):
+            cell.plot(x, x, color=ORANGE, linewidth=1, linestyle="--", label="input")
+            cell.plot(x, y, color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
+            cell.set(title=name, xlabel="input")
+        axes[0][0].set_ylabel("output")
+        axes[0][0].legend(loc="upper left")
+    return figure
+
+
+def lines(
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    log: bool = False,
+    mark: float | None = None,
+) -> Figure:
+    """Curves over a common axis, each with its own colour, dash and marker; ``mark`` draws a vertical line."""
+    looks = zip((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"), strict=True)
+    with style():
+        figure, axes = plt.subplots(figsize=(6.5, 3.4))
+        for (name, y), (color, dash, marker) in zip(curves.items(), looks, strict=False):
+            every = max(1, len(x) // 12)
+            axes.plot(x, y, color=color, linestyle=dash, marker=marker, markevery=every, label=name)
+        if mark is not None:
+            axes.axvline(mark, color=BLACK, linewidth=1)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+        if len(curves) > 1:
+            axes.legend()
+    return figure
+
+
+def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
+    """The distribution of values and, one panel per name, the levels that replace them."""
+    with style():
+        size = (2.9 * len(levels), 2.7)
+        figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False, sharey=True)
+        for cell, (name, places) in zip(axes[0], levels.items(), strict=True):
+            cell.hist(values.flatten().numpy(), bins=60, color=SKY)
+            for place in places.unique():
+                cell.axvline(float(place), color=RED, linewidth=1, linestyle="--")
+            cell.set(title=name, xlabel="weight")
+        axes[0][0].set_ylabel("count")
+    return figure
+
+
+def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
+    """Accuracy in percent over all pairs of a grid: weight bits upwards, activation bits to the right."""
+    table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
+    named = table.rename(index=_width, columns=_width)
+    return matrix(named, "activation bits", "weight bits", title)
+
+
+def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Figure:
+    """Accuracy in percent by row and column, as numbers on colours."""
+    with style(), plt.rc_context({"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(6.4, 4.8))
+        image = axes.imshow(table, cmap="cividis", aspect="auto")
+        axes.set_xticks(range(len(table.columns)), table.columns)
+        axes.set_yticks(range(len(table.index)), table.index)
+        middle, decimals = (np.nanmax(table) + np.nanmin(table)) / 2, int(table.size <= 36)
+        for (row, column), value in np.ndenumerate(table.to_numpy()):
+            if np.isfinite(value):
+                ink = "white" if value < middle else "black"
+                axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        figure.colorbar(image, label="accuracy (%)")
+    return figure
+
+
+def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str]) -> Figure:
+    """Accuracy in percent over the bit operations of an image, a point for each pair of a method."""
+    looks = zip((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP", strict=True)
+    with style():
+        figure, axes = plt.subplots(figsize=(7.0, 4.2))
+        for (name, row), (color, marker) in zip(accuracy.items(), looks, strict=False):
+            known = [pair for pair in row if pair in bitops and is_known(row[pair]["mean"])]
+            x, y = [bitops[pair] for pair in known], [row[pair]["mean"] for pair in known]
+            axes.scatter(x, y, s=22, color=color, marker=marker, label=titles.get(name, name), alpha=0.8)
+        axes.set(xscale="log", xlabel="bit operations of an image", ylabel="accuracy (%)")
+        axes.legend(loc="lower right")
+    return figure
+
+
+def _width(bits: int) -> str:
+    return "FP" if bits == FULL else str(bits)
+
+
+def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, title: str = "") -> Figure:
+    """Differences with their 95 % intervals, a row each, by group: filled where the interval leaves out zero."""
+    rows = sum(len(group) + 1 for group in groups.values())
+    with style():
+        figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.23 * rows))
+        axes.axvline(0, color=BLACK, linewidth=1, linestyle="--")
+        places, names, place = [], [], 0.0
+        for name, cells in groups.items():
+            for row, label in enumerate((name, *cells)):
+                if row:
+                    _draw_interval(axes, cells[label], place)
+                places.append(place)
+                names.append(label)
+                place += 1
+            place += 0.3
+        heads = {name for name in groups if name in names}
+        for tick in axes.set_yticks(places, names, fontsize=9):
+            tick.label1.set_fontweight("bold" if tick.label1.get_text() in heads else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set(xlabel=xlabel, title=title, ylim=(place - 0.5, -0.8))
+    return figure
+
+
+def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
+    """One row: the mean with its half-width, blue and filled if that leaves out zero."""
+    half = cell["ci95"] if is_known(cell["ci95"]) else 0.0
+    clear = abs(cell["mean"]) > half > 0
+    color, fill, fmt = (BLUE, BLUE, "o") if clear else ("#777777", "white", "D")
+    axes.errorbar(cell["mean"], place, xerr=half, fmt=fmt, color=color, markerfacecolor=fill, capsize=3)
+
+
+def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]], xlabel: str = "input x") -> Figure:
+    """Curves above one another over a common axis: ``columns[title][y label][name]``; a column of panels per title."""
+    looks = ((BLUE, "-"), (RED, "--"), (GREEN, ":"))
+    rows = max(len(panels) for panels in columns.values())
+    with style():
+        size = (0.6 + 3.2 * len(columns), 0.9 + 1.6 * rows)
+        figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, sharex=True)
+        for column, (title, panels) in zip(axes.T, columns.items(), strict=True):
+            for cell, (label, curves) in zip(column, panels.items(), strict=True):
+                for (name, y), (color, dash) in zip(curves.items(), looks, strict=False):
+                    cell.plot(x, y, color=color, linestyle=dash, label=name)
+                cell.set(ylabel=label)
+                if len(curves) > 1:
+                    cell.legend(fontsize=9)
+            column[0].set_title(title)
+            column[-1].set_xlabel(xlabel)
+    return figure
+
+
+def tables(
+    panels: Mapping[str, Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    limits: tuple[float, float] | None = None,
+    decimals: int = 0,
+    colours: str = "cividis",
+) -> Figure:
+    """Tables of numbers, (rows, columns) each, on one scale of colours, two side by side; NaN is an empty cell."""
+    values = {title: np.asarray(panel, dtype=float) for title, panel in panels.items()}
+    low, high = limits or (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values())))
+    wide, tall = min(len(values), 2), -(-len(values) // 2)
+    each = max(0.36, 0.12 + 0.1 * max(map(len, columns)))  # inches
+    size = (1.3 + wide * (0.6 + each * len(columns)), tall * (0.9 + 0.28 * len(rows)))
+    with style(), plt.rc_context({"axes.grid": False}):
+        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False)
+        for cell, (title, panel) in zip(axes.flat, values.items(), strict=False):
+            image = cell.imshow(panel, cmap=colours, vmin=low, vmax=high, aspect="auto")
+            _numbers(cell, panel, image, decimals)
+            cell.set_xticks(range(len(columns)), columns)
+            cell.set_yticks(range(len(rows)), rows)
+            cell.set_title(title, fontsize=11)
+        for cell in axes.flat[len(values) :]:
+            cell.remove()
+        for cell in axes[:, 0]:
+            cell.set_ylabel(ylabel)
+        for cell in axes.flat[max(len(values) - wide, 0) : len(values)]:
+            cell.set_xlabel(xlabel)
+        figure.colorbar(image, ax=figure.axes, label=label)
+    return figure
+
+
+def _numbers(axes: Axes, panel: np.ndarray, image: Any, decimals: int) -> None:
+    """The numbers of a table, white on dark cells and black on light ones."""
+    for (row, column), value in np.ndenumerate(panel):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
+
+
+def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
+    """Mean ± standard deviation of each channel, for several (2, channels) means and variances by name."""
+    with style():
+        figure, axes = plt.subplots(figsize=(8.0, 3.6))
+        for i, (name, both) in enumerate(stats.items()):
+            (mean, deviation), shift = (both[0], both[1].sqrt()), 0.22 * (i - (len(stats) - 1) / 2)
+            places = [channel + shift for channel in range(both.shape[1])]
+            look: dict[str, Any] = {"color": (BLUE, RED, GREEN, ORANGE)[i % 4], "marker": "os^D"[i % 4]}
+            axes.errorbar(places, mean, deviation, linestyle="none", markersize=4, label=name, **look)
+        axes.set(xlabel="channel", ylabel="mean ± standard deviation", title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:
+    """How many weights take each code, one panel per name; ``counts``, (codes,), begin with the code ``lowest``."""
+    used = [c.nonzero()[:, 0] + lowest for c in counts.values()]
+    low, high = min(int(u.min()) for u in used), max(int(u.max()) for u in used)
+    with style():
+        size = (3.9 * len(counts), 2.8)
+        figure, axes = plt.subplots(1, len(counts), figsize=size, squeeze=False, sharex=True)
+        for cell, (name, count) in zip(axes[0], counts.items(), strict=True):
+            cell.bar(range(lowest, lowest + len(count)), count, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3)
+            cell.set(title=name, xlabel="code", xlim=(low - 2, high + 2))
+        axes[0][0].set_ylabel("weights")
+    return figure
+
+
+def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Figure:
+    """Support (N, K, 1, height, width) left, query (N, Q, 1, height, width) right, a row for each class; ``answers``,
+    (N, Q), are written under the queries, and a wrong one is framed and crossed."""
+    (ways, shots), count = support.shape[:2], query.shape[1]
+    both = np.concatenate([support, query], 1)  # (N, K + Q, 1, height, width)
+    with style():
+        size = (0.72 * (shots + count) + 1.2, (0.78 if answers is None else 0.95) * ways + 0.3)
+        figure, axes = plt.subplots(ways, shots + count, figsize=size, squeeze=False)
+        for (n, k), cell in np.ndenumerate(axes):
+            answer = None if answers is None or k < shots else int(answers[n, k - shots])
+            bad = answer not in (None, n)
+            cell.imshow(both[n, k, 0], cmap="gray_r", vmin=0, vmax=1)
+            cell.set(xticks=[], yticks=[])
+            frame = RED if bad else ORANGE if k < shots else "#BBBBBB"
+            for side in cell.spines.values():
+                side.set(visible=True, color=frame, linewidth=2 if bad or k < shots else 0.8)
+            if answer is not None:
+                words = f"{'✗ ' if bad else ''}{answer + 1}"
+                cell.set_xlabel(words, fontsize=9, color=RED if bad else BLACK, labelpad=1)
+            if k == 0:
+                cell.set_ylabel(f"class {n + 1}", rotation=0, ha="right", va="center", fontsize=9)
+        axes[0][0].set_title("support", fontsize=10)
+        axes[0][shots].set_title("query", fontsize=10)
+    return figure

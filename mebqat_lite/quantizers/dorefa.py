@@ -1,0 +1,52 @@
+"""DoReFa (Zhou et al., 2016), in the scaled form of Any-Precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mebqat_lite.bits import FULL
+from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
+from mebqat_lite.quantizers.functions import TINY, sign_weight, tanh_weight, unit_activation, unit_grid
+
+
+class DoReFa(Quantizer):
+    """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1].
+
+    ``fp_tanh=True`` keeps tanh and scale at full precision too, as Any-Precision does (`FP_tanh`); by default FP is
+    the float model. The two are different networks: weights trained as one are not good as the other.
+    """
+
+    one_bit = True
+    clips_at_zero = True
+
+    def __init__(self, fp_tanh: bool = False) -> None:
+        self.float_weights = not fp_tanh
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|; at 32 bits mean|w| u."""
+        if bits == 1:
+            return sign_weight(w)
+        scale = w.detach().abs().mean()
+        if bits < FULL:
+            return tanh_weight(w, bits, scale)
+        t = w.tanh()
+        return t * (scale / t.abs().max().clamp_min(TINY))
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """q_b(clip(x, 0, 1))."""
+        return unit_activation(x, bits)
+
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Odd multiples of mean|w| / (2^b - 1): the zero is a half-integer."""
+        step, zero = unit_grid(bits, "round")
+        return w.detach().abs().mean() * step, zero
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of 1 / (2^b - 1)."""
+        levels = 2**bits - 1
+        return torch.tensor(1 / levels, dtype=torch.float64), 0, levels
+
+
+register("dorefa", DoReFa())
+register("dorefa_fp_tanh", DoReFa(fp_tanh=True))

@@ -1,0 +1,68 @@
+"""Scale-adjusted training (AdaBits; Jin et al., 2020)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from mebqat_lite.bits import nearest
+from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
+from mebqat_lite.quantizers.functions import pact_activation, tanh_weight, unit_grid
+
+
+class SAT(Quantizer):
+    """Scale-adjusted training (AdaBits): floor or centred weights, PACT activations with a learned clip.
+
+    ``gradient="pact"`` takes plain PACT's gradient of the clip. First and last layers keep 8-bit weights. One clip
+    serves all bitwidths, unless `convert.give_clips` gave some their own (AdaBits' switchable clip).
+    """
+
+    edge_bits = 8
+    clips_at_zero = True
+
+    def __init__(self, form: str = "floor", gradient: str = "sat") -> None:
+        if form not in ("floor", "centred") or gradient not in ("sat", "pact"):
+            raise ValueError(f"sat has form floor or centred and gradient sat or pact, not {form}, {gradient}")
+        self.form, self.gradient = form, gradient
+
+    def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
+        """One clip alpha = 8 for each layer whose input is quantized."""
+        return {} if site.role != "body" or site.signed else {"alpha": w.new_tensor(8.0)}
+
+    def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """Levels of [-1, 1]; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
+        out = tanh_weight(w, bits, form=self.form)
+        return out * self._rescaling(out) if site.role == "last" and w.dim() == 2 else out
+
+    @staticmethod
+    def _rescaling(out: Tensor) -> Tensor:
+        """1 / (sqrt(out_features) std) of weights (out_features, in_features), a constant to the gradient."""
+        spread = out.detach().std()
+        return 1 / (math.sqrt(out.shape[0]) * (spread + (spread == 0)))
+
+    def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
+        """alpha q_b(clip(x / alpha, 0, 1)); where bitwidths have clips of their own, that of the nearest."""
+        return pact_activation(x, self._clip(bits, params), bits, sat=self.gradient == "sat")
+
+    @staticmethod
+    def _clip(bits: int, params: Params) -> Tensor:
+        widths = [int(name[5:]) for name in params if name[5:]]  # alpha2, alpha4, ...
+        return params[f"alpha{nearest(bits, widths)}" if widths else "alpha"]
+
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+        """Multiples of 2 / 2^b, a power of two, so that a rescaled step is exact too."""
+        step, zero = unit_grid(bits, self.form)
+        if site.role == "last" and w.dim() == 2:
+            return self._rescaling(tanh_weight(w, bits, form=self.form)).detach() * step, zero
+        return w.new_tensor(step), zero
+
+    def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
+        """Multiples of alpha / (2^b - 1)."""
+        levels = 2**bits - 1
+        return self._clip(bits, params).detach() / levels, 0, levels
+
+
+register("sat", SAT())
+register("sat_centred", SAT("centred"))
+register("sat_pact", SAT(gradient="pact"))

@@ -1,0 +1,129 @@
+"""Batch norm under a norm policy: whose statistics, and whose gain and shift, it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mebqat_lite.bits import FP, Bits, nearest_pair
+from mebqat_lite.switching.setting import Setting
+
+NORM_STATS = ("running", "batch", "recalibrated", "measure")
+
+
+class MissingNormSetError(KeyError, ValueError):
+    """A pair is in force for which batch norm has no set or no statistics."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class MissingStatisticsError(MissingNormSetError):
+    """Statistics were not measured yet for the pair in force."""
+
+
+class SwitchableNorm(nn.Module):
+    """Mixin that goes before a batch norm class: whose statistics (and whose gain and shift) it uses.
+
+    ``running``: the float layer's own. ``batch``: of the batch at hand. ``recalibrated``: measured for the bit
+    setting in force and stored as buffers ``stats_<setting>`` of shape (2, channels), mean and variance.
+    With ``sets`` (one batch norm per listed pair) each pair has its own gain, shift and running statistics.
+    """
+
+    setting: Setting
+    sets: nn.ModuleDict
+    weight: nn.Parameter
+    bias: nn.Parameter
+    eps: float
+    num_features: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x``, (batch, channels, ...), by the policy in force."""
+        stats, own = self.setting.norm_stats, self.own_set()
+        if self.setting.norm is not None and (self.training or stats == "batch"):
+            return self.setting.norm(x, self if own is None else own, self.training and self.setting.track_running)
+        if (self.training and self.setting.track_running) or (stats == "running" and not self.training):
+            return super().forward(x) if own is None else own(x)
+        gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
+        if not self.training and stats == "recalibrated":
+            mean, var = self.stats().to(x.dtype)
+            return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
+        if stats == "measure" and not self.training:
+            self.measure(x)
+        return F.batch_norm(x, None, None, gain, shift, True, 0.0, self.eps)
+
+    def own_set(self) -> nn.modules.batchnorm._BatchNorm | None:
+        """The norm of the pair in force where each pair has its own; FP uses the float layer's."""
+        key = self.setting.key
+        if not len(self.sets) or key == str(FP):
+            return None
+        if key not in self.sets:
+            listed = [str(FP), *self.sets]
+            if not self.setting.lend_sets:
+                raise MissingNormSetError(f"no norm set for {key}: this model has sets for {', '.join(listed)} only")
+            key = str(nearest_pair(self.setting.bits, [Bits.parse(pair) for pair in listed]))
+        return self.sets[key] if key != str(FP) else None  # type: ignore[return-value]
+
+    def stats(self) -> Tensor:
+        """Recalibrated (mean, variance), (2, channels), of the setting in force."""
+        name = f"stats_{self.setting.key}"
+        if name not in self._buffers:
+            raise MissingStatisticsError(
+                f"no recalibrated statistics for {self.setting.key}; "
+                f"call recalibrate(model, images, {self.setting.code}) first"
+            )
+        return self.get_buffer(name)
+
+    def measure(self, x: Tensor) -> None:
+        """Pool this batch's mean and squared deviations with those of earlier ones (Chan, Golub and LeVeque, 1979)."""
+        dims = [d for d in range(x.dim()) if d != 1]
+        var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
+        count = x.numel() // x.shape[1]
+        moments = self.__dict__.setdefault("moments", {})
+        seen, old_mean, old_square = moments.get(self.setting.key, (0, mean, torch.zeros_like(var)))
+        total, gap = seen + count, mean - old_mean
+        square = old_square + var * count + gap**2 * (seen * count / total)
+        moments[self.setting.key] = (total, old_mean + gap * (count / total), square)
+
+    def share_measured(self, key: str, others: Iterable[str]) -> None:
+        """Other settings see what the one named ``key`` saw."""
+        moments = self.__dict__.get("moments", {})
+        moments.update({other: moments[key] for other in others if key in moments})
+
+    def take_measured(self) -> dict[str, Tensor]:
+        """The pooled mean and variance, (2, channels), of each setting that came by; and begin anew."""
+        moments = self.__dict__.pop("moments", {})
+        return {key: torch.stack([mean, square / total]) for key, (total, mean, square) in moments.items()}
+
+    def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
+        """Recalibrated statistics in the file become buffers; those that it lacks are kept."""
+        for key, value in list(state.items()):
+            if key.startswith(f"{prefix}stats_"):
+                like = self.weight if self.weight is not None else value
+                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, like.dtype))
+        for name, value in self._buffers.items():
+            if name.startswith("stats_") and value is not None:
+                state.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state, prefix, local, strict, *rest)
+
+
+class SwitchableNorm1d(SwitchableNorm, nn.BatchNorm1d):
+    """One-dimensional batch norm under a norm policy."""
+
+
+class SwitchableNorm2d(SwitchableNorm, nn.BatchNorm2d):
+    """Two-dimensional batch norm under a norm policy."""
+
+
+class SwitchableNorm3d(SwitchableNorm, nn.BatchNorm3d):
+    """Three-dimensional batch norm under a norm policy."""
+
+
+NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: SwitchableNorm1d,
+    nn.BatchNorm2d: SwitchableNorm2d,
+    nn.BatchNorm3d: SwitchableNorm3d,
+}
