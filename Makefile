@@ -3,60 +3,68 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test bench assignments grade lint clean
+.PHONY: help demo lab check test bench assignments grade lint clean
 
-EXTRAS ?= lab,test
 ARGS   ?=
+# Where to take PyTorch from, as pytorch.org shows it for your system: one for the CPU only saves 5 GB.
+TORCH_INDEX ?=
 UV     ?= $(shell command -v uv 2>/dev/null)
 RECENT := import sys; sys.exit(sys.version_info < (3, 11))
 # The first of these that runs and is recent enough; PYTHON=... overrides.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
             "$$p" -c '$(RECENT)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 BIN    := .venv/bin
-STAMP  := .venv/.stamp
+INSTALL = $(if $(UV),"$(UV)" pip install --python $(BIN)/python,$(BIN)/python -m pip install)
+# Three set-ups in one .venv, each larger than the one before: the package, the lessons, and all that tests need.
+CORE   := .venv/.core
+LAB    := .venv/.lab
+ALL    := .venv/.all
+$(CORE): EXTRAS :=
+$(LAB): EXTRAS := [lab]
+$(ALL): EXTRAS := [lab,test]
 
 help: ## list the targets (the default)
-	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [EXTRAS=lab,test]'
+	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [TORCH_INDEX=URL]'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## train and compare on this machine
+demo: $(CORE) ## train and compare on this machine
 	$(BIN)/mebqat-lite demo $(ARGS)
 
-lab: $(STAMP) ## open the lessons in JupyterLab
+lab: $(LAB) ## open the lessons in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
 
-test: $(STAMP) ## run everything CI runs; ARGS=lint or ARGS="tests -x" for a part
+check: $(ALL) ## lint, types and the quick tests: under three minutes
+	$(BIN)/mebqat-lite test lint format types quick $(ARGS)
+
+test: $(ALL) ## run everything CI runs; ARGS=lint or ARGS="tests -x" for a part
 	$(BIN)/mebqat-lite test $(ARGS)
 
-bench: $(STAMP) ## measure the speed
+bench: $(ALL) ## measure the speed
 	$(BIN)/python -m benchmarks $(ARGS)
 
-assignments: $(STAMP) ## write the student versions of the assignments, zipped
+assignments: $(ALL) ## write the student versions of the assignments, zipped
 	$(BIN)/mebqat-lite assignments $(ARGS)
 
-grade: $(STAMP) ## grade a folder of submissions: make grade SUBMISSIONS=folder
+grade: $(ALL) ## grade a folder of submissions: make grade SUBMISSIONS=folder
 	@test -n "$(SUBMISSIONS)" || { echo "make grade SUBMISSIONS=folder, with STUDENT/NAME.ipynb in it" >&2; exit 2; }
 	$(BIN)/mebqat-lite grade "$(SUBMISSIONS)" $(ARGS)
 
-lint: $(STAMP) ## ruff and mypy only
+lint: $(ALL) ## ruff and mypy only
 	$(BIN)/mebqat-lite test lint format types
 
 clean: ## remove caches and build folders; .venv, data and results stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so an installation that fails half-way is repeated by the next call.
-$(STAMP): pyproject.toml
+# A stamp is written last, so an installation that fails half-way is repeated by the next call. A larger set-up has
+# all that a smaller one has, and writes its stamp too.
+$(CORE) $(LAB) $(ALL): pyproject.toml
 	@rm -f $@
 	@test -n "$(if $(PYTHON),,$(UV))" || "$(PYTHON)" -c '$(RECENT)' 2>/dev/null || { \
 	  echo "mebqat_lite needs Python 3.11 or newer$(if $(PYTHON),; $(PYTHON) is not). Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "Setting up .venv with $(if $(UV),uv,$(PYTHON)): the first time takes minutes and several GB (PyTorch)."
+	@echo "Setting up .venv with $(if $(UV),uv,$(PYTHON)): the first time takes minutes, and several GB for PyTorch with CUDA."
 	@test -x $(BIN)/python || rm -rf .venv
-ifneq ($(UV),)
-	test -x $(BIN)/python || "$(UV)" venv --seed --python "$(or $(PYTHON),>=3.11)" .venv
-	"$(UV)" pip install --python $(BIN)/python -e ".[$(EXTRAS)]"
-else
-	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install -e ".[$(EXTRAS)]"
-endif
-	@touch $@
+	test -x $(BIN)/python || $(if $(UV),"$(UV)" venv --seed --python "$(or $(PYTHON),>=3.11)" .venv,"$(PYTHON)" -m venv .venv)
+	$(if $(TORCH_INDEX),$(INSTALL) torch torchvision --index-url "$(TORCH_INDEX)")
+	$(INSTALL) -e ".$(EXTRAS)"
+	@touch $@ $(if $(EXTRAS),$(CORE)) $(if $(findstring test,$(EXTRAS)),$(LAB))

@@ -17,7 +17,7 @@ from torch import nn
 
 import mebqat_lite as mq
 from mebqat_lite import cli, datasets
-from mebqat_lite.cli import doctor
+from mebqat_lite.cli import doctor, training
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.experiments import setups as recipes
@@ -158,14 +158,14 @@ def commands() -> list[list[str]]:
 
 
 def test_the_commands_are_those_of_the_command_line(capsys):
-    parser = cli._parser()
+    parser = cli.parser()
     [choices] = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     used = {word for line in commands() for word in line[:2] if not word.startswith("-")} & set(choices)
     assert {"doctor", "train", "evaluate", "compare"} <= used
     for line in commands():
         arguments = parser.parse_args(line)  # an unknown command or option would exit
         if hasattr(arguments, "set"):
-            cli._setup(arguments)
+            training.setup_of(arguments)
         for name in getattr(arguments, "methods", "mebqat").split(","):
             plain, *options = name.split("+")
             assert plain in mq.METHODS

@@ -196,13 +196,14 @@ def make(tmp_path):
             "MAKEFLAGS",
             "MAKELEVEL",
             "PYTHON",
-            "EXTRAS",
+            "TORCH_INDEX",
             "ARGS",
         ):  # this may itself run under make
             environment.pop(variable, None)
         command = ["make", "-C", str(tmp_path), "UV=", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
+    run.folder = tmp_path
     return run
 
 
@@ -222,7 +223,31 @@ def test_make_alone_lists_the_targets(make):
 def test_make_takes_the_first_python_that_is_recent_enough(make, recent, chosen):
     done = make("-n", "demo", recent=recent)
     assert f'"{chosen}" -m venv .venv' in done.stdout
-    assert '-m pip install -e ".[lab,test]"' in done.stdout
+    assert '-m pip install -e "."' in done.stdout
+
+
+@posix
+@pytest.mark.parametrize(("target", "wanted"), [("demo", "."), ("lab", ".[lab]"), ("test", ".[lab,test]")])
+def test_each_target_installs_what_it_needs_and_no_more(make, target, wanted):
+    done = make("-n", target)
+    assert re.findall(r'pip install -e "(.*)"', done.stdout) == [wanted]
+
+
+@posix
+def test_a_larger_set_up_serves_smaller_targets_and_not_the_other_way_round(make):
+    assert make(".venv/.all").returncode == 0
+    assert "pip install" not in make("-n", "demo", "lab", "test").stdout
+    shutil.rmtree(make.folder / ".venv")
+    assert make(".venv/.core").returncode == 0
+    assert "pip install" not in make("-n", "demo").stdout and "[lab]" in make("-n", "lab").stdout
+
+
+@posix
+def test_pytorch_may_come_from_another_place(make):
+    lines = make("-n", "demo", "TORCH_INDEX=https://example.org/cpu").stdout.splitlines()
+    [first, second] = [line for line in lines if "pip install" in line]
+    assert first.endswith('pip install torch torchvision --index-url "https://example.org/cpu"')
+    assert second.endswith('pip install -e "."')
 
 
 @posix
@@ -237,13 +262,13 @@ def test_make_refuses_an_old_python_in_one_line(make, tmp_path, words):
 
 @posix
 def test_a_failed_installation_leaves_no_stamp_and_is_repeated(make, tmp_path):
-    stamp = tmp_path / ".venv" / ".stamp"
-    assert make(".venv/.stamp", pip=1).returncode != 0
+    stamp = tmp_path / ".venv" / ".core"
+    assert make(".venv/.core", pip=1).returncode != 0
     assert not stamp.exists()
     shutil.rmtree(tmp_path / ".venv")  # the stand-in there would fail for ever
-    first = make(".venv/.stamp")
+    first = make(".venv/.core")
     assert first.returncode == 0 and stamp.exists() and "minutes" in first.stdout
-    assert "up to date" in make(".venv/.stamp").stdout
+    assert "up to date" in make(".venv/.core").stdout
 
 
 @posix
@@ -273,6 +298,14 @@ def test_stage_names_choose_and_the_rest_goes_to_pytest():
     chosen, options = selftest.split(["lint", "tests", "-x", "-k", "lint"])
     assert [stage.name for stage in chosen] == ["lint", "tests"] and options == ["-x", "-k", "lint"]
     assert selftest.split(["-x"]) == (list(selftest.STAGES), ["-x"])
+    assert selftest.split(["lint", "quick"]) == ([selftest.STAGES[0], selftest.QUICK], [])
+
+
+def test_the_quick_tests_are_a_part_of_all(make):
+    everything = next(stage for stage in selftest.STAGES if stage.name == "tests")
+    assert selftest.QUICK not in selftest.STAGES  # they would run twice
+    assert selftest.QUICK.command[:-1] == everything.command[:-1] and "not slow" in selftest.QUICK.command[-1]
+    assert "mebqat-lite test lint format types quick" in make("-n", "check").stdout
 
 
 def test_all_stages_run_and_one_failure_fails_the_whole(monkeypatch, capsys):

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mebqat_lite import paths
+from mebqat_lite.cli.shared import Commands
 
 GIGABYTE = 1e9
 OLDEST_PYTHON = (3, 11)
@@ -40,6 +41,12 @@ class Check:
 
 class Problem(Exception):
     """Something a check looked for and did not find; its text says what."""
+
+
+def add_doctor(commands: Commands) -> None:
+    """Define ``mebqat-lite doctor``, which has no options."""
+    command = commands.add_parser("doctor", help="check this installation, with a cure for what fails")
+    command.set_defaults(run=lambda arguments: main())
 
 
 def main() -> int:

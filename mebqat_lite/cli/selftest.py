@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mebqat_lite import paths
+from mebqat_lite.cli.shared import Commands
 
 # Modules that the stages run, and that tests import: the extra [test].
 TOOLS = ["ruff", "mypy", "pytest", "xdist", "nbval"]
@@ -46,14 +47,21 @@ STAGES = (
     Stage("notebooks", ("pytest", *NBVAL, *PARALLEL, "notebooks"), parallel=True),
     Stage("browser", ("pytest", "tests", "-m", "browser")),
 )
+# A part of ``tests`` that runs only where it is named: what `make check` runs after each change.
+QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, "-m", "not slow and not browser"), parallel=True)
+
+
+def add_test(commands: Commands) -> None:
+    """List ``mebqat-lite test`` in ``--help``; `cli.main` hands its words to `main` before argparse reads them."""
+    commands.add_parser("test", help="run all that CI runs (from a checkout); stages and pytest options may follow")
 
 
 def main(extra: Sequence[str] = ()) -> int:
     """Run the stages, print ``[OK]`` or ``[FAIL]`` for each; 1 if one failed, 2 if none could start, else 0.
 
     Args:
-        extra: leading names of stages (``lint format types tests notebooks browser``) choose these; what
-            follows goes to pytest, as in ``["tests", "-x", "-k", "bits"]``.
+        extra: leading names of stages (``lint format types tests notebooks browser``, and ``quick``, the tests that
+            are not slow) choose these; what follows goes to pytest, as in ``["tests", "-x", "-k", "bits"]``.
     """
     if problem := obstacle():
         print(problem, file=sys.stderr)
@@ -68,9 +76,9 @@ def main(extra: Sequence[str] = ()) -> int:
 
 def split(extra: Sequence[str]) -> tuple[list[Stage], list[str]]:
     """The stages that the leading words of ``extra`` name (none: all), and the options after them."""
-    names = {stage.name for stage in STAGES}
-    count = next((i for i, word in enumerate(extra) if word not in names), len(extra))
-    chosen = [stage for stage in STAGES if stage.name in extra[:count]]
+    known = {stage.name: stage for stage in (*STAGES, QUICK)}
+    count = next((i for i, word in enumerate(extra) if word not in known), len(extra))
+    chosen = [stage for name, stage in known.items() if name in extra[:count]]
     return chosen or list(STAGES), list(extra[count:])
 
 

@@ -1,0 +1,60 @@
+"""The commands for instructors: assignments, grade."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mebqat_lite import paths
+from mebqat_lite.cli.shared import Commands, print_written
+
+
+def add_assignments(commands: Commands) -> None:
+    """Define ``mebqat-lite assignments``."""
+    command = commands.add_parser("assignments", help="write the student versions of the assignments, and zips of them")
+    command.add_argument("--source", type=Path, help="folder of NAME/NAME.ipynb; default: the checkout's masters")
+    command.add_argument("--out", type=Path, help="folder; default: results/assignments")
+    command.set_defaults(run=run_assignments)
+
+
+def run_assignments(arguments: argparse.Namespace) -> int:
+    """Write what students are given."""
+    from mebqat_lite.course.classroom.release import release
+
+    source = arguments.source or _checkout_folder("source")
+    print_written(release(source, arguments.out or paths.results() / "assignments"))
+    return 0
+
+
+def add_grade(commands: Commands) -> None:
+    """Define ``mebqat-lite grade``."""
+    command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb or STUDENT_NAME.ipynb")
+    command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
+    command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
+    command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
+    command.add_argument("--out", type=Path, help="folder; default: results/grades")
+    command.set_defaults(run=run_grade)
+
+
+def run_grade(arguments: argparse.Namespace) -> int:
+    """Grade all submissions, print a line for each, and write grades and feedback."""
+    from mebqat_lite.course.classroom.course import grade_folder, notice, summary
+
+    out = arguments.out or paths.results() / "grades"
+    print(notice())
+    graders = arguments.graders or _checkout_folder("graders")
+    graded = grade_folder(arguments.submissions, graders, out, arguments.variant, arguments.jobs)
+    print(summary(graded))
+    print_written([out / "grades.csv", out / "feedback"])
+    return 0
+
+
+def _checkout_folder(name: str) -> Path:
+    """A folder of the assignments, which only a checkout of the repository has."""
+    root = paths.checkout()
+    if root is None:
+        raise FileNotFoundError(
+            f"the assignments' {name} are in a checkout of the repository, not in a wheel: name them"
+        )
+    return root / "notebooks" / "assignments" / name
