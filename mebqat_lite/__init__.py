@@ -1,12 +1,15 @@
 """mebqat_lite: learn, by doing, how one neural network can serve every bitwidth.
 
-import mebqat_lite as mq
-data = mq.datasets.digits()
-model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
-mq.fit(model, data, method="mebqat")
-with mq.at(model, "W2A4"):
-    logits = model(data.test.images)
-mq.grid(model, data.test)
+In short::
+
+    import mebqat_lite as mq
+
+    data = mq.datasets.digits()
+    model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
+    mq.fit(model, data, method="mebqat")  # train it for all bitwidths at once
+    with mq.at(model, "W2A4"):  # 2-bit weights, 4-bit activations
+        logits = model(data.test.images)
+    mq.grid(model, data.test)  # the accuracy at all 75 bitwidth pairs
 """
 
 from mebqat_lite import bits, datasets, methods, models, quantizers
@@ -22,7 +25,7 @@ from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import ptq
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Listed, Sampled
-from mebqat_lite.scale import speed as _speed  # noqa: F401  (registers the passes of runs on CUDA)
+from mebqat_lite.scale import speed as _speed  # noqa: F401  (registers the default passes on CUDA)
 from mebqat_lite.switching.convert import quantize, restore_float
 from mebqat_lite.switching.norms import give_norm_sets, recalibrate
 from mebqat_lite.switching.state import NotQuantizedError, at, set_bits, set_norm_stats

@@ -1,7 +1,4 @@
-"""Bitwidths: a pair of weight and activation bits, the candidate pairs, and the samplers that choose them.
-
-A *sampler* is the first half of a method. For one training step it yields one list of pairs per task.
-"""
+"""Bitwidths: a pair of weight bits and activation bits, and the candidate pairs that the paper trains."""
 
 from __future__ import annotations
 
@@ -16,7 +13,10 @@ FULL = 32  # bits of a float: 32 means "not quantized"
 
 @dataclass(frozen=True, order=True)
 class Bits:
-    """Bits of the weights ``w`` and of the activations ``a``, each 1 to 32, where 32 is full precision."""
+    """A bitwidth pair: ``w`` bits for the weights and ``a`` bits for the activations.
+
+    Each is a whole number from 1 to 32, otherwise a ValueError is raised. 32 means full precision.
+    """
 
     w: int
     a: int
@@ -30,7 +30,16 @@ class Bits:
 
     @classmethod
     def parse(cls, text: BitsLike) -> Bits:
-        """Read ``"W2A4"``, ``"w2a4"``, ``"FP"``, ``(2, 4)`` or a `Bits`; anything else is a ValueError."""
+        """Read a pair from ``"W2A4"``, ``"w2a4"``, ``"FP"``, ``(2, 4)`` or a `Bits`.
+
+        >>> mq.Bits.parse("W2A4")
+        Bits(w=2, a=4)
+        >>> print(mq.Bits.parse((32, 32)))
+        FP
+
+        Raises:
+            ValueError: ``text`` is something else, or has bits outside 1 to 32.
+        """
         if isinstance(text, Bits):
             return text
         if isinstance(text, (tuple, list)) and len(text) == 2:
@@ -44,7 +53,11 @@ class Bits:
 
     @property
     def is_candidate(self) -> bool:
-        """Whether the pair is one that the paper trains and measures (ECCV 2022, section 4.1)."""
+        """Whether the pair is one that the paper trains and measures (ECCV 2022, section 4.1).
+
+        Both widths are in `WIDTHS`. Full-precision weights need full-precision activations, one-bit weights need
+        activations of 1 or 32 bits, and other weights need activations of more than one bit.
+        """
         if self.w not in WIDTHS or self.a not in WIDTHS:
             return False
         if self.w == FULL:
@@ -57,23 +70,31 @@ class Bits:
 
 BitsLike = Bits | str | Sequence[int]
 FP = Bits(FULL, FULL)
-Pair = Bits | dict[str, Bits]  # for the whole network, or a pair per layer
+Pair = Bits | dict[str, Bits]  # one pair for the whole network, or one for each named layer
 
 
 def height(pair: Pair) -> tuple[float, float]:
-    """What a step is ordered by, highest first: the mean bits of weights and of activations."""
+    """Compute the mean weight bits and the mean activation bits over the layers, by which a step sorts its pairs."""
     layers = [pair] if isinstance(pair, Bits) else list(pair.values())
     return sum(b.w for b in layers) / len(layers), sum(b.a for b in layers) / len(layers)
 
 
 def candidates(one_bit: bool = True) -> list[Bits]:
-    """All 75 candidate pairs in rising order, or the 73 without 1 bit (for a quantizer that has none)."""
+    """List the 75 candidate pairs of the paper (ECCV 2022, section 4.1) in rising order.
+
+    With ``one_bit=False`` the list leaves out W1A1 and W1A32, for quantizers that do not define one bit.
+
+    >>> len(mq.candidates()), len(mq.candidates(one_bit=False))
+    (75, 73)
+    >>> print(*mq.candidates()[:4])
+    W1A1 W1A32 W2A2 W2A3
+    """
     pairs = [Bits(w, a) for w in WIDTHS for a in WIDTHS]
     return [b for b in pairs if b.is_candidate and (one_bit or 1 not in (b.w, b.a))]
 
 
 def parse_all(pairs: str | Iterable[BitsLike]) -> list[Bits]:
-    """Read several pairs: a comma-separated string (``"W2A2,W4A4,FP"``) or anything that holds pairs."""
+    """Read several pairs from a comma-separated string (``"W2A2,W4A4,FP"``) or from a list of pairs."""
     if isinstance(pairs, str):
         pairs = [part for part in pairs.split(",") if part.strip()]
     parsed = [Bits.parse(pair) for pair in pairs]
@@ -83,17 +104,18 @@ def parse_all(pairs: str | Iterable[BitsLike]) -> list[Bits]:
 
 
 def nearest(width: int, widths: Iterable[int]) -> int:
-    """The member of ``widths`` nearest to ``width`` on a logarithmic scale; of two, the wider."""
+    """Find the member of ``widths`` that is nearest to ``width`` on a logarithmic scale; in a tie, the wider one."""
     return min(widths, key=lambda other: (_octaves(width, other), -other))
 
 
 def nearest_pair(pair: Bits, pairs: Iterable[Bits]) -> Bits:
-    """The member of ``pairs`` nearest to ``pair`` on a logarithmic scale, weights and activations alike; of two, the
-    one with the wider weights.
+    """Find the member of ``pairs`` that is nearest to ``pair`` on a logarithmic scale.
+
+    The distances of weights and activations are added. In a tie the pair with the wider weights wins.
     """
     return min(pairs, key=lambda b: (round(_octaves(pair.w, b.w) + _octaves(pair.a, b.a), 9), -b.w, -b.a))
 
 
 def _octaves(width: int, other: int) -> float:
-    """How many doublings lie between two widths; rounded, so that equal distances are equal."""
+    """The number of doublings between two widths, rounded so that ties are found despite float errors."""
     return round(abs(math.log2(other / width)), 9)

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with its JSON in the metadata, written atomically, never unpickled."""
+"""Save and load quantized models, each as one safetensors file with JSON in its metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mebqat_lite.tensors import place
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What is needed to build an equal, quantized model again, as JSON."""
+    """Describe a quantized model, in JSON, so that `blank` can build an equal one again."""
     norms = list(norm_layers(model).values())
     return {
         "spec": getattr(model, "spec", None),
@@ -33,7 +33,17 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
-    """Save a quantized model. What is in ``extra`` (JSON) comes back as ``meta["extra"]``."""
+    """Save a quantized model to ``path``, and return the path.
+
+    `load_model` returns the keyword arguments ``extra``, which must be JSON, together with the model.
+
+    >>> path = mq.save_model(model, folder / "digits.safetensors", dataset="digits")
+    >>> path.name
+    'digits.safetensors'
+
+    Raises:
+        ValueError: the network is packed, so that it has no float weights.
+    """
     if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     meta = {"kind": "model", "model": describe(model), "extra": extra}
@@ -41,11 +51,20 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a model, in evaluation mode, and its ``extra``.
+    """Load a model, in evaluation mode, and the ``extra`` that was saved with it.
+
+    >>> path = mq.save_model(model, folder / "digits.safetensors", dataset="digits")
+    >>> loaded, extra = mq.load_model(path)
+    >>> extra
+    {'dataset': 'digits'}
 
     Args:
-        path: a file of `save_model`.
-        model: an instance of the architecture, needed only where it is not one of this package's.
+        path: a file that `save_model` wrote.
+        model: an instance of the same architecture; needed only if the architecture is not in `models`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, is not a saved model, or does not fit ``model``.
     """
     tensors, meta = read(path, "model")
     model = blank(meta["model"], Path(path).name, model)
@@ -54,7 +73,10 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
 
 
 def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) -> nn.Module:
-    """A quantized model as the described one, in ``model`` if it is given, before the tensors of the file ``name``."""
+    """Build a quantized model from its description, or turn ``model`` into it; the weights are still to be loaded.
+
+    ``name`` is the name of the file, for error messages.
+    """
     if model is None:
         if described["spec"] is None:
             raise CheckpointError(f"{name} holds a model of your own: pass model= to load into")
@@ -63,7 +85,7 @@ def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) 
 
 
 def rebuild(model: nn.Module, described: dict[str, Any], name: str) -> nn.Module:
-    """Quantize ``model`` as the described one was, without a sample."""
+    """Quantize ``model`` as the described model was, with the stored plan instead of a sample."""
     plan = Plan(**{**described["plan"], "sites": [Site(**site) for site in described["plan"]["sites"]]})
     if missing := {site.name for site in plan.sites} - {name for name, _ in model.named_modules()}:
         raise CheckpointError(f"{name} does not fit this model, which has no {', '.join(sorted(missing))}")
@@ -76,13 +98,16 @@ def rebuild(model: nn.Module, described: dict[str, Any], name: str) -> nn.Module
 
 
 def is_channels_last(weight: Tensor) -> bool:
-    """Whether a weight is laid out channels-last: kernels, and so the last digit, depend on it."""
+    """Whether a weight is stored in channels-last order, and only in that.
+
+    The order is saved because PyTorch chooses its kernels by it, and other kernels round differently.
+    """
     last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
     return last and not weight.is_contiguous()
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    """Copy a checkpoint's tensors into a model; one that does not fit is a CheckpointError."""
+    """Copy the tensors of the file ``name`` into a model; tensors that do not fit it are a CheckpointError."""
     try:
         with torch.no_grad():
             model.load_state_dict(tensors)
@@ -91,7 +116,7 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
 
 
 def misfit(name: str, error: RuntimeError) -> CheckpointError:
-    """What to say of a file whose tensors `load_state_dict` refused."""
+    """Make the error for a file whose tensors `load_state_dict` refused."""
     first, *more = str(error).splitlines()[1:] or [str(error)]
     others = f" (and {len(more)} more)" if more else ""
     return CheckpointError(f"{name} does not fit this model: {first.strip()}{others}")

@@ -1,4 +1,4 @@
-"""Files: one safetensors file with its JSON in the metadata, or JSON alone; written atomically, never unpickled."""
+"""Write and read files: tensors with JSON in one safetensors file, or JSON alone; atomically, and without pickle."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint of this package, or not a whole one."""
+    """A file is not a checkpoint of this package, is damaged, or does not fit."""
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write tensors and JSON to one file; a reader sees the old file or the new one, never a part."""
+    """Write tensors, and ``meta`` as JSON, to one file.
+
+    The write is atomic: another process sees the whole old file or the whole new one.
+    """
     path = Path(path)
     versions = {"torch": torch.__version__, "mebqat_lite": importlib.metadata.version("mebqat_lite")}
     meta = {"format": FORMAT, "version": VERSION, "versions": versions, **meta}
@@ -36,7 +39,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
 
 
 def checksum(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the bytes of tensors."""
+    """Compute the SHA-256 checksum of the bytes of several tensors, as a hexadecimal string."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -44,7 +47,7 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Atomically put ``content`` at ``path``: a file beside it, flushed to disk, then renamed."""
+    """Write ``content`` to ``path`` atomically: write a temporary file beside it, flush it to disk, and rename it."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,8 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is truncated, foreign, of a newer version or of another kind.
+        CheckpointError: the file is damaged, was written by another program or by a newer version of this package,
+            or is of another kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,7 +78,7 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get(FORMAT, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (``file`` is not a mapping)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         hint = ": ONNX Runtime runs ONNX files, see onnx_run" if path.suffix == ".onnx" else f" ({error})"
         raise CheckpointError(f"{path.name} is damaged or no safetensors file{hint}") from error
@@ -92,7 +96,10 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def write_json(path: str | Path, results: Mapping[str, Any], indent: int | None = 1) -> Path:
-    """Write results atomically; NaN (an interval over one value, say) becomes null. No indent: one line."""
+    """Write ``results`` as JSON, atomically; ``indent=None`` writes a single line.
+
+    NaN, for example the confidence interval of a single value, and infinity become null.
+    """
     path = Path(path)
     replace(path, (json.dumps(_plain(results), indent=indent) + "\n").encode())
     return path

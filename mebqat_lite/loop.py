@@ -1,4 +1,4 @@
-"""The one loop: the state of a run, and the step that all methods share."""
+"""The training loop: the state of a run, and the training step that all methods share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mebqat_lite.tensors import best_device, keep_memory
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on."""
+    """Training cannot go on, for example because a loss is not finite."""
 
 
 @dataclass
 class Costs:
-    """Work done by the training loop. ``forwards`` counts the passes of teachers too."""
+    """Counts of the work that training did: steps, forward passes (those of teachers too) and backward passes."""
 
     steps: int = 0
     forwards: int = 0
@@ -41,7 +41,7 @@ class Costs:
 
 @dataclass
 class Run:
-    """What a training run leaves besides the model: its counted costs, the loss of each step, and seconds."""
+    """The record of a training run: its counted costs, the mean loss of each step, and the seconds it took."""
 
     method: str
     recipe: Recipe
@@ -51,7 +51,7 @@ class Run:
 
 
 class Loop:
-    """The state of one run, a sampler x a learner on a model and a source of tasks; and its step."""
+    """The state of one training run: the model, the sampler, the learner, the source of tasks and the optimizer."""
 
     def __init__(
         self, model: nn.Module, train: Split, method: str, recipe: Recipe, passes: Passes | None = None
@@ -68,23 +68,23 @@ class Loop:
         self.buffers = list(model.buffers())
         self.gradients = GradientMean(self.parameters.values())
         self.optimizer = torch.optim.AdamW(groups(model), lr=recipe.lr, weight_decay=recipe.weight_decay)
-        self.optimizer.zero_grad(set_to_none=True)  # gradients from before the run do not count
-        torch.manual_seed(recipe.seed + self.passes.rank)  # dropout
+        self.optimizer.zero_grad(set_to_none=True)  # drops gradients from before the run
+        torch.manual_seed(recipe.seed + self.passes.rank)  # for dropout
         self.learner.begin(model)
         self.passes.begin(self)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A checksum of the training data, by which a checkpoint knows its run."""
+        """A checksum of the training data, so that a checkpoint is not continued on other data."""
         return files.checksum(self.train)
 
     def close(self) -> None:
-        """Leave no hook on the model."""
+        """Remove the hooks from the model."""
         self.passes.end(self)
         self.gradients.close()
 
     def finite(self, value: float, bits: Pair) -> float:
-        """The loss at ``bits``; a TrainingError if it is not a finite number."""
+        """Return ``value``, the loss at ``bits``; a TrainingError if it is not a finite number."""
         if math.isfinite(value):
             return value
         raise TrainingError(
@@ -93,19 +93,20 @@ class Loop:
         )
 
     def step(self) -> None:
-        """One training step: the losses of all tasks at their pairs, the mean of their gradients, one update.
+        """Do one training step: compute the losses of all tasks at their pairs, average the gradients, update once.
 
-        MEBQAT is algorithm 1 of ECCV 2022: one batch at m pairs. MEBQAT-MAML (algorithm 2) and MEBQAT-PN (algorithm 3)
-        differ from it in their sampler and their learner; float training, QAT and AdaBits in their sampler alone.
+        With a sampler of m pairs and one batch this is MEBQAT (ECCV 2022, algorithm 1). MEBQAT-MAML (algorithm 2) and
+        MEBQAT-PN (algorithm 3) have another sampler and another learner; float training, QAT and AdaBits have MEBQAT's
+        learner and another sampler.
         """
         started = time.perf_counter()
-        with undone_by_error(self.buffers):  # norm statistics move in a forward pass
+        with undone_by_error(self.buffers):  # forward passes change norm statistics
             losses = self.passes.backpropagate(self)
         self.gradients.average()
         nn.utils.clip_grad_value_(self.parameters.values(), self.recipe.clip)
         set_learning_rate(self.optimizer, self.recipe, self.run.costs.steps)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # so a parameter that no task uses gets no update and no decay
+        self.optimizer.zero_grad(set_to_none=True)  # None, so that unused parameters get no update and no decay
         keep_steps_positive(self.model)
         self.run.costs.steps += 1
         self.run.losses.append(sum(losses) / len(losses))
@@ -113,15 +114,13 @@ class Loop:
 
 
 class Passes:
-    """How the forward and backward passes of a step are made: task after task, and pair after pair.
+    """Make the forward and backward passes of a step: one task after the other, one pair after the other.
 
-    This class makes them plainly. `scale.speed.Fast` overrides the small methods below to make them faster.
+    `scale.speed.Fast` overrides the small methods below to make the same passes faster, or in several processes.
     """
 
-    rank = 0  # which of several processes this is; the first one logs and writes
-
     def backpropagate(self, loop: Loop) -> list[float]:
-        """Add up the gradients of each pair of each task; returns each task's mean loss."""
+        """Add up the gradients of all pairs of all tasks, and return the mean loss of each task."""
         means = []
         for index, pairs in enumerate(loop.sampler.draw()):
             task, losses = loop.source.task(loop.run.costs.steps, index), []  # a batch, or an episode
@@ -133,22 +132,24 @@ class Passes:
         return means
 
     def losses(self, loop: Loop, task: Any, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
-        """The learner's ``(bits, loss)``, one by one."""
+        """Yield the learner's ``(bits, loss)``, one after the other."""
         return loop.learner.losses(loop.model, task, pairs)
 
     def value(self, loss: Tensor) -> float:
-        """A loss as a number."""
+        """Return a loss as a number."""
         return loss.item()
 
+    rank = 0  # the number of this process; only process 0 logs and writes files
+
     def start(self, model: nn.Module, device: str | torch.device | None) -> None:
-        """Bring the model to its device, by default the best one, before anything else is done."""
+        """Move the model to its device, by default `best_device`, before the run begins."""
         model.to(best_device() if device is None else device)
 
     def share(self, source: object) -> None:
-        """Tell a source of tasks which part of each task is wanted: all of it."""
+        """Tell the source of tasks which part of each task this process learns; here it is all of it."""
 
     def begin(self, loop: Loop) -> None:
-        """Get ready for a run: count forward passes from here on, those of a teacher too."""
+        """Prepare a run: from here on forward passes are counted, those of a teacher too."""
         self.share(loop.source)
         networks = [loop.model] + ([loop.learner.frozen] if loop.learner.frozen else [])
         self.counters = [count_forwards(last_layer(network), loop.run) for network in networks]
@@ -160,33 +161,35 @@ class Passes:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is not plain, by name: nothing. A checkpoint goes on only with the settings that it was begun with."""
+        """Name the settings that can change a result, such as mixed precision; plain passes have none.
+
+        A checkpoint is continued only with the same settings.
+        """
         return {}
 
     def adopt(self, settings: dict[str, Any]) -> None:
-        """Settle what was left open as it was settled in the run that a checkpoint is of: nothing was."""
+        """Take over automatic choices from the settings of a checkpoint; plain passes make no such choices."""
 
     def first(self, work: Callable[[], Any]) -> None:
-        """Do what only one of several processes may do, as writing a file."""
+        """Call ``work`` in the first of several processes only, for example to write a file."""
         work()
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """A value of each process."""
+        """Collect the ``value`` of every process."""
         return [value]
 
     def agree(self, value: bool, problem: str) -> bool:
-        """``value``, if all processes have the same; otherwise ``problem`` is a ValueError."""
+        """Return ``value`` if it is the same in all processes; otherwise raise a ValueError that says ``problem``."""
         return value
 
 
-AUTOMATIC: dict[
-    str, Callable[[], Passes]
-] = {}  # by kind of device, where nobody asks for other ones; `scale` registers
+# Kind of device -> the passes that `fit` makes there by default. Filled in by `scale.speed`.
+AUTOMATIC: dict[str, Callable[[], Passes]] = {}
 
 
 @contextlib.contextmanager
 def undone_by_error(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Inside the block an error puts the buffers back to what they were before it."""
+    """If the block raises an error, give the buffers the values that they had before it."""
     before = [buffer.clone() for buffer in buffers]
     try:
         yield
@@ -196,14 +199,14 @@ def undone_by_error(buffers: Sequence[Tensor]) -> Iterator[None]:
 
 
 def last_layer(model: nn.Module) -> nn.Module:
-    """The layer by which passes are counted: the last one as executed."""
+    """Return the layer that the sample executed last; its calls are counted as forward passes."""
     return model.get_submodule(plan_of(model).sites[-1].name)
 
 
 def count_forwards(module: nn.Module, run: Run) -> torch.utils.hooks.RemovableHandle:
-    """Count each pass of ``module`` in ``run.costs``."""
+    """Count each forward pass of ``module`` in ``run.costs``, until the returned handle is removed."""
 
     def count(*_: object) -> None:
-        run.costs.forwards += 1  # looked up anew each time: a resumed run has other costs
+        run.costs.forwards += 1  # looks up ``costs`` at each pass, because resuming replaces it
 
     return module.register_forward_hook(count)

@@ -1,4 +1,4 @@
-"""Methods as data: a method is a sampler x a learner, and what happens before and after.
+"""Methods as data: a method is a sampler times a learner, and what happens before and after the training.
 
 |                          | supervised                    | FOMAML                        | ProtoNet              |
 |--------------------------|-------------------------------|-------------------------------|-----------------------|
@@ -36,10 +36,13 @@ Sampler = Listed | Sampled
 
 
 class Source(Protocol):
-    """Where a training loop takes its tasks from."""
+    """What gives the training loop its tasks: batches or episodes."""
 
     def task(self, step: int, index: int = 0) -> Any:
-        """The batch or the episode of one task of a step: a function of the two numbers alone."""
+        """Return the batch or the episode of task ``index`` of a step.
+
+        It depends on these two numbers alone, so that a resumed run gets the same tasks.
+        """
         ...
 
 
@@ -49,49 +52,53 @@ def _batches(train: Split, recipe: Recipe) -> Source:
 
 
 def _episodes(train: Split, recipe: Recipe) -> Source:
-    """One episode a step, seen at several pairs."""
+    """Make one episode per step, which is learned at several pairs."""
     return Episodes(train, recipe.ways, recipe.shots, recipe.queries, recipe.seed)
 
 
 def _many_episodes(train: Split, recipe: Recipe) -> Source:
-    """Several episodes a step, each at a pair of its own."""
+    """Make several episodes per step, each of which is learned at its own pair."""
     return Episodes(train, recipe.ways, recipe.shots, recipe.queries, recipe.seed, recipe.tasks)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table."""
+    """An entry of `METHODS`: a sampler, a learner, and what happens before and after the training."""
 
     title: str
     sampler: Callable[[nn.Module, Recipe], Sampler]
-    learner: Callable[[Recipe, str], Learner]  # from the recipe and the teacher's name
+    learner: Callable[[Recipe, str], Learner]  # takes the recipe and the name of the teacher
     prepare: Callable[[nn.Module, Sampler], object] = lambda model, sampler: None
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
-    trains: bool = True  # beyond full precision
-    base: str = "fp"  # the full-precision method that it may start from
+    trains: bool = True  # whether it trains at other pairs than FP
+    base: str = "fp"  # the full-precision method that a warm-up trains with
     source: Callable[[Split, Recipe], Source] = _batches
 
     @property
     def learns_new_classes(self) -> bool:
-        """Whether it is measured on episodes of classes that it was not trained on."""
+        """Whether the method is evaluated on episodes of classes that it was not trained on."""
         return self.base != "fp"
 
-    norm_stats: str = "batch"  # the policy it is meant to be evaluated under
-    teacher: str = "fp"
-    warm_teacher: str = ""  # for a run that starts from a trained FP network, if another one
+    norm_stats: str = "batch"  # the norm policy that it is evaluated with by default
+    teacher: str = "fp"  # of the quantized pairs, see `learners.supervised.Supervised`
+    warm_teacher: str = ""  # the teacher after a warm-up, if it is another one
 
 
 def calibration(data: Data) -> Tensor:
-    """The training images that calibrate steps, run as one batch: at most 512, fewer where they are large."""
+    """Choose the training images that `quantize` runs, in one batch, to measure the inputs of the layers.
+
+    There are at most 512 of them, and fewer if the images are large, but at least 16.
+    """
     pixels = data.train.images[0].numel()
     return data.train.images[: max(16, min(512, 2**19 // pixels))]
 
 
 def set_steps(model: nn.Module, quantizer: str, data: Data, base: str = "fp") -> None:
-    """Choose learned steps anew, from trained weights and from what the layers read on training images.
+    """Quantize the model with ``quantizer`` again, so that its learned steps start from the trained weights.
 
-    A network trained by MAML has no running statistics: its layers read what they read under those of a batch.
-    Statistics that were recalibrated with the steps before are dropped.
+    The steps also depend on the inputs of the layers, which are measured on training images. ``base="fomaml"`` does
+    this with batch statistics, because a network trained by MAML has no running statistics. Recalibrated statistics
+    are dropped, because they belong to the old steps.
     """
     forget_stats(model)
     mode = model.training
@@ -101,20 +108,23 @@ def set_steps(model: nn.Module, quantizer: str, data: Data, base: str = "fp") ->
 
 
 def _lowest(model: nn.Module, recipe: Recipe) -> list[Bits]:
-    """The lowest pair that a method may visit: W1A1, or W2A2 where there is no 1 bit; none if it is excluded."""
+    """Return the lowest pair that a method may visit: W1A1, or W2A2 without 1 bit, or none if that is excluded."""
     if has_one_bit(model) and 1 not in recipe.exclude:
         return [Bits(1, 1)]
     return [] if 2 in recipe.exclude else [Bits(2, 2)]
 
 
 def _pool(model: nn.Module, recipe: Recipe) -> list[Bits]:
-    """The pairs that a method may draw."""
+    """Return the pairs that a method may draw."""
     one_bit = has_one_bit(model) and 1 not in recipe.exclude
     return [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
 
 
 def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
-    """FP and W1A1 are guaranteed (ECCV 2022, section 3.2); where there is no 1 bit W2A2 is, with ``sandwich``."""
+    """Make MEBQAT's sampler, which visits FP and W1A1 in every step (ECCV 2022, section 3.2).
+
+    Where the quantizer has no 1 bit, W2A2 takes the place of W1A1 if ``recipe.sandwich`` is set.
+    """
     lowest = [b for b in _lowest(model, recipe) if b.w == 1 or recipe.sandwich]
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
     layers = body if recipe.per_layer else []
@@ -122,7 +132,10 @@ def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
 
 
 def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
-    """What a few-shot method always visits: both ends with ``sandwich``, nothing in the paper."""
+    """Return the pairs that a few-shot method visits in every step: FP and the lowest pair with ``recipe.sandwich``.
+
+    In the paper there are none.
+    """
     return [FP, *_lowest(model, recipe)] if recipe.sandwich else []
 
 
@@ -136,7 +149,7 @@ def _dealt(model: nn.Module, recipe: Recipe) -> Sampler:
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:
-    """The recipe's pairs; by default W1A1 (where there is 1 bit), W2A2, W4A4, W8A8 and FP."""
+    """List the recipe's pairs; by default W1A1 (if the quantizer has 1 bit), W2A2, W4A4, W8A8 and FP."""
     return Listed(recipe.bits or LISTED[0 if has_one_bit(model) else 1 :])
 
 
@@ -157,7 +170,7 @@ def _full_precision(model: nn.Module, recipe: Recipe) -> Listed:
 
 
 def _each_task(sampler: Callable[[nn.Module, Recipe], Listed]) -> Callable[[nn.Module, Recipe], Sampler]:
-    """The same pair for each of MAML's tasks."""
+    """Visit the same pair in each task of a MAML step."""
     return lambda model, recipe: Listed(sampler(model, recipe).pairs, recipe.tasks)
 
 
@@ -170,7 +183,7 @@ def _quantize_lsq(model: nn.Module, data: Data) -> None:
 
 
 def _fix_gains(model: nn.Module, sampler: Sampler) -> None:
-    """MAML's batch norms have a shift and no gain: it stays what it is, 1."""
+    """Exclude the gain of batch norm from training: in MAML batch norm only has a shift, and the gain stays 1."""
     for norm in norm_layers(model).values():
         norm.weight.requires_grad_(False)
 
@@ -180,7 +193,7 @@ def _supervised(recipe: Recipe, teacher: str) -> Learner:
 
 
 def _teacher_alone(recipe: Recipe, teacher: str) -> Learner:
-    """Any-Precision's lower pairs learn from the next higher one, or from FP, and not from the labels."""
+    """Make Any-Precision's learner, where a quantized pair learns from its teacher and not from the labels."""
     return Supervised(teacher, alone=True)
 
 
@@ -197,7 +210,10 @@ def _quantizes_adapted(recipe: Recipe, teacher: str) -> Learner:
 
 
 def _switchable(title: str, learner: Callable[[Recipe, str], Learner], teacher: str) -> Method:
-    """Every listed pair in every step, each with norm statistics, gain, shift and (sat) clips of its own."""
+    """Make a method that visits every listed pair in every step.
+
+    Each pair has its own norm statistics, gain and shift, and with sat its own clip.
+    """
     return Method(title, _listed, learner, _switches, norm_stats="running", teacher=teacher)
 
 
@@ -218,8 +234,8 @@ METHODS: dict[str, Method] = {
     "fp": Method("full precision", _full_precision, _supervised, trains=False, norm_stats="running"),
     "ptq_naive": _ptq("FP + PTQ naive"),
     "ptq_mse": _ptq("FP + PTQ-MSE", _least_squares),
-    # A run that never trains FP has no use for its own FP as a teacher: it drifts away and teaches nonsense. It learns
-    # from the network that it started from, if that was trained, else from the labels.
+    # QAT never trains FP, so its weights at FP get worse and worse and would be a bad teacher. After a warm-up the
+    # network that the run started from teaches instead; without one there are only the labels.
     "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
     "mebqat": Method("MEBQAT", _sampled, _supervised),
     "adabits": _switchable("AdaBits", _supervised, "labels"),
@@ -243,12 +259,12 @@ METHODS: dict[str, Method] = {
 
 
 def teacher_of(method: Method, recipe: Recipe, warm: bool) -> str:
-    """Who teaches: whom the recipe names, else the method's own, which may differ after a warm start."""
+    """Return the name of the teacher: the recipe's, or else the method's own, which may differ after a warm-up."""
     return recipe.teacher or (method.warm_teacher if warm else "") or method.teacher
 
 
 def get(name: str) -> Method:
-    """A method by name; an unknown one is a ValueError that lists the known ones."""
+    """Return a method by name; an unknown name is a ValueError that lists the known ones."""
     if name not in METHODS:
         raise ValueError(f"no method {name!r}; known: {', '.join(METHODS)}")
     return METHODS[name]

@@ -1,6 +1,7 @@
-"""The networks of the lessons and of the paper. Each says how to build itself again, for checkpoints.
+"""The networks of the lessons and of the paper.
 
-A model that declares ``stem`` and ``body`` lets all pairs of a step share the full-precision stem.
+Each model remembers in ``model.spec`` how it was built, so that a checkpoint can build it again. In a model with the
+two parts ``stem`` and ``body``, a training step runs the full-precision stem once for all of its pairs.
 """
 
 from __future__ import annotations
@@ -32,39 +33,42 @@ def architecture(build: Build) -> Build:
 
 
 def build(name: str, **options: Any) -> nn.Module:
-    """Build a registered architecture by name."""
+    """Build a registered architecture by name; an unknown name is a ValueError that lists the known ones."""
     if name not in MODELS:
         raise ValueError(f"no model {name!r}; known: {', '.join(MODELS)}")
     return MODELS[name](**options)
 
 
 def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
-    """Convolution, batch norm, (pool), ReLU. Pooling first is the same maximum over a quarter of the work."""
+    """Stack a convolution, batch norm, an optional 2 x 2 max pool, and a ReLU.
+
+    The pool comes before the ReLU: the result is the same, and the ReLU has a quarter of the work.
+    """
     layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), InputReLU(inplace=True))
 
 
 class StemAndBody(nn.Module):
-    """A network in two parts, ``stem`` and ``body``."""
+    """A network in two parts, ``stem`` and ``body``, which run one after the other."""
 
     stem: nn.Module
     body: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (batch, classes) of images (batch, channels, height, width)."""
+        """Compute the logits, (batch, classes), of images ``x``, (batch, channels, height, width)."""
         return self.body(self.stem(x))
 
 
 class GlobalMean(nn.Module):
-    """(batch, channels, height, width) -> (batch, channels)."""
+    """Average each channel over the image: (batch, channels, height, width) -> (batch, channels)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean over height and width."""
+        """Compute the mean of ``x`` over height and width."""
         return x.mean((2, 3))
 
 
 class DigitNet(StemAndBody):
-    """Four 3 x 3 convolutions, a pool after the second, global mean, linear."""
+    """Four 3 x 3 convolutions with a pool after the second, then a global mean and a linear layer."""
 
     def __init__(self, widths: Sequence[int], classes: int, in_channels: int) -> None:
         super().__init__()
@@ -75,14 +79,17 @@ class DigitNet(StemAndBody):
 
 @architecture
 def digit_net(widths: Sequence[int] = (16, 32, 32, 32), classes: int = 10, in_channels: int = 1) -> nn.Module:
-    """The small net for 8 x 8 digits, 23,000 parameters; widths 8-16-16-16 leave more headroom to see."""
+    """Build the small network for 8 x 8 digits, with 23,000 parameters.
+
+    With widths 8-16-16-16 the methods differ more.
+    """
     if len(widths) != 4:
         raise ValueError(f"digit_net has four convolutions; got widths {tuple(widths)}")
     return DigitNet(widths, classes, in_channels)
 
 
 class Conv4(StemAndBody):
-    """Four blocks of 3 x 3 convolution, batch norm, ReLU, pool; with or without a linear classifier."""
+    """Four blocks of 3 x 3 convolution, batch norm, pool and ReLU; with or without a linear classifier."""
 
     def __init__(self, channels: int, in_channels: int, image_size: int, classes: int | None) -> None:
         super().__init__()
@@ -96,12 +103,16 @@ class Conv4(StemAndBody):
 
 @architecture
 def conv4(channels: int = 64, in_channels: int = 1, image_size: int = 28, classes: int | None = None) -> nn.Module:
-    """The few-shot network of MAML (with ``classes``) and of prototypical networks (without: an embedding)."""
+    """Build the usual few-shot network.
+
+    With ``classes`` it ends in a linear classifier, as MAML needs; without, it is the embedding of a prototypical
+    network and returns (batch, features).
+    """
     return Conv4(channels, in_channels, image_size, classes)
 
 
 class CNN8(StemAndBody):
-    """Seven convolutions and a linear layer, for SVHN at 40 x 40 (DoReFa's SVHN network)."""
+    """Seven convolutions and a linear layer for SVHN at 40 x 40 pixels (the SVHN network of DoReFa)."""
 
     def __init__(self, classes: int, dropout: float) -> None:
         super().__init__()
@@ -121,12 +132,15 @@ class CNN8(StemAndBody):
 
 @architecture
 def cnn8(classes: int = 10, dropout: float = 0.5) -> nn.Module:
-    """CNN-8 for SVHN images of 3 x 40 x 40."""
+    """Build CNN-8 for SVHN images of 3 x 40 x 40."""
     return CNN8(classes, dropout)
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation residual block; where the shape changes, a 1 x 1 convolution reads the same activation."""
+    """Pre-activation residual block.
+
+    Where the shape changes, the shortcut is a 1 x 1 convolution of the same activation that ``conv1`` reads.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -147,7 +161,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(StemAndBody):
-    """A first convolution, stages of pre-activation blocks, batch norm, global mean, linear."""
+    """A convolution, three stages of pre-activation blocks, batch norm, a global mean and a linear layer."""
 
     def __init__(self, blocks: int, width: float, classes: int) -> None:
         super().__init__()
@@ -163,13 +177,13 @@ class PreActResNet(StemAndBody):
 
 @architecture
 def preact_resnet20(width: float = 5, classes: int = 10) -> nn.Module:
-    """PreActResNet-20 for 32 x 32 images; ``width=5`` is the paper's, 80-160-320 channels."""
+    """Build PreActResNet-20 for 32 x 32 images; the paper's ``width=5`` gives 80, 160 and 320 channels."""
     return PreActResNet(3, width, classes)
 
 
 @architecture
 def mobilenet_v2(classes: int = 10) -> nn.Module:
-    """torchvision's MobileNetV2 with the strides for 32 x 32 images: the first two reductions left out."""
+    """Build torchvision's MobileNetV2 for 32 x 32 images: its first two layers with stride 2 have stride 1."""
     from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
     stages = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1)]
@@ -183,5 +197,5 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Lay weights out channels-last, 1.3 to 1.7 times faster for these networks on a CPU."""
+    """Store the weights in channels-last order, which makes these networks 1.3 to 1.7 times faster on a CPU."""
     return model.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What the training loop does around the optimizer: mean gradients over tasks, learning rates, steps kept positive."""
+"""Helpers of the training loop: mean gradients over tasks, learning rates, and a lower bound for learned steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from mebqat_lite.switching.state import quantized_layers
 
 
 class GradientMean:
-    """Sums gradients over tasks, counts which task used which parameter, and divides by that count."""
+    """Average each parameter's gradient over the tasks that used the parameter.
+
+    PyTorch sums the gradients of several backward passes. A hook counts how many passes reached each parameter, and
+    `average` divides by that count, so that a rarely used quantizer step is not averaged with zeros.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.uses = dict.fromkeys(parameters, 0)
@@ -25,7 +29,7 @@ class GradientMean:
         self.uses[parameter] += 1  # type: ignore[index]
 
     def average(self) -> None:
-        """Turn the sums in ``grad`` into means, and count anew."""
+        """Turn the sums in ``grad`` into means, and start counting again."""
         for parameter, count in self.uses.items():
             if count > 1 and parameter.grad is not None:
                 parameter.grad.div_(count)
@@ -38,7 +42,10 @@ class GradientMean:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step: a function of the step alone, so that it needs no state."""
+    """Compute the learning rate of a step.
+
+    It depends on the step alone, so a resumed run needs no saved scheduler.
+    """
     done = step / recipe.steps
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
@@ -47,13 +54,16 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, recipe: Recipe, step: int) -> None:
-    """Give each group of parameters its learning rate for a step."""
+    """Set the learning rate of each parameter group for a step."""
     for group in optimizer.param_groups:
         group["lr"] = group["scale"] * learning_rate(recipe, step)
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The weights, and the learned steps with a learning rate of their own."""
+    """Make the optimizer's parameter groups: the weights, and the quantizers' learned values with their own rate.
+
+    A group's ``scale`` multiplies the learning rate (`Quantizer.step_lr`).
+    """
     steps = {p: layer.quantizer.step_lr for layer in quantized_layers(model).values() for p in layer.quant.values()}
     weights = [p for p in model.parameters() if p.requires_grad and p not in steps]
     groups: list[dict[str, Any]] = [{"params": weights, "scale": 1.0}]
@@ -63,7 +73,7 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def keep_steps_positive(model: nn.Module) -> None:
-    """Learned steps and clips stay at least `quantizers.TINY` after an update."""
+    """Raise learned steps and clips to at least `quantizers.TINY`, because an update may make them negative."""
     learned = [p for layer in quantized_layers(model).values() for p in layer.quant.values()]
     if learned:
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Where files lie: what the package ships, what it downloads, what a run writes.
+"""The folders of the package: for files that it ships, for downloads, and for the results of runs.
 
-No function here makes a folder; whoever writes into one does (``path.mkdir(parents=True, exist_ok=True)``).
+The functions only return paths. The code that writes a file makes its folder.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def checkout() -> Path | None:
-    """The repository this package is imported from, or None when it was installed from a wheel."""
+    """Find the repository that this package is imported from, or None if it was installed from a wheel."""
     root = PACKAGE.parent
     is_checkout = (root / "pyproject.toml").is_file() and not (PACKAGE / "_data").is_dir()
     return root if is_checkout else None
 
 
 def shipped(*parts: str) -> Path:
-    """A file or folder that comes with the package, as in ``shipped("checkpoints", "digits.safetensors")``.
+    """The path of a file that comes with the package, as in ``shipped("checkpoints", "digits.safetensors")``.
 
-    A wheel carries the checkout's folder ``data`` as ``mebqat_lite/_data``. The file need not exist.
+    The files are in the folder ``data`` of a checkout, and in ``mebqat_lite/_data`` of an installed wheel. The
+    function does not check that the file exists.
     """
     root = checkout()
     folder = PACKAGE / "_data" if root is None else root / "data"
@@ -30,7 +31,7 @@ def shipped(*parts: str) -> Path:
 
 
 def downloads() -> Path:
-    """Where downloads go: ``$MEBQAT_DATA``, else ``data`` in a checkout, else the user's cache folder."""
+    """The folder for downloads: ``$MEBQAT_DATA`` if set, else ``data`` in a checkout, else the user's cache folder."""
     if chosen := os.environ.get("MEBQAT_DATA"):
         return Path(chosen).expanduser()
     root = checkout()
@@ -38,12 +39,12 @@ def downloads() -> Path:
 
 
 def results() -> Path:
-    """Where runs write: the folder ``results`` in the current working directory."""
+    """The folder that runs write to: ``results`` in the current working directory."""
     return Path.cwd() / "results"
 
 
 def _user_cache() -> Path:
-    """The folder for caches that this platform's conventions name."""
+    """The platform's usual folder for caches."""
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     if sys.platform == "darwin":

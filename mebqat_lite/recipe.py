@@ -1,4 +1,4 @@
-"""The recipe: everything that a training run may vary."""
+"""The recipe: all options of a training run."""
 
 from __future__ import annotations
 
@@ -11,39 +11,43 @@ from mebqat_lite.bits import FULL, WIDTHS, BitsLike, parse_all
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a run may vary, with the defaults for the digits."""
+    """The options of a training run, with defaults that suit the digits.
+
+    Raises:
+        ValueError: an option has the wrong type or is out of its range.
+    """
 
     steps: int = 300
-    epochs: int = 0  # if not 0, this many passes over the training images instead of ``steps``
-    warm_steps: int = 0  # full-precision steps before these
+    epochs: int = 0  # passes over the training images; if not 0, they replace ``steps``
+    warm_steps: int = 0  # full-precision training steps before the ``steps`` of the method
     batch_size: int = 128
     lr: float = 1e-2
     weight_decay: float = 0.01
     schedule: str = "cosine"  # or "milestones" or "constant"
-    milestones: tuple[float, ...] = (0.375, 0.625, 0.875)  # fractions of the steps
+    milestones: tuple[float, ...] = (0.375, 0.625, 0.875)  # fractions of the steps where ``gamma`` multiplies ``lr``
     gamma: float = 0.1
-    clip: float = 10.0  # of each gradient element
-    pad: int = 0  # augmentation: random crops after padding with so many black pixels
+    clip: float = 10.0  # each element of the gradient is clipped to [-clip, clip]
+    pad: int = 0  # augmentation: random crops after padding each side with this many black pixels
     flip: bool = False  # augmentation: random horizontal flips
     seed: int = 0
-    bits: Sequence[BitsLike] = ()  # the pairs of a method that lists them: one for qat
-    per_layer: bool = False  # a method that samples draws a pair for each layer
-    sandwich: bool = True  # a method that samples visits W2A2 in each step where there is no 1 bit (not in the paper)
-    exclude: Sequence[int] = ()  # widths that a method that samples never visits: (3, 5, 7) to test on them
-    m: int = 4  # pairs a step of a method that samples them
-    teacher: str = ""  # of quantized pairs: labels, fp, next or start; by default the method's own
-    quantizer: str = "dorefa"  # for a model that is not quantized yet
-    ways: int = 5  # few-shot: classes an episode
-    shots: int = 1  # support images a class
-    queries: int = 15  # query images a class
-    tasks: int = 4  # episodes a step of MAML, each at one pair
-    inner_steps: int = 5  # of SGD on the support
-    inner_lr: float = 0.1
-    test_steps: int = 0  # inner steps after training; 0: as in training
-    second_order: bool = False  # MAML instead of FOMAML; at full precision only
+    bits: Sequence[BitsLike] = ()  # the pairs of a method that visits listed pairs; exactly one for qat
+    per_layer: bool = False  # whether a method that samples draws a separate pair for each layer
+    sandwich: bool = True  # sampling also visits the lowest pair in each step; few-shot: FP too (not in the paper)
+    exclude: Sequence[int] = ()  # widths that are never sampled, such as (3, 5, 7), to test on
+    m: int = 4  # pairs that a method that samples visits in each step
+    teacher: str = ""  # of the quantized pairs: labels, fp, next or start; "" means the method's own
+    quantizer: str = "dorefa"  # used if the model is not quantized yet
+    ways: int = 5  # few-shot learning: classes per episode (N)
+    shots: int = 1  # support images per class (K)
+    queries: int = 15  # query images per class (Q)
+    tasks: int = 4  # episodes per step of MAML, each at one pair
+    inner_steps: int = 5  # SGD steps on the support set
+    inner_lr: float = 0.1  # learning rate of the inner steps
+    test_steps: int = 0  # inner steps in evaluation; 0 means as many as in training
+    second_order: bool = False  # full MAML instead of first-order MAML (FOMAML); full precision only
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))  # a list, as JSON has it, is the same
+        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         for item in fields(self):
             kind, value = type(item.default), getattr(self, item.name)
@@ -64,13 +68,16 @@ class Recipe:
             raise ValueError(f"no schedule {self.schedule!r}; choose cosine, milestones or constant")
 
     def for_images(self, count: int) -> Recipe:
-        """With epochs turned into steps for ``count`` training images; a last, smaller batch is left out."""
+        """Return a recipe that counts in steps instead of epochs, for ``count`` training images.
+
+        The last batch of an epoch is left out if it is smaller than the others.
+        """
         if not self.epochs:
             return self
         return replace(self, epochs=0, steps=self.epochs * max(1, count // min(self.batch_size, count)))
 
     def with_options(self, **options: Any) -> Recipe:
-        """A copy with other values; an unknown name is a TypeError that lists the known ones."""
+        """Return a copy with some options changed; an unknown name is a TypeError that lists the known ones."""
         if unknown := set(options) - set(self.__dataclass_fields__):
             raise TypeError(f"no option {sorted(unknown)}; known: {', '.join(self.__dataclass_fields__)}")
         return replace(self, **options)

@@ -1,4 +1,4 @@
-"""The training checkpoint: everything that the rest of a run depends on; a file of another run is refused."""
+"""Save a training run and continue it: a checkpoint holds everything that the rest of the run depends on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Meta = dict[str, Any]
 
 
 def save(loop: Loop, path: str | Path) -> None:
-    """Write everything that the rest of the run depends on to ``path``: all processes call it, one writes."""
+    """Write the state of the run to ``path``; all processes must call this, and the first one writes."""
     random = _random_states(loop)
     loop.passes.first(lambda: _write(loop, path, random))
 
@@ -38,7 +38,10 @@ def _write(loop: Loop, path: str | Path, random: dict[str, Tensor]) -> None:
 
 
 def _random_states(loop: Loop) -> dict[str, Tensor]:
-    """``random/cpu`` and ``random/cuda`` of the first process, ``random/cpu/1`` of the second, and so on."""
+    """Collect the state of the random generators of every process.
+
+    The names are ``random/cpu`` and ``random/cuda`` for the first process, ``random/cpu/1`` for the second, and so on.
+    """
     kinds = {"cpu": torch.get_rng_state} | ({"cuda": torch.cuda.get_rng_state} if torch.cuda.is_available() else {})
     gathered = {kind: loop.passes.gather(state()) for kind, state in kinds.items()}
     return {_random_name(kind, rank): state for kind, states in gathered.items() for rank, state in enumerate(states)}
@@ -52,8 +55,8 @@ def from_checkpoint(loop: Loop, path: str | Path | None) -> None:
     """Continue from the checkpoint at ``path``, if there is one.
 
     Raises:
-        CheckpointError: it is damaged, or of another run, or of one whose passes were made in another way.
-        ValueError: one of several processes finds it, and another does not.
+        CheckpointError: the file is damaged, belongs to another run, or to a run with other ``passes``.
+        ValueError: there are several processes, and only some of them find the file.
     """
     found = path is not None and Path(path).exists()
     if loop.passes.agree(found, f"{path} must be where all processes read it: some find it and some do not"):
@@ -77,7 +80,7 @@ def _load(loop: Loop, path: Path) -> None:
 
 
 def _refuse_another_run(loop: Loop, meta: Meta, name: str) -> None:
-    """A checkpoint of another quantizer, other images, another method or recipe is a CheckpointError."""
+    """Raise a CheckpointError if the checkpoint has another quantizer, other images, another method or recipe."""
     recipe, quantizer = Recipe(**meta["run"]["recipe"]), plan_of(loop.model).quantizer
     if meta["quantizer"] != quantizer:
         raise CheckpointError(f"{name} is of a {meta['quantizer']} network, this one is {quantizer}")
@@ -91,11 +94,14 @@ def _refuse_another_run(loop: Loop, meta: Meta, name: str) -> None:
 
 
 def _refuse_other_passes(loop: Loop, meta: Meta, name: str) -> None:
-    """Passes must be made as they were: made otherwise, roundings would fall another way."""
+    """Raise a CheckpointError if the passes were made in another way, such as in mixed precision.
+
+    They would round differently, so the continued run would not be the same run.
+    """
     kept = meta.get("speed", {})
     there = {
         key: value for key, value in kept.items() if value and (key, value) != ("devices", 1)
-    }  # older files list all
+    }  # older files also list what is off
     loop.passes.adopt(there)
     if there != loop.passes.settings:
         raise CheckpointError(
@@ -105,7 +111,7 @@ def _refuse_other_passes(loop: Loop, meta: Meta, name: str) -> None:
 
 
 def _load_optimizer(loop: Loop, slots: Mapping[str, Tensor]) -> None:
-    """Put back the moments, ``<parameter>/<slot>``, in the memory layout of their parameters."""
+    """Restore the optimizer's moments, named ``<parameter>/<slot>``, in the memory layout of their parameters."""
     for key, value in slots.items():
         owner, _, slot = key.rpartition("/")
         parameter = loop.parameters[owner]
@@ -114,7 +120,7 @@ def _load_optimizer(loop: Loop, slots: Mapping[str, Tensor]) -> None:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    """``amp and compile``, ``2 devices``, ``plain passes``."""
+    """Describe the settings of the passes in words: ``amp and compile``, ``2 devices`` or ``plain passes``."""
     return " and ".join(k if v is True else f"{v} {k}" for k, v in settings.items()) or "plain passes"
 
 
@@ -123,6 +129,6 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _difference(there: Recipe, here: Recipe) -> str:
-    """In which options two recipes differ."""
+    """Say in which options two recipes differ."""
     pairs = ((f.name, getattr(there, f.name), getattr(here, f.name)) for f in dataclasses.fields(Recipe))
     return ", ".join(f"{name} {old!r} there, {new!r} here" for name, old, new in pairs if old != new) or "same recipe"

@@ -1,6 +1,6 @@
-"""Samplers: which pairs a training step visits. A sampler is the first half of a method.
+"""Samplers decide which pairs a training step visits.
 
-For one training step it yields one list of pairs per task.
+A sampler is the first half of a method. For each training step it draws one list of pairs per task.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ from mebqat_lite.bits import Bits, BitsLike, Pair, parse_all
 
 
 class Listed:
-    """The same pairs in every step: one pair is dedicated QAT (`FP` alone: float training), several AdaBits."""
+    """Visit the same listed pairs in every step.
+
+    One pair gives quantization-aware training (QAT) for that pair; `FP` alone gives float training; several pairs
+    give AdaBits or Any-Precision.
+    """
 
     def __init__(self, pairs: str | Iterable[BitsLike], tasks: int = 1) -> None:
         self.pairs, self.tasks = parse_all(pairs), tasks
 
     def draw(self) -> list[list[Pair]]:
-        """The pairs of one step: ``tasks`` lists of ``len(pairs)`` pairs."""
+        """Return the pairs of one step: ``tasks`` lists of ``len(pairs)`` pairs."""
         return [list(self.pairs) for _ in range(self.tasks)]
 
     def state_dict(self) -> dict[str, Any]:
-        """A listed sampler has no state."""
+        """Return an empty state, because the pairs never change."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing, because there is no state to restore."""
 
 
 class Sampled:
-    """``m`` pairs a task: first the guaranteed ones, the rest uniform over ``pool`` (MEBQAT, algorithm 1).
+    """Draw ``m`` pairs for each task: first the guaranteed pairs, then random ones (MEBQAT, ECCV 2022, algorithm 1).
 
-    The draws are independent and seeded. Their state is a small dictionary that JSON can hold. With ``layers``, the
-    names of the quantized layers, each free draw is a pair of its own for every layer.
+    The random pairs are drawn independently and uniformly from ``pool``. If ``layers`` names the quantized layers,
+    each random draw takes a separate pair for every layer.
+
+    Raises:
+        ValueError: there are more than ``m`` guaranteed pairs, or the pool is empty.
     """
 
     def __init__(
@@ -55,9 +62,9 @@ class Sampled:
         self.rng, self.layers = np.random.default_rng(seed), list(layers)
 
     def draw(self) -> list[list[Pair]]:
-        """The pairs of one step: ``tasks`` lists of ``m`` pairs."""
+        """Return the pairs of one step: ``tasks`` lists of ``m`` pairs."""
         shape = (self.tasks, self.m - len(self.guaranteed), len(self.layers) or 1)
-        picks = self.rng.integers(len(self.pool), size=shape)  # (tasks, free, layers)
+        picks = self.rng.integers(len(self.pool), size=shape)  # (tasks, random pairs, layers)
         return [[*self.guaranteed, *(self._pair(row) for row in task)] for task in picks]
 
     def _pair(self, row: Sequence[int]) -> Pair:
@@ -65,17 +72,17 @@ class Sampled:
         return dict(zip(self.layers, pairs, strict=True)) if self.layers else pairs[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the generator stands, as JSON."""
+        """Return the state of the random generator, which JSON can store."""
         return dict(self.rng.bit_generator.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where ``state_dict`` was taken."""
+        """Continue the draws exactly from a state that `state_dict` returned."""
         self.rng.bit_generator.state = state
 
 
 class Dealt(Sampled):
-    """One pair a task: the ``m`` pairs of a step are dealt out to ``m`` tasks (MEBQAT-MAML, ECCV 2022, algorithm 2)."""
+    """Draw ``m`` pairs and give one to each of ``m`` tasks (MEBQAT-MAML, ECCV 2022, algorithm 2)."""
 
     def draw(self) -> list[list[Pair]]:
-        """The pairs of one step: ``m`` lists of one pair."""
+        """Return the pairs of one step: ``m`` lists of one pair."""
         return [[pair] for pair in super().draw()[0]]

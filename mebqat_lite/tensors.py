@@ -1,4 +1,4 @@
-"""Small helpers: batches of images from whatever a caller has, a model in evaluation mode, memory that stays."""
+"""Small helpers for tensors and models: image batches, evaluation mode, devices, and memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ Images = Tensor | Iterable[Any]
 
 
 def image_batches(source: Images, batch_size: int = 512) -> Iterator[Tensor]:
-    """Yield batches of float images, (batch, channels, height, width).
+    """Yield batches of float images, each (batch, channels, height, width).
 
-    ``source`` is a tensor of images, an ``(images, labels)`` pair, or a loader of either. A tensor is cut into
-    batches of nearly equal size, at most ``batch_size``: a lone last image would have no variance.
+    ``source`` is a tensor of images, an ``(images, labels)`` pair, or a loader that yields either of them. A tensor
+    is cut into batches of nearly equal size, so that the last batch is not a single image, which would have no
+    variance for batch norm.
+
+    Raises:
+        TypeError: ``source`` is something else.
     """
     if isinstance(source, Tensor):
         for part in source.tensor_split(max(1, -(-len(source) // batch_size))):
@@ -32,17 +36,16 @@ def image_batches(source: Images, batch_size: int = 512) -> Iterator[Tensor]:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Images as a network reads them: bytes, 0 to 255, become float32 in [0, 1]; floats stay as they are.
+    """Convert images of any shape for a network: bytes from 0 to 255 become float32 in [0, 1], floats stay as they are.
 
-    images: any shape. There is no mean or scale per channel: the networks begin with a float convolution and a batch
-    norm, which learn them.
+    No mean is subtracted per channel: the first convolution and batch norm, which stay in floating point, learn it.
     """
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode inside the block; afterwards every module is in its own mode again."""
+    """Put the model into evaluation mode inside the block; afterwards every module has its previous mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -53,7 +56,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and floating type of a model, by its first parameter (a model without any: CPU, float32)."""
+    """The device and the data type of a model's first parameter, or CPU and float32 if it has no parameters."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         return torch.device("cpu"), torch.float32
@@ -61,15 +64,17 @@ def place(model: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, else the CPU. (MPS works only when asked for by name: it is untested.)"""
+    """CUDA if it is available, else the CPU; never MPS, which is untested."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def keep_memory() -> bool:
-    """Let the process keep the memory that it frees, for the next step to use: half of the training time of a small
-    network on Linux goes into getting the same pages from the system again. Returns whether the C library can.
+    """Let the process keep the memory that it frees, so that the next training step can use it again.
+
+    Otherwise a small network on Linux spends half of its training time on getting the same pages back from the
+    system. Returns False where the C library is not glibc, which alone offers this.
     """
-    trim_threshold, mmap_max = -1, -4  # names of glibc's mallopt (man 3 mallopt)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX, see `man 3 mallopt`
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc

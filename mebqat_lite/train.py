@@ -1,4 +1,4 @@
-"""`fit`: every method is one call, and one loop."""
+"""`fit` trains a model with any method: all of them share one loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mebqat_lite.switching.state import NotQuantizedError, plan_of, set_norm_sta
 from mebqat_lite.tensors import best_device
 
 Log = Callable[[dict[str, Any]], None]
-FAST = ("amp", "compiled", "vectorized", "fabric")  # what `fit` leaves to ``passes``
+FAST = ("amp", "compiled", "vectorized", "fabric")  # options of `scale.speed.Fast`, which `fit` takes as ``passes``
 
 
 def fit(
@@ -38,38 +38,39 @@ def fit(
     passes: Passes | None = None,
     **options: Any,
 ) -> Run:
-    """Train ``model`` in place with a method of `methods.METHODS`; it ends in evaluation mode.
+    """Train ``model`` in place with a method of `methods.METHODS`.
 
-    Norm statistics that were recalibrated for the weights before are dropped.
+    Afterwards the model is in evaluation mode, under the norm policy of the method. Recalibrated statistics are
+    dropped, because they belong to the old weights.
 
-    >>> model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
-    >>> run = mq.fit(model, data, "mebqat", steps=500, lr=1e-3)
-    >>> run.costs.backprops
-    2000
+    >>> run = mq.fit(model, data, "mebqat", steps=5, lr=1e-3)
+    >>> run.costs.backprops  # 4 pairs in each step
+    20
 
     Args:
-        model: quantized, or a float model, which is then quantized with ``recipe.quantizer``.
-        data: trained on ``data.train`` only.
-        method: name of the method.
-        recipe: what may vary; single values as ``options`` (``steps=500, lr=1e-3``).
-        path: a training checkpoint. If it exists the run continues from it, to the identical result (on one
-            machine, with the same versions and threads).
-        save_every: steps between checkpoints.
-        progress: show a progress bar.
-        device: where to train; by default CUDA if there is one, else the CPU.
-        log: called after each step with its number (a warm-up's steps count), loss and learning rate, and the seconds
-            and back-propagations so far. Steps after the last checkpoint come again when a run is continued.
-        passes: how forward and backward passes are made. By default plainly, on CUDA faster where that is measured to
-            pay; ``scale.speed.Fast(amp=True)`` and the like ask for a way.
+        model: a quantized model, or a float model, which is then quantized with ``recipe.quantizer``.
+        data: the dataset; only ``data.train`` is used.
+        method: the name of the method.
+        recipe: the options of the run. Single options may also be given by name, as in ``steps=500, lr=1e-3``.
+        path: the file of a training checkpoint. If it exists, the run continues from it. The result is identical to
+            that of an uninterrupted run on the same machine, with the same versions and number of threads.
+        save_every: steps between two checkpoints.
+        progress: whether to show a progress bar.
+        device: where to train; by default CUDA if it is available, else the CPU.
+        log: a function that is called after each step with a dictionary: the step's number (steps of a warm-up count),
+            its loss and learning rate, and the seconds and backward passes so far. A continued run logs the steps
+            after its checkpoint again.
+        passes: how to make the forward and backward passes. The default is one after the other on the CPU, and faster
+            on CUDA if that pays in a measurement. ``scale.speed.Fast(amp=True)`` asks for mixed precision, for example.
 
     Returns:
-        What the run cost and the loss of each step, a warm-up's costs included.
+        The costs and the losses of the run; the costs include those of a warm-up.
 
     Raises:
-        ValueError: an unknown method or teacher, or what the method cannot draw or do.
-        TypeError: an unknown option.
-        CheckpointError: the file at ``path`` is of another run.
-        TrainingError: the loss is not finite. That step changes neither weights nor norm statistics.
+        ValueError: the method or teacher is unknown, or the method cannot work with this model, data or recipe.
+        TypeError: an option is unknown.
+        CheckpointError: the file at ``path`` belongs to another run.
+        TrainingError: a loss is not finite. The step at fault changes neither weights nor norm statistics.
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
     recipe = _recipe(recipe, options).for_images(len(data.train.labels))
@@ -88,7 +89,7 @@ def fit(
         left, silent = range(loop.run.costs.steps, recipe.steps), not progress or passes.rank > 0
         for _ in tqdm(left, desc=chosen.title, disable=silent, leave=False, delay=1):
             loop.step()
-            if log is not None and passes.rank == 0:  # before the checkpoint: a step that is saved has been logged
+            if log is not None and passes.rank == 0:  # before saving, so that every saved step is logged
                 log(_last_step(before, loop.run))
             if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
                 resume.save(loop, path)
@@ -102,13 +103,13 @@ def fit(
 
 
 def _automatic(device: str | torch.device | None) -> Passes:
-    """The passes of a run that asks for none, by the kind of its device."""
+    """Choose the passes of a run by the kind of its device."""
     kind = torch.device(best_device() if device is None else device).type
     return AUTOMATIC.get(kind, Passes)()
 
 
 def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
-    """The recipe with single values changed; what makes passes faster is no part of it."""
+    """Change single options of the recipe; options of `scale.speed.Fast` are a TypeError that says where they go."""
     if moved := [name for name in FAST if name in options]:
         asked = ", ".join(f"{name}={options[name]!r}" for name in moved)
         raise TypeError(f"fit takes {', '.join(moved)} as passes=Fast({asked}); Fast is in mebqat_lite.scale.speed")
@@ -116,7 +117,7 @@ def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
 
 
 def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Quantize a float model; refuse a packed one, which has no weights to train."""
+    """Quantize a float model; a packed one is a ValueError, because it has no weights to train."""
     try:
         quantizer = setting_of(model).quantizer
     except NotQuantizedError:
@@ -127,14 +128,14 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
 
 
 def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: Recipe, passes: Passes) -> None:
-    """Let sampler, learner and source refuse what they cannot do, before any work is done."""
+    """Build sampler, learner and source once, so that they raise their errors before any work is done."""
     chosen.sampler(model, recipe)
     chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
     passes.share(chosen.source(data.train, recipe))
 
 
 def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
-    """Train ``recipe.warm_steps`` at full precision, then set the learned steps anew, from the trained weights."""
+    """Train ``recipe.warm_steps`` at full precision, then let the learned steps start from the trained weights."""
     fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
     run = fit(model, data, base, fp, path=None if path is None else f"{path}.fp", **how)
     methods.set_steps(model, plan_of(model).quantizer, data, base)
@@ -142,7 +143,7 @@ def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str 
 
 
 def _last_step(before: Run, run: Run) -> dict[str, Any]:
-    """What `fit` logs of the last step of ``run``, which comes after a warm-up or nothing."""
+    """Make the dictionary that `fit` logs for the last step of ``run``; ``before`` is the warm-up, if any."""
     costs = before.costs + run.costs
     return {
         "step": costs.steps,

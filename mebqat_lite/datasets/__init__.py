@@ -1,4 +1,4 @@
-"""Data that is held in tensors: a name, the classes, and a train, a validation and a test split."""
+"""Datasets, held in tensors: each has a name, the names of its classes, and train, validation and test splits."""
 
 import functools
 import inspect
@@ -25,13 +25,13 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs,
     "omniglot": omniglot,
 }
-FOLDERS: dict[str, Callable[..., Data]] = {  # of your own, as kind:PATH
+FOLDERS: dict[str, Callable[..., Data]] = {  # datasets from folders, given as kind:PATH
     "folder": folder,
     "classes": class_folders,
     "omniglot": alphabets,
     "miniimagenet": miniimagenet,
 }
-SUBSETS = {"count": "train", "val": "val", "test": "test"}  # option -> part
+SUBSETS = {"count": "train", "val": "val", "test": "test"}  # option of `load` -> the part that it shortens
 
 __all__ = [
     "DATASETS",
@@ -58,12 +58,17 @@ __all__ = [
 
 
 def load(name: str, seed: int = 0) -> Data:
-    """Load a dataset by name; the seed chooses the split.
+    """Load a dataset by name; ``seed`` chooses the split.
 
-    ``folder:PATH`` is a `folder` of your own; for methods that learn new classes there are ``classes:PATH``
-    (`class_folders`), ``omniglot:PATH`` (`alphabets`) and ``miniimagenet:PATH``. Options may follow:
-    ``folder:photos,size=32``, ``omniglot:images_background,test=Korean+Sanskrit``, and whole numbers for ``count``,
-    ``val`` and ``test`` for a `subset` of the images of a part, as in ``cifar10,count=5000,test=1000``.
+    The name is a key of `DATASETS`, or ``folder:PATH`` for your own images (see `folder`). For methods that learn new
+    classes there are also ``classes:PATH`` (`class_folders`), ``omniglot:PATH`` (`alphabets`) and
+    ``miniimagenet:PATH``. Options may follow the name, as in ``folder:photos,size=32`` or
+    ``omniglot:images_background,test=Korean+Sanskrit``. The options ``count``, ``val`` and ``test`` with whole numbers
+    take a `subset` of the train, validation or test images, as in ``cifar10,count=5000,test=1000``.
+
+    Raises:
+        ValueError: the name or an option is unknown.
+        DataError: the data cannot be read, or has too few images.
     """
     plain, options = _parse(name)
     kind, _, path = plain.partition(":")
@@ -88,7 +93,7 @@ def load(name: str, seed: int = 0) -> Data:
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """``cifar10,count=5000`` -> ``cifar10`` and {"count": 5000}; commas elsewhere belong to the name."""
+    """Split ``cifar10,count=5000`` into ``cifar10`` and {"count": 5000}; other commas belong to the name."""
     options = re.search(r"(,[a-z_]+=[\w+()-]+)*$", name)
     assert options is not None  # it may be empty
     pairs = (option.split("=") for option in options[0].split(",")[1:])

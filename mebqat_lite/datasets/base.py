@@ -1,4 +1,4 @@
-"""What a dataset is: three splits of images and labels in memory."""
+"""A dataset consists of three splits of images and labels in memory."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from mebqat_lite.tensors import as_float
 
 
 class DataError(ValueError):
-    """Data that cannot be used as asked; the text says what to do."""
+    """Data cannot be used as asked; the message says what to do."""
 
 
 class Split(NamedTuple):
-    """Images, (count, channels, height, width), and labels, (count,), int64.
+    """Images, (count, channels, height, width), and their labels, (count,), int64.
 
-    Images are float in [0, 1], or uint8 from 0 to 255 where there are many: CIFAR-10 takes 184 MB, not 737. A network
-    reads what `take` or `tensors.as_float` makes of them.
+    Images are floats in [0, 1]. Large datasets keep them as uint8 from 0 to 255, which takes a quarter of the memory:
+    184 MB instead of 737 MB for CIFAR-10. `take` and `tensors.as_float` convert them for a network.
     """
 
     images: Tensor
     labels: Tensor
 
     def take(self, index: Tensor) -> Split:
-        """A batch for a network: the examples at ``index``, (count,), with float images in [0, 1]."""
+        """Return the examples at ``index``, (count,), with float images in [0, 1], for a network."""
         return Split(as_float(self.images[index]), self.labels[index])
 
     def select(self, index: Tensor) -> Split:
-        """The examples at ``index``, (count,), stored as they are here."""
+        """Return the examples at ``index``, (count,), with images of the same data type as here."""
         return Split(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset: train on ``train``, choose on ``val``, look at ``test`` once."""
+    """A dataset: train on ``train``, make all choices on ``val``, and use ``test`` only once, at the end."""
 
     name: str
     train: Split

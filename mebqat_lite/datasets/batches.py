@@ -1,4 +1,7 @@
-"""Batches of a run: each a function of the seed and the step alone, so that a resumed run draws the same ones."""
+"""The batches of a training run, which depend on the seed and the step alone.
+
+A resumed run therefore draws the same batches.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,27 @@ from mebqat_lite.tensors import as_float
 
 
 class Batches:
-    """Shuffled batches of a split, epoch after epoch; a last, smaller one is left out.
+    """Shuffled batches of a split, in a new order in each epoch.
+
+    If the last batch of an epoch would be smaller than the others, it is left out.
 
     Args:
-        split: where it lies, batches will lie.
-        size: images a batch; at most all of them.
-        seed: of the order and of the augmentation.
-        augment: crops and flips, if any.
+        split: the images and labels; the batches are on the same device.
+        size: images per batch. A larger number than there are images means all of them.
+        seed: chooses the order and the augmentation.
+        augment: crops and flips, or None.
     """
 
     def __init__(self, split: Split, size: int, seed: int = 0, augment: Augment | None = None) -> None:
         self.split, self.size, self.seed, self.augment = split, min(size, len(split.labels)), seed, augment
-        self.order: tuple[int, Tensor] | None = None  # the epoch at hand and its order of images
-        self.part = 0, 1  # which of how many parts of each batch `task` gives (`mebqat_lite.parallel`)
+        self.order: tuple[int, Tensor] | None = None  # the current epoch and its order of the images
+        self.part = 0, 1  # part 0 of 1: `task` returns whole batches; `scale.parallel` changes this
 
     def task(self, step: int, index: int = 0) -> Split:
-        """The batch of a step (or `part` of it), the same for each of its tasks, with float images for a network."""
+        """Return the batch of a step, with float images in [0, 1]; every task of the step gets the same batch.
+
+        In a run with several processes this is the part of the batch that belongs to this process.
+        """
         count = len(self.split.labels)
         epoch, position = divmod(step, count // self.size)
         if self.order is None or self.order[0] != epoch:
@@ -40,6 +48,6 @@ class Batches:
         return Split(as_float(images), labels)
 
     def _mine(self, values: Tensor) -> Tensor:
-        """The part of a batch's values, (batch,), that this source gives, where the split lies."""
+        """Return this process's part of ``values``, (batch,), on the device of the split."""
         part, parts = self.part
         return values.tensor_split(parts)[part].to(self.split.labels.device)

@@ -1,7 +1,7 @@
-"""Images are read from their files once, and kept as one safetensors file of bytes.
+"""A cache of decoded images, so that image files are read only once.
 
-The files lie in the folder ``cache`` of `paths.downloads`; they may be deleted at any time. Their tensors are
-``<part>.images``, (count, channels, height, width), uint8, and ``<part>.labels``, (count,), int64.
+Each dataset is one safetensors file in the folder ``cache`` of `paths.downloads`, which may be deleted at any time. Its
+tensors are ``<part>.images``, (count, channels, height, width), uint8, and ``<part>.labels``, (count,), int64.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ KIND = "images"
 
 
 class Parts(NamedTuple):
-    """Splits by name (``train``, perhaps ``val`` and ``test``) and the names of the classes, by label."""
+    """Splits by name (``train``, perhaps ``val`` and ``test``), and the names of the classes in the order of labels."""
 
     splits: dict[str, Split]
     classes: tuple[str, ...]
 
 
 def cached(name: str, key: str, decode: Callable[[], Parts]) -> Parts:
-    """The images kept under ``name`` and ``key``, or else those that ``decode`` reads, which are then kept."""
+    """Return the images that are cached under ``name`` and ``key``; otherwise call ``decode`` and cache its result.
+
+    If the cache cannot be written, there is only a warning.
+    """
     path = paths.downloads() / "cache" / f"{name}-{key}.safetensors"
     try:
         return _load(path)
@@ -45,7 +48,7 @@ def _save(path: Path, parts: Parts) -> None:
 
 
 def _load(path: Path) -> Parts:
-    """The file is mapped into memory, not read: pages are read when they are used."""
+    """Map a cached file into memory, which reads its parts from the disk when they are used."""
     tensors, meta = files.read(path, KIND)
     names = [name.removesuffix(".labels") for name in tensors if name.endswith(".labels")]
     splits = {name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in names}

@@ -1,6 +1,6 @@
-"""Data whose parts hold different classes, for methods that learn classes they were not trained on.
+"""Data whose train, val and test parts have different classes, for methods that learn new classes.
 
-Such a `Data` names the classes of all its parts in ``classes``; the labels of a part are only those of its own.
+The ``classes`` of such a `Data` are those of all parts together, and each part uses only some of the labels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from mebqat_lite.datasets.cache import Parts, cached
 from mebqat_lite.datasets.folder import LAYOUT, SUFFIXES, Files, decode, find, fingerprint
 
 PARTS = ("train", "val", "test")
-ALL = "train"  # the only part, where classes are divided after reading: as `folder.folder` keeps them, once for both
-HELD_OUT = 0.2  # of the classes, for validation and again for test
-LUMA = (19595, 38470, 7471)  # red, green, blue in 2^16ths: ITU-R 601, as Pillow makes grey
+# The name of the only part while classes are not divided yet. It is the one that `folder.folder` uses, so that both
+# share the cached images of a folder.
+ALL = "train"
+HELD_OUT = 0.2  # the share of the classes for validation, and again for test
+LUMA = (19595, 38470, 7471)  # weights of red, green and blue in grey, times 2^16 (ITU-R 601), as in Pillow
 
 
 def class_folders(
@@ -32,27 +34,25 @@ def class_folders(
     whole: bool = False,
     invert: bool | None = None,
 ) -> Data:
-    """The images of a folder of class folders, with different classes in train, val and test.
+    """Load a folder of class folders, with different classes in train, val and test.
 
-    Where the folder has folders for train and test (and val) that share no class, these are the parts; without val
-    that part is empty. Otherwise all classes are shuffled by ``seed``: 60 % train, 20 % val, 20 % test. The files are
-    read once and kept by `cache.cached`, under a checksum as those of `folder.folder` are.
+    If the folder has the folders train and test, and perhaps val, and no class is in two of them, these are the
+    parts. Otherwise ``seed`` divides the classes at random: 60 % train, 20 % val, 20 % test. The images are decoded
+    once and cached, as by `folder.folder`. They are uint8, (count, channels, height, width).
 
     Args:
         path: the folder.
         seed: chooses the classes of each part.
-        size: height and width to resize every image to (bilinear with antialiasing; the aspect is not kept). Without
-            it all images must have one size.
-        channels: 1 makes the images grey, 3 repeats grey ones; without it they stay as they are.
-        whole: all classes are the test part, and train and val are empty: to evaluate only, on a few classes.
-        invert: make a negative, 255 - x. By default, None, decided for the set as a whole: with ``channels=1``, images
-            whose mean is above 0.5 are taken for dark strokes on white paper, and inverted.
-
-    Images are uint8, (count, channels, height, width).
+        size: height and width in pixels that every image is resized to (bilinear with antialiasing; the aspect ratio
+            is not kept). Without it all images must have the same size.
+        channels: 1 converts the images to grey, 3 repeats the channel of grey images; None leaves them as they are.
+        whole: whether all classes go to test, and train and val stay empty. Use this to evaluate on a few classes.
+        invert: whether to replace each value x by 255 - x. None decides for the whole set: with ``channels=1``, images
+            with a mean above half of 255 are taken for dark strokes on white paper, and inverted.
 
     Raises:
-        DataError: the folder is missing or empty, or has too few classes; an image cannot be read; sizes differ;
-            ``channels`` is another number.
+        DataError: the folder is missing or empty, or has too few classes; an image cannot be read; the images have
+            different sizes; ``channels`` is another number.
     """
     root = Path(path).expanduser().resolve()
     parts = keep(root, _class_files(root, whole), size)
@@ -65,12 +65,12 @@ def class_folders(
 
 
 def keep(root: Path, files: Files, size: int | None) -> Parts:
-    """The images of ``files``, read once and kept under a checksum as those of `folder.folder` are."""
+    """Return the images of ``files``, from the cache if they were decoded before."""
     return cached(root.name[:60], fingerprint(root, files, size), lambda: decode(files, size))
 
 
 def _class_files(root: Path, whole: bool) -> Files:
-    """The images by part and class; one part, ``ALL``, where classes have yet to be divided."""
+    """List the images by part and class; if the classes are still to be divided, all are in the part `ALL`."""
     found = find(root)
     if not any(images for of_class in found.values() for images in of_class.values()):
         raise DataError(f"no images in {root}: {LAYOUT}; images end with {' '.join(sorted(SUFFIXES))}")
@@ -102,14 +102,14 @@ def _divide(root: Path, count: int, seed: int) -> dict[str, list[int]]:
 
 
 def shuffled(counts: Mapping[str, int], seed: int) -> dict[str, list[int]]:
-    """The numbers from 0 to the sum of ``counts``, shuffled by ``seed`` and dealt to the parts, each sorted."""
+    """Divide the numbers 0, 1, 2, ... at random among parts of the sizes ``counts``; each part is sorted."""
     order = np.random.default_rng(seed).permutation(sum(counts.values()))
     ends = pairwise(np.cumsum([0, *counts.values()]))
     return {part: sorted(order[start:end].tolist()) for part, (start, end) in zip(counts, ends, strict=True)}
 
 
 def choose(name: str, whole: Split, classes: Sequence[str], chosen: Mapping[str, Sequence[int]]) -> Data:
-    """Each part gets the examples of ``whole`` whose labels are ``chosen`` for it; a part not named is empty."""
+    """Give each part the examples of ``whole`` whose labels are ``chosen`` for it; parts without a choice are empty."""
     splits = {}
     for part, labels in chosen.items():
         is_mine = torch.isin(whole.labels, torch.tensor(labels, dtype=torch.int64))  # (images,)
@@ -118,7 +118,7 @@ def choose(name: str, whole: Split, classes: Sequence[str], chosen: Mapping[str,
 
 
 def _data(name: str, splits: Mapping[str, Split], classes: Sequence[str]) -> Data:
-    """A dataset of ``splits``; those that are missing are empty, in the shape of the others."""
+    """Make a dataset of ``splits``; missing parts become empty splits with images of the same shape."""
     some = next(iter(splits.values()))
     empty = Split(some.images[:0], some.labels[:0])
     train, val, test = (splits.get(part, empty) for part in PARTS)
@@ -126,10 +126,10 @@ def _data(name: str, splits: Mapping[str, Split], classes: Sequence[str]) -> Dat
 
 
 def rotate(data: Data) -> Data:
-    """Four times the classes: each one turned by 90, 180 and 270 degrees (counter-clockwise) is another.
+    """Add each class rotated by 90, 180 and 270 degrees (counter-clockwise) as a new class, in the same part.
 
-    The class ``Greek/character01`` gives ``Greek/character01/rot090`` and so on, in the part that it is in. With n
-    classes before, the label of a class turned k times is its own + k n. Images must be square.
+    The class ``Greek/character01`` gives ``Greek/character01/rot090`` and so on. If there were n classes, the rotation
+    by k times 90 degrees adds k n to the label. Images must be square.
     """
     count = len(data.classes)
     train, val, test = (_rotate(getattr(data, part), count) for part in PARTS)
@@ -143,7 +143,7 @@ def _rotate(split: Split, count: int) -> Split:
 
 
 def convert(splits: Mapping[str, Split], channels: int | None, invert: bool | None = None) -> dict[str, Split]:
-    """The images with as many ``channels`` as asked for, inverted as `class_folders` says. Bytes stay bytes."""
+    """Convert uint8 images to ``channels`` channels, and invert them as `class_folders` says."""
     if channels not in (None, 1, 3):
         raise DataError(f"images have 1 or 3 channels, not {channels}")
     images = {part: _with_channels(split.images, channels) for part, split in splits.items()}
@@ -157,11 +157,11 @@ def _with_channels(images: Tensor, channels: int | None) -> Tensor:
         return images
     if channels == 3:
         return images.repeat(1, 3, 1, 1)
-    return torch.cat([_grey(some) for some in images.split(1024)])  # whole numbers take four times the bytes' memory
+    return torch.cat([_grey(some) for some in images.split(1024)])  # in parts: int32 takes four times the memory
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Bytes, (count, 3, height, width), as (count, 1, height, width), rounded as Pillow does."""
+    """Convert uint8 images, (count, 3, height, width), to grey, (count, 1, height, width), rounded as in Pillow."""
     luma = (images.int() * torch.tensor(LUMA, dtype=torch.int32)[:, None, None]).sum(1, keepdim=True)
     return ((luma + 2**15) >> 16).to(torch.uint8)
 

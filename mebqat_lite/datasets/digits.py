@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 that need no network."""
+"""The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels, which need no download."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TEST, VALIDATION = 540, 257  # the remaining 1,000 train
 
 
 def digits(seed: int = 0) -> Data:
-    """The digits with a stratified split of 1,000 / 257 / 540 that ``seed`` chooses.
+    """Load the digits: 1,000 training, 257 validation and 540 test images, a stratified split chosen by ``seed``.
 
-    Images are (count, 1, 8, 8) in [0, 1].
+    Images are float32, (count, 1, 8, 8), in [0, 1].
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

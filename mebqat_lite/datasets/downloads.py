@@ -1,4 +1,4 @@
-"""CIFAR-10 and SVHN: downloaded once, checked, and kept as bytes."""
+"""CIFAR-10 and SVHN, which are downloaded once, checked, and kept as bytes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from mebqat_lite.datasets.base import Data, DataError, Split
 from mebqat_lite.datasets.cache import Parts, cached
 from mebqat_lite.datasets.splits import complete
 
-VALIDATION = 5000  # images, of the training set
-PARTIAL = 206  # the HTTP status of an answer that begins where it was asked to
-TIMEOUT = 15.0  # seconds without an answer until a download is given up
+VALIDATION = 5000  # validation images, taken from the training set
+PARTIAL = 206  # the HTTP status "partial content": the server continues where it was asked to
+TIMEOUT = 15.0  # seconds to wait for the server
 INSTEAD = 'take the digits, which need no download: data="digits"'
 
 
 class Remote(NamedTuple):
-    """A file to download: address, name, MD5 checksum."""
+    """A file to download, with its address, name and MD5 checksum."""
 
     url: str
     name: str
     md5: str
 
 
-# The binary form: labels and pixels as plain bytes. (The usual Python form would have to be unpickled.)
+# The archive with plain bytes. The usual one for Python would have to be unpickled, which can run foreign code.
 CIFAR10 = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     "cifar-10-binary.tar.gz",
@@ -44,13 +44,13 @@ CIFAR10 = Remote(
 
 
 def cifar10(seed: int = 0) -> Data:
-    """CIFAR-10 (Krizhevsky 2009): 45,000 / 5,000 / 10,000 images of 10 classes, uint8, (count, 3, 32, 32).
+    """Load CIFAR-10 (Krizhevsky, 2009): 45,000 training, 5,000 validation and 10,000 test images of 10 classes.
 
-    ``seed`` chooses the validation images, stratified, from the training set; the test set is the authors'. The first
-    call downloads 170 MB into `paths.downloads`; afterwards the file kept by `cache.cached` is enough.
+    Images are uint8, (count, 3, 32, 32). ``seed`` chooses the validation images, stratified, from the training set. The
+    first call downloads 170 MB into `paths.downloads`; later calls read the decoded images from the cache.
 
     Raises:
-        DataError: the file is not there and cannot be downloaded; says which file to put where.
+        DataError: the file is not there and cannot be downloaded; the message says where to put it.
     """
     parts = cached("cifar10", CIFAR10.md5[:16], _read_cifar10)
     return complete("cifar10", parts.splits, parts.classes, seed, VALIDATION)
@@ -66,25 +66,25 @@ def _read_cifar10() -> Parts:
 
 
 def _records(content: bytes) -> Split:
-    """Records of a label and 3 x 32 x 32 pixels, a byte each: red, green, blue; rows from the top."""
+    """Read records of one byte for the label and 3 x 32 x 32 bytes for the pixels: (channels, height, width)."""
     records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32).copy())
     images = records[:, 1:].reshape(-1, 3, 32, 32)  # (count, 3072) -> (count, channels, height, width)
     return Split(images, records[:, 0].long())
 
 
 def svhn(seed: int = 0, size: int = 40) -> Data:
-    """SVHN (Netzer et al. 2011), the cropped digits: 68,257 / 5,000 / 26,032 images, uint8, (count, 3, size, size).
+    """Load the cropped digits of SVHN (Netzer et al., 2011): 68,257 training, 5,000 validation, 26,032 test images.
 
-    ``seed`` chooses the validation images, stratified, from the training set; the test set is the authors', their
-    *extra* set is not used. The first call downloads 246 MB; what is kept takes 477 MB.
+    Images are uint8, (count, 3, size, size). The *extra* set of SVHN is not used. The first call downloads 246 MB; the
+    cached images take 477 MB.
 
     Args:
-        seed: chooses the validation images.
-        size: height and width. The originals' 32 are resized to the 40 that CNN-8 expects: bilinear, as Pillow and so
-            torchvision's ``Resize(40)`` do.
+        seed: chooses the validation images, stratified, from the training set.
+        size: height and width in pixels. The originals have 32 and are resized to the 40 that CNN-8 expects, bilinear
+            with the same result as torchvision's ``Resize(40)``.
 
     Raises:
-        DataError: a file is not there and cannot be downloaded; says which files to put where.
+        DataError: a file is not there and cannot be downloaded; the message says where to put it.
     """
     first, second = _svhn_files()
     parts = cached(f"svhn{size}", first.md5[:8] + second.md5[:8], lambda: _read_svhn(size))
@@ -103,13 +103,13 @@ def _read_svhn(size: int) -> Parts:
     place = fetch("svhn", _svhn_files())[0].parent
     splits = {}
     for part in ("train", "test"):
-        whole = SVHN(place, part)  # the class of a digit is the digit; (count, 3, 32, 32)
+        whole = SVHN(place, part)  # (count, 3, 32, 32)
         splits[part] = Split(resize(torch.from_numpy(whole.data), size), torch.from_numpy(whole.labels))
     return Parts(splits, tuple("0123456789"))
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bytes, (count, channels, height, width), as (count, channels, size, size): bilinear, the bytes Pillow makes."""
+    """Resize uint8 images, (count, channels, height, width), to (count, channels, size, size), with Pillow's result."""
     images = images.contiguous()
     if images.shape[2:] == (size, size):
         return images
@@ -117,10 +117,12 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def fetch(dataset: str, files: Sequence[Remote], instead: str = INSTEAD) -> list[Path]:
-    """The files in the folder for downloads, downloaded unless they are there with their checksum.
+    """Download ``files`` into the folder for downloads, unless they are there, and return their paths.
 
-    A file comes into the folder under its name when it is whole; a download that broke off is continued. Where it
-    fails, the message says which files to put where, and what to do ``instead``.
+    A file gets its name only when it is complete and its checksum is right; an interrupted download is continued.
+
+    Raises:
+        DataError: a file cannot be downloaded; the message says where to put it, and what to do ``instead``.
     """
     from torchvision.datasets.utils import check_integrity
 
@@ -135,12 +137,12 @@ def fetch(dataset: str, files: Sequence[Remote], instead: str = INSTEAD) -> list
 
 
 def _download(file: Remote, place: Path) -> None:
-    """Download into ``NAME.part``, which a later call continues; check, then rename."""
+    """Download a file as ``NAME.part``, check it, and rename it; a later call continues an unfinished part."""
     from torchvision.datasets.utils import check_integrity
 
     place.mkdir(parents=True, exist_ok=True)
     part = place / f"{file.name}.part"
-    if not check_integrity(part, file.md5):  # it may be whole, if the last call was stopped just then
+    if not check_integrity(part, file.md5):  # the last call may have stopped just before the rename
         _receive(file.url, part)
         if not check_integrity(part, file.md5):
             part.unlink()
@@ -149,7 +151,7 @@ def _download(file: Remote, place: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Add to ``part`` what is missing of it; from the start where the server sends files only whole."""
+    """Download the missing rest of ``part``, or all of it if the server cannot continue a download."""
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:

@@ -1,4 +1,4 @@
-"""Episodes: N-way K-shot tasks of classes never seen, each a function of the seed and its number alone."""
+"""Episodes: N-way K-shot tasks, each of which depends on the seed and its number alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from mebqat_lite.tensors import as_float
 
 
 class Episode(NamedTuple):
-    """A task: the images to learn N classes from, and those to be asked about. The label is the first index.
+    """A few-shot task: N classes with K support images each to learn from, and Q query images each to classify.
 
-    support: (N, K, channels, height, width); query: (N, Q, channels, height, width). Float.
+    support: (N, K, channels, height, width); query: (N, Q, channels, height, width); both float. The label of an image
+    is its first index.
     """
 
     support: Tensor
@@ -24,24 +25,27 @@ class Episode(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """The classes of the flattened query, (N Q,)."""
+        """The labels of the query images, (N Q,), class by class as in ``query.flatten(0, 1)``."""
         ways, queries = self.query.shape[:2]
         return torch.arange(ways, device=self.query.device).repeat_interleave(queries)
 
 
 class Episodes:
-    """Episodes of a split: no class twice, support and query disjoint, every choice equally likely.
+    """The random episodes of a split, by number.
+
+    In an episode the classes differ, support and query have no image in common, and all choices are equally likely.
 
     Args:
-        split: images and labels; only labels are looked at before an episode is asked for.
-        ways: classes an episode (N).
-        shots: support images a class (K).
-        queries: query images a class (Q).
-        seed: another one, other episodes.
-        tasks: episodes a training step.
+        split: images and labels. The images are not touched before an episode is asked for.
+        ways: classes per episode (N).
+        shots: support images per class (K).
+        queries: query images per class (Q).
+        seed: chooses the sequence of episodes.
+        tasks: episodes per training step.
 
     Raises:
-        DataError: the split has fewer classes than ``ways``, or a class fewer images than ``shots + queries``.
+        ValueError: one of the numbers is too small.
+        DataError: the split has fewer classes than ``ways``, or a class has fewer images than ``shots + queries``.
     """
 
     def __init__(self, split: Split, ways: int, shots: int, queries: int, seed: int = 0, tasks: int = 1) -> None:
@@ -65,26 +69,29 @@ class Episodes:
             )
 
     def index(self, number: int) -> Tensor:
-        """Which images make an episode, (N, K + Q): the first K of a row are its support."""
+        """Choose the images of an episode, (N, K + Q) indices; the first K in each row are the support.
+
+        Every image gets a random key, and the K + Q images of a class with the smallest keys are chosen.
+        """
         generator = np.random.default_rng((self.seed, number))
         classes = generator.choice(len(self.members), self.ways, replace=False)  # (N,)
         members = self.members[classes]  # (N, images)
         keys = generator.random(members.shape)
-        keys[members < 0] = 2  # never among the smallest
+        keys[members < 0] = 2  # the filling: larger than every key
         chosen = keys.argsort(1)[:, : self.shots + self.queries]  # (N, K + Q)
         return torch.from_numpy(np.take_along_axis(members, chosen, 1))
 
     def __getitem__(self, number: int) -> Episode:
-        """The episode of that number, with its images, where the split lies."""
+        """Return an episode with its images, on the device of the split."""
         images = as_float(self.split.images[self.index(number).to(self.split.labels.device)])  # (N, K + Q, C, H, W)
         return Episode(images[:, : self.shots], images[:, self.shots :])
 
     def task(self, step: int, index: int = 0) -> Episode:
-        """The episode of one task of a training step."""
+        """Return the episode of task ``index`` of a training step."""
         return self[step * self.tasks + index]
 
     def fingerprint(self, count: int) -> str:
-        """A checksum over which images the first ``count`` episodes hold, and over these images' pixels."""
+        """Compute a checksum over the pixels of the split and the image indices of the first ``count`` episodes."""
         checksum = hashlib.sha256(np.ascontiguousarray(self.split.images.cpu().numpy()).tobytes())
         for number in range(count):
             checksum.update(self.index(number).numpy().astype("<i8").tobytes())
@@ -92,7 +99,7 @@ class Episodes:
 
 
 def _by_class(labels: Tensor) -> np.ndarray:
-    """The images of each class that occurs, (classes, images of the largest), filled up with -1."""
+    """List the image indices of each class: (classes, images of the largest class), filled up with -1."""
     values = labels.cpu().numpy()
     groups = np.split(np.argsort(values, kind="stable"), np.cumsum(np.unique(values, return_counts=True)[1])[:-1])
     if not len(values):

@@ -1,4 +1,4 @@
-"""Any folder of class folders of images.
+"""Load images from any folder that has one folder per class.
 
 ::
 
@@ -28,31 +28,29 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 GREY = {"1", "L", "LA", "La"}
 LAYOUT = "expected <folder>/<class>/<image>, or <folder>/train/<class>/<image> and the same for val and test"
 
-Files = dict[str, dict[str, list[str]]]  # part -> class -> paths of images, all sorted by name
+Files = dict[str, dict[str, list[str]]]  # part -> class -> paths of its images; classes and paths are sorted
 
 
 def folder(path: str | Path, seed: int = 0, size: int | None = None) -> Data:
-    """The images of a folder of class folders, or of such folders for train, val and test.
+    """Load a folder that has one folder per class, or folders for train, val and test that have them.
 
-    Parts that are missing are split from train, stratified, by ``seed``: 15 % test and 15 % validation, or 10 %
-    validation where a test folder is given. Folders below a class folder belong to the class; hidden files do not.
+    Images are uint8, (count, 3, height, width), or (count, 1, height, width) if all files are grey. Missing parts are
+    split from train, stratified, by ``seed``: 15 % for test and 15 % for validation, or 10 % for validation if there
+    is a test folder. Folders below a class folder belong to the class. Hidden files are ignored.
 
-    The images are decoded once and kept by `cache.cached`. The key of the file is a checksum over the relative names,
-    classes, sizes and modification times of the images, and ``size``: after a change the folder is decoded again.
-    Within a given part the images are shuffled, always in the same way: a batch of one class would spoil batch
-    statistics.
+    The images are decoded once and cached (`cache.cached`). If an image, its name or its modification time changes,
+    the folder is decoded again. Each part is shuffled, always in the same way, because batch statistics need batches
+    of several classes.
 
     Args:
         path: the folder.
         seed: chooses the split.
-        size: height and width to resize every image to (bilinear; the aspect is not kept). Without it all images must
-            have one size.
-
-    Images are uint8, (count, 3, height, width), or (count, 1, height, width) if all files are grey.
+        size: height and width in pixels that every image is resized to (bilinear; the aspect ratio is not kept).
+            Without it all images must have the same size.
 
     Raises:
-        DataError: the folder is missing, empty or has one class; an image cannot be read; sizes differ; there are too
-            few images to split.
+        DataError: the folder is missing, is empty or has one class; an image cannot be read; the images have
+            different sizes; there are too few images to split.
     """
     root = Path(path).expanduser().resolve()
     files = find(root)
@@ -62,13 +60,13 @@ def folder(path: str | Path, seed: int = 0, size: int | None = None) -> Data:
 
 
 def find(root: Path) -> Files:
-    """The images below ``root`` by part and class; a folder without parts is all ``train``."""
+    """List the images below ``root`` by part and class; without folders for the parts, all images are ``train``."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: {LAYOUT}")
     parts: dict[str, Path] = {}
     for place in _folders(root):
         part = PART_NAMES.get(place.name.lower())
-        if part is None or any(map(_is_image, os.listdir(place))):  # a class may be called train
+        if part is None or any(map(_is_image, os.listdir(place))):  # it holds images: a class with the name of a part
             continue
         if part in parts:
             raise DataError(f"{place} and {parts[part]} are both the {part} part: keep one of them")
@@ -84,7 +82,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def image_files(place: Path) -> Iterator[str]:
-    """The paths of the images in a folder and in those below it."""
+    """Yield the paths of the images in a folder and in the folders below it."""
     for parent, folders, names in os.walk(place):
         folders[:] = [name for name in folders if not _is_hidden(name)]
         yield from (os.path.join(parent, name) for name in names if _is_image(name))
@@ -95,12 +93,12 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Also what archives of macOS leave."""
+    """Whether a file or folder is hidden, or a leftover of archives made on macOS."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _check(root: Path, files: Files) -> None:
-    """What was found can be trained on."""
+    """Raise a DataError if the files that were found cannot be trained on."""
     if not any(images for classes in files.values() for images in classes.values()):
         raise DataError(f"no images in {root}: {LAYOUT}; images end with {' '.join(sorted(SUFFIXES))}")
     if "train" not in files:
@@ -118,8 +116,8 @@ def _check(root: Path, files: Files) -> None:
 
 
 def fingerprint(root: Path, files: Files, size: int | None) -> str:
-    """A checksum over parts, classes, relative names, sizes and modification times (ns) of images, and ``size``."""
-    checksum = hashlib.sha256(f"2 {size}\n".encode())  # 2: the form of what is kept
+    """Compute a checksum over the images' parts, classes, names, sizes and modification times (ns), and ``size``."""
+    checksum = hashlib.sha256(f"2 {size}\n".encode())  # 2 is the version of the cached format
     start = len(os.path.join(root, ""))
     for part, name, path in _listed(files):
         stat = os.stat(path)
@@ -130,14 +128,14 @@ def fingerprint(root: Path, files: Files, size: int | None) -> str:
 
 
 def _listed(files: Files) -> list[tuple[str, str, str]]:
-    """Every image with its part and class, part by part."""
+    """List every image as (part, class, path)."""
     return [(part, name, path) for part in files for name, paths in files[part].items() for path in paths]
 
 
 def decode(files: Files, size: int | None) -> Parts:
-    """Read every image into memory; each part is shuffled, always in the same way."""
+    """Read all images into memory, and shuffle each part, always in the same way."""
     listed = _listed(files)
-    classes = tuple(dict.fromkeys(name for _, name, _ in listed))  # all parts may share them, or each have its own
+    classes = tuple(dict.fromkeys(name for _, name, _ in listed))  # of all parts together
     counts = {part: sum(map(len, of_class.values())) for part, of_class in files.items()}
     starts = np.cumsum([0, *counts.values()])
     order = [np.random.default_rng(0).permutation(count) for count in counts.values()]
@@ -151,7 +149,10 @@ def decode(files: Files, size: int | None) -> Parts:
 
 
 def _read_all(paths: list[str], places: np.ndarray, size: int | None) -> torch.Tensor:
-    """The image of each path at its place, (images, channels, height, width), uint8: 1 channel if all are grey."""
+    """Read images into one uint8 tensor, (images, channels, height, width), with 1 channel if all images are grey.
+
+    The image of ``paths[i]`` goes to the index ``places[i]``.
+    """
     height, width, _ = read(paths[0], size)[0].shape
     images, grey = np.empty((len(paths), 3, height, width), np.uint8), True
     for path, place in zip(tqdm(paths, "Reading images", leave=False, delay=1), places, strict=True):
@@ -166,13 +167,19 @@ def _read_all(paths: list[str], places: np.ndarray, size: int | None) -> torch.T
 
 
 def read(path: str, size: int | None = None) -> tuple[np.ndarray, bool]:
-    """The RGB pixels of a file, (height, width, 3), uint8, and whether it is grey. Transparency is dropped."""
+    """Read an image file: return its RGB pixels, (height, width, 3), uint8, and whether it is grey.
+
+    Transparency is ignored. With ``size`` the image is resized to that height and width.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels have more than 8 bits (mode {image.mode})")
             grey = image.mode in GREY
-            ImageOps.exif_transpose(image, in_place=True)  # photographs that were taken upright
+            ImageOps.exif_transpose(image, in_place=True)  # turns photographs that were taken upright
             rgb = image.convert("L").convert("RGB") if grey else image.convert("RGB")
             if size is not None:
                 rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)

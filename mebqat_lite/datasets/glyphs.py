@@ -1,7 +1,7 @@
-"""Glyphs: handwriting-like characters of 16 scripts for few-shot learning, which need no network.
+"""Glyphs: handwriting-like characters of 16 scripts for few-shot learning, which need no download.
 
-The file ``data/glyphs.npz`` is made by ``data/make_glyphs.py`` from the outlines of the DejaVu fonts, and frozen by its
-checksum: a result on it can be compared with any other.
+``data/make_glyphs.py`` made the file ``data/glyphs.npz`` from the outlines of the DejaVu fonts. Its checksum is fixed
+here, so that all results on this dataset can be compared.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ INSTANCES, SIDE = 20, 28
 
 
 def glyphs(seed: int = 0) -> Data:
-    """The characters, 20 images a class; no script, and so no class, is in two parts.
+    """Load the glyphs: 20 images of each class, with different scripts in train, val and test.
 
-    Images are (count, 1, 28, 28), uint8: white strokes, 255, on black, in 4 grey levels. Labels index ``classes``, the
-    names of the classes of all parts, as in ``"hebrew/U+05D0"`` (see `script`). The split is by script, the same
-    for every ``seed``, which is there for the common signature. DataError if the file is missing or damaged.
+    Images are uint8, (count, 1, 28, 28): white strokes (255) on black, in 4 grey levels. Labels index ``classes``, the
+    names of the classes of all parts, such as ``"hebrew/U+05D0"``. The split does not depend on ``seed``, which exists
+    only because every dataset has it.
+
+    Raises:
+        DataError: the file is missing or damaged.
     """
     with np.load(io.BytesIO(_verified(paths.shipped("glyphs.npz"))), allow_pickle=False) as file:
         names, parts, packed = file["name"], file["part"], file["images"]
@@ -34,12 +37,12 @@ def glyphs(seed: int = 0) -> Data:
 
 
 def script(name: str) -> str:
-    """The script of a class: ``hebrew`` for ``hebrew/U+05D0``."""
+    """Return the script of a class, such as ``hebrew`` for ``hebrew/U+05D0``."""
     return name.partition("/")[0]
 
 
 def _verified(path: Path) -> bytes:
-    """The file's bytes, if they are those that were frozen."""
+    """Read the file, and raise a DataError if its checksum is wrong."""
     mend = "restore it with `git checkout data/glyphs.npz`, or install mebqat_lite again"
     try:
         data = path.read_bytes()
@@ -51,9 +54,10 @@ def _verified(path: Path) -> bytes:
 
 
 def _split(packed: np.ndarray, classes: np.ndarray) -> Split:
-    """The images of some classes, (count,), from all, (classes, 20, 196), of four pixels a byte, the first highest.
+    """Unpack the images of ``classes``, (count,), from all images, (all classes, 20, 196), with four pixels per byte.
 
-    They are shuffled, always in the same way: the first ones serve to calibrate, and should be of all scripts.
+    The first pixel of a byte is in its highest bits. The images are shuffled, always in the same way, because the
+    first ones are used for calibration and should come from all scripts.
     """
     levels = packed[classes][..., None] >> np.array([6, 4, 2, 0], np.uint8) & 3
     images = (levels * np.uint8(85)).reshape(-1, 1, SIDE, SIDE)

@@ -1,4 +1,4 @@
-"""miniImageNet from a folder: 600 photographs of each of 100 classes, of which 64 train, 16 validate and 20 test.
+"""Load miniImageNet from a folder: 600 photographs of each of 100 classes, 64 to train, 16 for val, 20 for test.
 
 ::
 
@@ -26,22 +26,20 @@ SOURCE = (
 
 
 def miniimagenet(path: str | Path, seed: int = 0, size: int = 84) -> Data:
-    """miniImageNet (Vinyals et al. 2016) with the split of Ravi and Larochelle (2017): 64 / 16 / 20 classes.
+    """Load miniImageNet (Vinyals et al., 2016) with the split of Ravi and Larochelle (2017).
 
-    ``path`` has the three split files, and the images anywhere below it. Images are read once and kept by
-    `cache.cached`: the key is a checksum over the split, the names, sizes and modification times of the images, and
-    ``size``. 60,000 images of 84 x 84 take 1.3 GB, and making the file some 4 GB of memory for a moment.
+    Images are uint8, (count, 3, size, size). The classes, 64 / 16 / 20, are the WordNet labels of the split files. The
+    images are decoded once and cached, as by `folder.folder`. At 84 x 84 pixels the 60,000 images take 1.3 GB;
+    decoding them needs about 4 GB of memory.
 
     Args:
-        path: the folder.
-        seed: not used, the split is fixed.
-        size: height and width; bilinear with antialiasing, the aspect is not kept.
-
-    Images are uint8, (count, 3, size, size); the classes are the labels of the split files, WordNet's.
+        path: a folder with the three split files; the images may be anywhere below it.
+        seed: not used, because the split is fixed.
+        size: height and width in pixels (bilinear with antialiasing; the aspect ratio is not kept).
 
     Raises:
-        DataError: the folder, a split file or an image is missing; a split file has other columns; two share a class;
-            an image cannot be read.
+        DataError: the folder, a split file or an image is missing; a split file has other columns; two split files
+            share a class; an image cannot be read.
     """
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
@@ -52,7 +50,7 @@ def miniimagenet(path: str | Path, seed: int = 0, size: int = 84) -> Data:
 
 
 def _files(root: Path) -> Files:
-    """The images that the split files list, by part and class."""
+    """List the images of the split files by part and class."""
     listed = {part: _listed(root / f"{part}.csv") for part in PARTS}
     _check(root, listed)
     places = _places(root, {label for rows in listed.values() for label, _ in rows})
@@ -70,7 +68,7 @@ def _files(root: Path) -> Files:
 
 
 def _listed(path: Path) -> list[tuple[str, str]]:
-    """The rows of a split file: (label, filename without folders)."""
+    """Read the rows of a split file as (label, file name without folders)."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -86,7 +84,7 @@ def _listed(path: Path) -> list[tuple[str, str]]:
 
 
 def _check(root: Path, listed: dict[str, list[tuple[str, str]]]) -> None:
-    """No class is in two parts."""
+    """Raise a DataError if a class is in two parts."""
     part_of: dict[str, str] = {}
     for part, rows in listed.items():
         for label, _ in rows:
@@ -95,7 +93,7 @@ def _check(root: Path, listed: dict[str, list[tuple[str, str]]]) -> None:
 
 
 def _places(root: Path, labels: set[str]) -> dict[tuple[str, str], str]:
-    """Where the images below ``root`` are, by (class folder, file name): names may recur in other classes' folders."""
+    """Find the images below ``root`` by (class folder, file name), because classes may use the same file names."""
     places = {}
     for path in sorted(image_files(root)):
         parent, name = path.split(os.sep)[-2:]

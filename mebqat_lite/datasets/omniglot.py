@@ -1,4 +1,4 @@
-"""Omniglot: 1,623 handwritten characters of 50 alphabets, each drawn once by 20 people; and folders like it.
+"""Omniglot, 1,623 handwritten characters of 50 alphabets, each drawn once by 20 people; and folders of this form.
 
 ::
 
@@ -24,7 +24,7 @@ from mebqat_lite.datasets.downloads import Remote, fetch
 from mebqat_lite.datasets.folder import Files, decode, image_files
 
 STANDARD = {"train": 1100, "val": 100, "test": 423}  # characters
-HELD_OUT = 0.15  # of the alphabets of a folder, for validation and again for test
+HELD_OUT = 0.15  # the share of the alphabets of a folder for validation, and again for test
 LAYOUT = "expected <folder>/<alphabet>/<character>/<image>, or the same one folder deeper"
 INSTEAD = 'take the glyphs, which need no download: data="glyphs"'
 
@@ -32,28 +32,24 @@ Names = str | Sequence[str]
 
 
 def omniglot(seed: int = 0, path: str | Path | None = None, size: int = 28, rotations: bool = True) -> Data:
-    """Omniglot (Lake et al. 2015): 1,100 / 100 / 423 characters, 20 images each; times 4 with rotations.
+    """Load Omniglot (Lake et al., 2015), split into 1,100 training, 100 validation and 423 test characters.
 
-    The protocol is that of Vinyals et al. (2016) as Finn et al. (2017) run it: 1,200 characters to train on, 100 of
-    them for validation, and the other 423 for test, whatever their alphabet. Which ones, ``seed`` chooses: a shuffle
-    of the sorted names. The code of Finn et al. shuffles too; the list that comes with the code of Snell et al. (2017),
-    of 1,028 / 172 / 423 characters, is not used here.
+    There are 20 images per character; they are uint8, (count, 1, size, size), white strokes on black (the originals
+    are inverted). The split follows Finn et al. (2017): characters are divided at random, whatever their alphabet. It
+    is not the fixed split of Snell et al. (2017), which has 1,028 / 172 / 423 characters.
 
-    The first call downloads 16 MB into `paths.downloads`, from where torchvision's ``Omniglot`` does; afterwards the
-    file kept by `cache.cached` is enough.
+    The first call downloads 16 MB into `paths.downloads`; later calls read the decoded images from the cache.
 
     Args:
         seed: chooses the characters of each part.
-        path: a folder in which both archives were unpacked, instead of the download. For other folders: `alphabets`.
-        size: height and width; bilinear with antialiasing from the originals' 105, as torchvision's ``Resize(28)``.
-        rotations: characters turned by 90, 180 and 270 degrees are classes of their own (see `classes.rotate`), in the
-            part of the upright ones: 4,400 / 400 / 1,692 classes.
-
-    Images are uint8, (count, 1, size, size), white strokes on black: the originals are inverted.
+        path: a folder with both unpacked archives, instead of the download. For other folders use `alphabets`.
+        size: height and width in pixels. The originals have 105; they are resized as by torchvision's ``Resize(28)``.
+        rotations: whether characters rotated by 90, 180 and 270 degrees are classes, too (see `classes.rotate`). This
+            makes 4,400 / 400 / 1,692 classes.
 
     Raises:
-        DataError: the archives are not there and cannot be downloaded; says which files to put where. The folder is
-            missing or has other than 1,623 characters; an image cannot be read.
+        DataError: the archives are not there and cannot be downloaded (the message says where to put them); the
+            folder ``path`` is missing or does not have 1,623 characters; an image cannot be read.
     """
     parts = _downloaded(size) if path is None else _unpacked(Path(path).expanduser().resolve(), size)
     whole = convert(parts.splits, channels=1)[ALL]
@@ -74,7 +70,7 @@ def _archives() -> list[Remote]:
 
 
 def _read(size: int) -> Parts:
-    """Read the archives' images from a folder that is removed afterwards: the kept tensors are enough."""
+    """Unpack the archives into a temporary folder, and decode their images."""
     archives = fetch("omniglot", _archives(), INSTEAD)
     with tempfile.TemporaryDirectory(dir=paths.downloads(), prefix="omniglot-") as place:
         for archive in archives:
@@ -83,7 +79,7 @@ def _read(size: int) -> Parts:
 
 
 def unpack(archive: Path, place: Path) -> None:
-    """Unpack a zip archive; one with an entry outside of ``place`` is a DataError, and nothing is unpacked."""
+    """Unpack a zip archive into ``place``; an archive that would write outside of it is a DataError."""
     inside = place.resolve()
     with zipfile.ZipFile(archive) as content:
         for name in content.namelist():
@@ -110,25 +106,24 @@ def alphabets(
     rotations: bool = True,
     seed: int = 0,
 ) -> Data:
-    """The characters of a folder of alphabets, with different alphabets in train, val and test.
+    """Load a folder of alphabets, with different alphabets in train, val and test; the classes are their characters.
 
-    The images are read once and kept by `cache.cached`, as those of `folder.folder` are. An image that is there twice
-    under one alphabet, character and name, as in the two small background sets, is taken once.
+    Images are uint8, (count, 1, size, size), white strokes on black: if they are bright on average, all are inverted.
+    The images are decoded once and cached, as by `folder.folder`. Identical images with the same alphabet, character
+    and name count once; the two small background sets have some.
 
     Args:
-        path: the folder: ``<alphabet>/<character>/<image>`` in it, or below folders of it.
-        test: the alphabets to test on, as in ``("Korean", "Sanskrit")`` or ``"Korean+Sanskrit"``. None: about 15 %,
-            at least one, chosen by ``seed`` among those not named in ``val``.
+        path: the folder; it, or the folders in it, have the form ``<alphabet>/<character>/<image>``.
+        test: the alphabets to test on, as in ``("Korean", "Sanskrit")`` or ``"Korean+Sanskrit"``. None lets ``seed``
+            choose about 15 % of the alphabets, at least one.
         val: the same for validation; ``()`` leaves that part empty.
-        size: height and width; bilinear with antialiasing.
-        rotations: characters turned by 90, 180 and 270 degrees are classes of their own (see `classes.rotate`).
-        seed: chooses alphabets where none are named.
-
-    Images are uint8, (count, 1, size, size), white strokes on black: a set whose mean is above 0.5 is inverted.
+        size: height and width in pixels (bilinear with antialiasing).
+        rotations: whether characters rotated by 90, 180 and 270 degrees are classes, too (see `classes.rotate`).
+        seed: chooses the alphabets of parts that are None.
 
     Raises:
-        DataError: the folder is missing or empty; an image is in no alphabet or cannot be read; an alphabet is not
-            there (the message lists those that are) or in both parts; none is left to train on.
+        DataError: the folder is missing or empty; an image is in no alphabet or cannot be read; an alphabet that is
+            named is not there, or is named for both test and val; no alphabet is left to train on.
     """
     root = Path(path).expanduser().resolve()
     files = _files(root)
@@ -152,7 +147,7 @@ def _names(given: Names | None) -> list[str] | None:
 
 
 def _divide(root: Path, known: list[str], test: list[str] | None, val: list[str] | None, seed: int) -> dict[str, str]:
-    """The part of every known alphabet; None asks for a choice by ``seed``."""
+    """Choose the part of every known alphabet; ``seed`` chooses those for which ``test`` or ``val`` is None."""
     named = [*(test or ()), *(val or ())]
     if unknown := sorted(set(named) - set(known)):
         raise DataError(f"{root} has no alphabet {', '.join(unknown)}; known: {', '.join(known)}")
@@ -172,7 +167,7 @@ def _divide(root: Path, known: list[str], test: list[str] | None, val: list[str]
 
 
 def _files(root: Path) -> Files:
-    """The images by character, ``alphabet/character``, sorted, wherever below ``root`` the alphabets lie."""
+    """List the images below ``root`` by ``alphabet/character``, sorted, at whatever depth the alphabets are."""
     if not root.is_dir():
         raise DataError(f"there is no folder {root}: {LAYOUT}")
     found: dict[str, dict[str, str]] = {}

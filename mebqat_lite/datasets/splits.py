@@ -1,4 +1,4 @@
-"""Stratified splits: every class has the same share of each part."""
+"""Stratified splits, in which every class has the same share of each part."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from mebqat_lite.datasets.base import Data, DataError, Split
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
-TEST, VALIDATION, VALIDATION_BESIDE_TEST = 0.15, 0.15, 0.10  # shares of the images that there are to divide
+TEST, VALIDATION, VALIDATION_BESIDE_TEST = 0.15, 0.15, 0.10  # shares of the images
 
 
 def divide(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose ``count`` examples, stratified, by ``seed``.
+    """Choose ``count`` examples at random, with the same share of every class.
 
-    labels: (images,). Returns the indices of the others, (images - count,), and of the chosen, (count,), both
-    shuffled.
+    labels: (images,). Returns the indices of the other examples, (images - count,), and of the chosen ones, (count,),
+    both shuffled.
 
     Raises:
-        ValueError: a class would have no example among the chosen, or has a single one.
+        ValueError: a class has a single example, or would have none among the chosen ones.
     """
     from sklearn.model_selection import train_test_split
 
@@ -35,16 +35,16 @@ def divide(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 def complete(
     name: str, parts: Mapping[str, Split], classes: Sequence[str], seed: int, validation: int | None = None
 ) -> Data:
-    """A dataset from ``parts``, of which ``train`` must be there; what is missing is split from it by ``seed``.
+    """Make a dataset from ``parts``, which must contain ``train``; missing parts are split from it by ``seed``.
 
-    A test part takes 15 % of the images; a validation part ``validation`` images, by default 15 % as well, or 10 %
-    if there is a test part of its own, which stays untouched.
+    A missing test part gets 15 % of the images. A missing validation part gets ``validation`` images; by default these
+    are 15 %, or 10 % if the test part was given.
 
     Raises:
-        DataError: a class has too few images for one in each part; 12 are always enough.
+        DataError: a class has too few images to have one in each part; 12 are always enough.
     """
     train, given = parts["train"], dict(parts)
-    left = torch.arange(len(train.labels))  # what train keeps
+    left = torch.arange(len(train.labels))  # the images that stay in train
     share = VALIDATION_BESIDE_TEST if "test" in parts else VALIDATION
     counts = {"test": round(TEST * len(left)), "val": validation or round(share * len(left))}
     for part, count in counts.items():
@@ -70,7 +70,11 @@ def _too_few(name: str, part: str, count: int, labels: Tensor, classes: Sequence
 
 
 def subset(data: Data, count: int, seed: int = 0, part: str = "train") -> Data:
-    """``data`` with ``count`` of the images of one part, a stratified choice by ``seed``; the others stay whole."""
+    """Return ``data`` with only ``count`` images of one part, a stratified choice by ``seed``.
+
+    Raises:
+        DataError: the part has too few images for such a choice.
+    """
     images: Split = getattr(data, part)
     total, classes = len(images.labels), len(images.labels.unique())
     if count == total:

@@ -1,7 +1,7 @@
-"""Learners: how a task is learned, the second half of a method.
+"""Learners decide how a task is learned: a learner is the second half of a method.
 
-`base` says what a learner is, `adapting` has what the few-shot ones share, and each other file is one learner. A new
-learner is a file like `protonet`, and an entry of `mebqat_lite.methods.METHODS`.
+`base` defines what a learner is, `adapting` holds what the few-shot learners share, and each other file is one learner.
+To add one, write a file like `protonet` and an entry of `mebqat_lite.methods.METHODS`.
 """
 
 from mebqat_lite.learners.adapting import call_with, run_adapted, support_stats

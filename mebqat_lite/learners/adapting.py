@@ -1,4 +1,4 @@
-"""Running a network as an adaptation left it: with other weights and with the statistics of a support set."""
+"""Run a network that was adapted to a task, with adapted weights and with the statistics of a support set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from mebqat_lite.tensors import evaluating
 
 
 def call_with(model: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Tensor:
-    """``model`` with other ``weights``. The images come channels-last: adapted weights of a first convolution with one
-    channel do not show that layout any more, and all layers after it would leave it.
+    """Run ``model`` on ``images``, (batch, channels, height, width), with ``weights`` in place of its own.
+
+    The images are put into channels-last order, which the layers then pass on. The weights alone cannot do this:
+    adapted weights of a first convolution with one input channel do not show that order.
     """
     if images.dim() == 4:
         images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
@@ -31,7 +33,12 @@ def run_adapted(
     stats: Mapping[str, Tensor] | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """``model`` on ``images`` without a gradient, with statistics (``support``) and weights of an adaptation."""
+    """Run a model that was adapted to a task, in evaluation mode and without gradients.
+
+    images: (batch, channels, height, width). ``weights`` are the adapted parameters by name, and ``stats`` the norm
+    statistics of the support set (`support_stats`); without them the model uses its own. The norm policy ``support``
+    uses ``stats``. Returns the output of the model, (batch, N) or (batch, features).
+    """
     policy = "recalibrated" if norm_stats == "support" else norm_stats
     with torch.no_grad(), evaluating(model), at(model, bits, policy), lent_stats(model, stats or {}):
         return call_with(model, weights or {}, images)
@@ -40,6 +47,9 @@ def run_adapted(
 def support_stats(
     model: nn.Module, images: Tensor, bits: MapOrBits, weights: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The norm statistics of the support, (N K, channels, height, width), at ``bits``."""
+    """Measure the norm statistics of the support images, (N K, channels, height, width), at ``bits``.
+
+    ``weights`` are adapted parameters, if there are any. The statistics are named as by `take_stats`.
+    """
     run_adapted(model, images, bits=bits, norm_stats="measure", weights=weights)
     return take_stats(model)

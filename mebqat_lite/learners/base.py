@@ -1,7 +1,8 @@
-"""What a learner is: how a task is learned. The second half of a method.
+"""What the training loop expects of a learner.
 
-A learner has ``losses(model, task, pairs)``, which yields ``(bits, loss)``, highest bits first, and after the last
-pair finishes what the pairs shared. The training loop calls ``backward`` on each loss as it comes.
+A learner's ``losses(model, task, pairs)`` yields ``(bits, loss)``, the highest bits first. The training loop calls
+``backward`` on each loss before it asks for the next one. After the last pair the learner goes backward through what
+the pairs shared, the stem of the network.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ Predictor = Callable[[Tensor], Tensor]  # images, (batch, channels, height, widt
 
 
 class Learner(Protocol):
-    """What the training loop needs of a learner."""
+    """The methods and attributes that the training loop needs."""
 
-    frozen: nn.Module | None  # a network that the learner keeps; it travels with a training checkpoint
+    frozen: nn.Module | None  # a teacher that does not change; it is saved in training checkpoints
 
     def begin(self, model: nn.Module) -> None:
-        """Called once before the first step of a run."""
+        """Prepare a run; it is called once, before the first step."""
         ...
 
     def losses(self, model: nn.Module, task: Any, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
-        """Yield the loss of each pair, highest bits first, for a batch or an episode."""
+        """Yield ``(bits, loss)`` for each pair, the highest bits first; ``task`` is a batch or an episode."""
         ...
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, soft: Tensor | None, alone: bool = False) -> Tensor:
-    """Cross-entropy with the labels, plus that with a teacher's probabilities, or that ``alone``."""
+    """Add the cross-entropies with the labels and with a teacher's class probabilities (ECCV 2022, section 3.2).
+
+    logits: (batch, classes); labels: (batch,); soft: the teacher's probabilities, (batch, classes), or None if only
+    the labels teach. With ``alone`` only the teacher teaches. Returns a scalar, the mean over the batch.
+    """
     if soft is None:
         return F.cross_entropy(logits, labels)
     imitation = F.cross_entropy(logits, soft)

@@ -1,4 +1,4 @@
-"""FOMAML: a learner that adapts the weights to new classes by some steps of SGD."""
+"""FOMAML: a learner that adapts the weights to new classes with a few steps of SGD."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from mebqat_lite.tensors import evaluating
 
 
 class FOMAML:
-    """First-order MAML (Finn et al., 2017): some steps of SGD on the support, then a loss on the query.
+    """First-order MAML (Finn et al., 2017): adapt the weights on the support set, then learn from the query set.
 
-    theta_0 = theta, theta_i+1 = theta_i - inner_lr dCE(f_wa(support; theta_i))/dtheta_i; the gradient of the query
-    loss at the adapted weights updates theta (MEBQAT-MAML, ECCV 2022, algorithm 2). Each pair adapts by itself, with
-    its own quantizer steps; gain and shift of batch norm do not adapt.
+    The inner loop is theta_0 = theta, theta_i+1 = theta_i - inner_lr dCE(f_wa(support; theta_i))/dtheta_i. The
+    gradient of the query loss at the adapted weights updates theta (MEBQAT-MAML, ECCV 2022, algorithm 2). Each pair
+    adapts its own copy of the weights and of its quantizer steps. The gain and shift of batch norm do not adapt.
 
     Args:
-        inner_steps: of SGD while training.
-        inner_lr: their learning rate.
-        second_order: differentiate through the inner steps, as MAML does. At full precision only.
-        teacher: ``labels`` (the paper) or ``fp``: quantized pairs also imitate the query logits of the same weights
-            adapted at full precision.
-        test_steps: of SGD in `adapt`; by default ``inner_steps``.
+        inner_steps: SGD steps of the inner loop in training.
+        inner_lr: the learning rate of the inner loop.
+        second_order: whether to differentiate through the inner loop, as MAML does; at full precision only.
+        teacher: ``labels`` (the paper) or ``fp``: then quantized pairs also learn from the query logits of the same
+            weights, adapted at full precision.
+        test_steps: SGD steps in `adapt`; 0 means ``inner_steps``.
+
+    Raises:
+        ValueError: the teacher is unknown.
     """
 
     frozen: nn.Module | None = None
@@ -50,11 +53,16 @@ class FOMAML:
         self.test_steps = test_steps or inner_steps
 
     def begin(self, model: nn.Module) -> None:
-        """Nothing to keep."""
+        """Do nothing, because this learner needs no preparation."""
 
     def losses(self, model: nn.Module, task: Episode, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
-        """Yield ``(bits, query loss)`` of the weights that each pair adapts for itself."""
-        setting_of(model).track_running = False  # statistics are the episode's
+        """Yield ``(bits, query loss)`` for each pair, with weights that were adapted at that pair.
+
+        Raises:
+            ValueError: a second-order gradient is asked for at a quantized pair, or the classifier does not have as
+                many outputs as the episode has classes.
+        """
+        setting_of(model).track_running = False  # batch norm uses the episode's own statistics
         query = task.query.flatten(0, 1)  # (N Q, channels, height, width)
         try:
             for bits in sorted(pairs, key=height, reverse=True):
@@ -69,10 +77,10 @@ class FOMAML:
             setting_of(model).track_running = True
 
     def inner_loop(self, model: nn.Module, support: Tensor, steps: int) -> dict[str, Tensor]:
-        """The weights after ``steps`` of SGD on ``support``, (N, K, ...), by name.
+        """Return the weights by name after ``steps`` of SGD on ``support``, (N, K, channels, height, width).
 
-        They are theta minus constants, so that a loss of theirs gives theta the gradient at the adapted weights: first
-        order. With ``second_order`` the subtracted gradients are no constants.
+        First order: the adapted weights are theta minus constants, so the gradient of a loss with respect to theta
+        is its gradient at the adapted weights. With ``second_order`` the subtracted gradients depend on theta, too.
         """
         images, labels = support.flatten(0, 1), Episode(support, support).labels
         fast: dict[str, Tensor] = adaptable(model)
@@ -88,21 +96,22 @@ class FOMAML:
             fast = {
                 name: updated(name, value, grad, self.inner_lr)
                 for (name, value), grad in zip(fast.items(), grads, strict=True)
-                if grad is not None  # the steps of other bitwidths
+                if grad is not None  # quantizer steps of other bitwidths have none
             }
         return fast
 
     def _teach(self, model: nn.Module, task: Episode) -> Tensor:
-        """Class probabilities of the query, (N Q, N), after adapting at full precision."""
+        """Compute the class probabilities of the query, (N Q, N), after adapting at full precision."""
         with at(model, FP):
             fast = self.inner_loop(model, task.support, self.inner_steps)
             with torch.no_grad():
                 return call_with(model, fast, task.query.flatten(0, 1)).softmax(1)
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
-        """Learn the classes of ``support``, (N, K, channels, height, width), at ``bits``: weights of its own.
+        """Adapt to the classes of ``support``, (N, K, channels, height, width), at ``bits``; the model does not change.
 
-        Under ``recalibrated`` statistics the inner steps use them too; otherwise those of the support.
+        Returns a function from images, (batch, channels, height, width), to logits, (batch, N). The inner loop uses
+        the norm policy ``norm_stats``; for ``support`` this is the statistics of the batch, which is the support set.
         """
         known = support.flatten(0, 1)
         inner = "batch" if norm_stats == "support" else norm_stats
@@ -113,13 +122,13 @@ class FOMAML:
 
 
 def adaptable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that an inner loop moves: all that learn but gain and shift of batch norms."""
+    """Return the parameters that the inner loop adapts: all trained ones except the gain and shift of batch norm."""
     fixed = {f"{name}." for name in norm_layers(model)}
     found = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
     return {n: p for n, p in found if not any(n.startswith(prefix) for prefix in fixed)}
 
 
 def updated(name: str, value: Tensor, grad: Tensor, lr: float) -> Tensor:
-    """A step of SGD; learned quantizer steps stay positive."""
+    """Do one step of SGD on the parameter ``name``; learned quantizer steps stay positive."""
     new = torch.sub(value, grad, alpha=lr)
     return new.clamp_min(TINY) if ".quant." in name else new

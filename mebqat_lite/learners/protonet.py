@@ -1,4 +1,4 @@
-"""Prototypical networks: a class is the mean of its support."""
+"""Prototypical networks: a class is represented by the mean embedding of its support images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from mebqat_lite.switching.state import MapOrBits
 
 
 class ProtoNet(Supervised):
-    """Prototypical networks (Snell et al., 2017): the network is an embedding, a class the mean of its support.
+    """Prototypical networks (Snell et al., 2017): classify a query image by the nearest prototype.
 
-    logits(x) = -|f_wa(x) - c_n|^2, c_n = mean_k f_wa(x_nk). MEBQAT-PN (ECCV 2022, algorithm 3) learns one episode at
-    several pairs; the teacher is the paper's labels or, beyond it, the query logits of a higher pair (`methods`).
+    The network is an embedding f_wa. The prototype of class n is c_n = mean_k f_wa(x_nk) over its K support images,
+    and logit_n(x) = -|f_wa(x) - c_n|^2. MEBQAT-PN (ECCV 2022, algorithm 3) learns one episode at several pairs. In
+    the paper only the labels teach; other teachers, as in `Supervised`, add the query logits of a higher pair.
     """
 
     def read(self, task: Episode) -> tuple[Tensor, Tensor]:
-        """Support and query in one batch, (N K + N Q, channels, height, width), and the labels of the query."""
+        """Return support and query as one batch, (N K + N Q, channels, height, width), and query labels, (N Q,)."""
         return torch.cat([task.support.flatten(0, 1), task.query.flatten(0, 1)]), task.labels
 
     def score(self, out: Tensor, task: Episode) -> Tensor:
-        """Logits of the query, (N Q, N), from the embeddings of support and query, (N K + N Q, features)."""
+        """Compute the logits of the query, (N Q, N), from all embeddings ``out``, (N K + N Q, features)."""
         ways, shots = task.support.shape[:2]
         support, query = out[: ways * shots], out[ways * shots :]
         return prototype_logits(query, support.unflatten(0, (ways, shots)).mean(1))
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
-        """Learn the classes of ``support``, (N, K, channels, height, width), at ``bits``: their prototypes.
+        """Compute the prototypes of the classes of ``support``, (N, K, channels, height, width), at ``bits``.
 
-        Under ``batch`` statistics prototypes are made again with each batch of queries, which then depend on one
-        another (the paper's transductive evaluation).
+        Returns a function from images, (batch, channels, height, width), to logits, (batch, N). Under the norm policy
+        ``batch`` it runs support and query images together and computes the prototypes anew, so the logits of an
+        image depend on the other images in the batch (the paper's transductive evaluation).
         """
         ways, shots = support.shape[:2]
         known, run = support.flatten(0, 1), functools.partial(run_adapted, model, bits=bits, norm_stats=norm_stats)
@@ -48,6 +50,6 @@ class ProtoNet(Supervised):
 
 
 def prototype_logits(query: Tensor, prototypes: Tensor) -> Tensor:
-    """-|q - c|^2, (queries, N), of ``query`` (queries, features) and ``prototypes`` (N, features)."""
+    """Compute logits -|q - c|^2, (queries, N), from queries q, (queries, features), and prototypes c, (N, features)."""
     squares = query.square().sum(1, keepdim=True) + prototypes.square().sum(1)  # (queries, N)
     return 2 * query @ prototypes.T - squares

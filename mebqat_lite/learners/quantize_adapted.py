@@ -1,4 +1,4 @@
-"""FOMAML that adapts at full precision and quantizes afterwards."""
+"""FOMAML that adapts at full precision and quantizes the adapted weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ from mebqat_lite.tensors import evaluating
 
 
 class QuantizeAdapted(FOMAML):
-    """FOMAML at full precision; what it adapted is then quantized, with steps of least squared error on the support."""
+    """FOMAML that adapts at full precision, and then quantizes with the steps of least squared error.
 
-    kept: tuple[Tensor, nn.Module, list[int], nn.Module] | None = None  # what was adapted last, for the next bitwidth
+    The steps are chosen for the adapted weights and for the layers' inputs on the support set.
+    """
+
+    kept: tuple[Tensor, nn.Module, list[int], nn.Module] | None = None  # the last adaptation, for the next bitwidth
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
-        """Adapt a copy to the classes of ``support``, (N, K, ...), and quantize it to ``bits``."""
+        """Adapt a copy of the model to the classes of ``support``, (N, K, channels, height, width), and quantize it.
+
+        Returns a function from images, (batch, channels, height, width), to logits, (batch, N), at ``bits``.
+        """
         known = support.flatten(0, 1)
         copied = self._quantized(model, support)
         stats = support_stats(copied, known, bits) if norm_stats == "support" else stored_stats(model)
         return functools.partial(run_adapted, copied, bits=bits, norm_stats=norm_stats, stats=stats)
 
     def _quantized(self, model: nn.Module, support: Tensor) -> nn.Module:
-        """A copy of the network with weights adapted at full precision and new steps; for all bitwidths the same."""
+        """Return a copy of the model with adapted weights and new steps for them; it serves all bitwidths."""
         versions = [p._version for p in model.parameters()]
         if self.kept is not None:
             last, of, then, copied = self.kept
@@ -41,6 +47,6 @@ class QuantizeAdapted(FOMAML):
         with torch.enable_grad(), evaluating(copied), at(copied, FP, "batch"):
             fast = self.inner_loop(copied, support, self.test_steps)
         copied.load_state_dict({n: p.detach() for n, p in fast.items()}, strict=False)
-        requantize(copied.train(), "least_squares", support.flatten(0, 1))  # on statistics of this batch
+        requantize(copied.train(), "least_squares", support.flatten(0, 1))  # in training mode: batch statistics
         self.kept = support, model, versions, copied
         return copied

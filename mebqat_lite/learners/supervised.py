@@ -1,4 +1,4 @@
-"""Supervised learning at several bitwidths: labels, and a teacher for the quantized pairs."""
+"""Supervised learning at several bitwidths, with labels and with a teacher for the quantized pairs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ TEACHERS = ("labels", "fp", "next", "start")
 
 
 class Supervised:
-    """Cross-entropy with the labels; a quantized task also imitates a teacher, without gradient to it.
+    """Learn from the labels and, at quantized pairs, also from a teacher's class probabilities.
 
-    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). The highest
-    pair of a step learns from the labels only, if it is FP or has no teacher.
+    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). No gradient flows
+    into the teacher. FP learns from the labels only.
 
-    teacher: ``fp``, the weights of the moment at full precision, which is right where every step trains FP too;
-    ``next``, the next higher pair that the step visits (Any-Precision's recursive supervision); ``start``, the
-    network as it was when training began, for a run that never trains FP but starts from a trained FP network;
-    ``labels``, none. With ``alone`` the teacher replaces the labels, as in Any-Precision.
+    Args:
+        teacher: who teaches the quantized pairs.
+            ``fp``: the same weights at full precision. This suits methods that train FP in every step.
+            ``next``: the next higher pair of the same step (the recursive supervision of Any-Precision); the highest
+            pair has no teacher.
+            ``start``: the network as it was before training. This suits runs that never train FP but start from a
+            trained FP network.
+            ``labels``: no teacher.
+        alone: whether the teacher replaces the labels, as in Any-Precision.
+
+    Raises:
+        ValueError: the teacher is unknown.
     """
 
     def __init__(self, teacher: str = "fp", alone: bool = False) -> None:
@@ -35,20 +43,20 @@ class Supervised:
         self.frozen: nn.Module | None = None
 
     def begin(self, model: nn.Module) -> None:
-        """Keep a copy of the network if it is to teach the run."""
+        """Copy the network if the teacher is ``start``."""
         if self.teacher == "start":
             self.frozen = copy.deepcopy(model).eval()
 
     def read(self, task: Any) -> tuple[Tensor, Tensor]:
-        """The images that go through the network, (batch, channels, height, width), and the labels of the logits."""
+        """Return the images of a task, (batch, channels, height, width), and the labels for its logits, (batch,)."""
         return task
 
     def score(self, out: Tensor, task: Any) -> Tensor:
-        """Logits, (batch, classes), from what the network made of the images."""
+        """Compute the logits, (batch, classes), from the output of the network; here they are the output itself."""
         return out
 
     def losses(self, model: nn.Module, task: Any, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
-        """Yield ``(bits, loss)`` for a batch of images and labels."""
+        """Yield ``(bits, loss)`` for each pair, the highest bits first; ``task`` is a batch of images and labels."""
         images, labels = self.read(task)
         pairs = sorted(pairs, key=height, reverse=True)
         setting, apart = setting_of(model), has_norm_sets(model)
@@ -58,7 +66,7 @@ class Supervised:
             for index, bits in enumerate(pairs):
                 if soft is None and bits != FP:
                     soft = self._teach(model, body, task, features)
-                setting.track_running = index == 0 or apart  # shared statistics are those of the highest pair
+                setting.track_running = index == 0 or apart  # only the highest updates statistics that all share
                 with at(model, bits):
                     logits = self.score(body(features), task)  # (batch, classes)
                 yield bits, cross_entropies(logits, labels, None if bits == FP else soft, self.alone)
@@ -70,7 +78,7 @@ class Supervised:
             stem.backward(features.grad)
 
     def _teach(self, model: nn.Module, body: nn.Module, task: Any, features: Tensor) -> Tensor | None:
-        """Class probabilities of the teacher, (batch, classes); with ``fp``, where the step does not visit FP."""
+        """Compute the class probabilities of the teacher ``fp`` or ``start``, (batch, classes); None for the others."""
         if self.teacher in ("labels", "next"):
             return None
         setting_of(model).track_running = False
@@ -83,10 +91,14 @@ class Supervised:
 
 
 def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, nn.Module, Tensor]:
-    """Run a full-precision stem once for all ``count`` pairs, and cut the graph behind it.
+    """Run the full-precision stem once for all ``count`` pairs of a step, because it is the same for all of them.
 
-    Returns the stem's output / count, the rest of the network, and its input, whose ``grad`` sums over the pairs:
-    going backward through the first with that sum gives the stem the mean gradient of the pairs, once.
+    Returns ``(stem, body, features)``. The pairs run ``body`` on ``features``, the output of the stem as a tensor of
+    its own, and their backward passes add up their gradients in ``features.grad``. Afterwards
+    ``stem.backward(features.grad)`` goes backward through the stem once. As ``stem`` is the output divided by
+    ``count``, the stem's parameters get the mean gradient of the pairs.
+
+    For a model that has no such stem, ``stem`` is None, ``body`` the model and ``features`` the images.
     """
     if not has_stem(model):
         return None, model, images

@@ -1,7 +1,8 @@
 """Quantizers: pairs of fake-quantization functions, one for weights and one for activations, with their gradients.
 
-`functions` has the pure functions, `base` says what a quantizer is and keeps the registry. Each other file defines one
-family and registers it by name. A new quantizer is a file like `dorefa`, and a line below.
+Fake quantization rounds float values to few levels, but keeps them as floats, so that a network can still be trained.
+`functions` holds the pure functions; `base` defines what a quantizer is and keeps the registry. Each other file
+defines one family of quantizers and registers it by name. To add one, write a file like `dorefa` and import it below.
 """
 
 from mebqat_lite.quantizers.base import QUANTIZERS, Params, Quantizer, Site, check_listed, get, register
@@ -20,7 +21,7 @@ from mebqat_lite.quantizers.functions import (
 )
 
 # isort: off
-# Messages list the names in the order of these lines.
+# Error messages list the quantizers in the order of these imports.
 from mebqat_lite.quantizers.dorefa import DoReFa
 from mebqat_lite.quantizers.sat import SAT
 from mebqat_lite.quantizers.lsq import LSQ

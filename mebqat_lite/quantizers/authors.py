@@ -1,7 +1,7 @@
-"""LSQ as the MEBQAT authors' public code has it, so that a lesson can show what the difference costs.
+"""LSQ as in the public code of the MEBQAT authors, so that a lesson can show what the differences cost.
 
-Two things differ from `lsq`. One step serves all bitwidths, and in the few-shot code no optimizer holds the steps of
-the activations. Each is here by itself, and both together are ``lsq_authors``.
+Their code differs from `lsq` in two ways: all bitwidths share one step (``lsq_shared``), and in few-shot learning the
+steps of the activations are never trained (``lsq_untrained``). ``lsq_authors`` has both.
 """
 
 from __future__ import annotations
@@ -13,40 +13,41 @@ from mebqat_lite.quantizers.lsq import LSQ
 
 
 class SharedLSQ(LSQ):
-    """One step serves all bitwidths. It starts as the step of two bits, so that at first all weights are two-bit ones.
+    """LSQ with one step for all bitwidths, which starts as the step for two bits.
 
-    Activations clip at 2^b instead of 2^b - 1, five levels at two bits, and the gradient's scale counts the batch.
+    Two more details follow the authors' code: the highest code of an activation is 2^b instead of 2^b - 1, which
+    makes five levels at two bits, and the gradient scale counts the values of the whole batch.
     """
 
-    widths = (2,)  # the one step is stored under the name of the two-bit one
+    widths = (2,)  # the shared steps are named ``w2`` and ``a2``
 
     def check(self, bits: int) -> None:
-        """Refuse one bit only: the one step serves every other width."""
+        """Raise a ValueError for one bit; the shared step serves every other number of bits."""
         Quantizer.check(self, bits)
 
     def step(self, kind: str, bits: int, params: Params) -> Tensor:
-        """The one step of the weights (``w``) or of the activations (``a``), a scalar."""
+        """Return the shared step, a scalar, of the weights (``kind="w"``) or of the activations (``kind="a"``)."""
         return params[f"{kind}2"]
 
     def features(self, x: Tensor) -> int:
-        """N for activations, (batch, ...): the values of the whole batch."""
+        """Return the number of values of the whole batch ``x``, (batch, ...)."""
         return x.numel()
 
     def highest(self, bits: int, site: Site) -> int:
-        """The highest code of an activation, one more than there are bits for."""
+        """Return the highest code of an activation, which is one more than its bits can store."""
         return super().highest(bits, site) + 1
 
 
 class UntrainedLSQ(LSQ):
-    """The steps of the activations stay as they started."""
+    """LSQ whose activation steps keep their start values."""
 
     def learns(self, name: str) -> bool:
-        """Only the steps of the weights are trained."""
+        """Whether ``name`` is a step of the weights: only these are trained."""
         return name.startswith("w")
 
 
 class AuthorsLSQ(UntrainedLSQ, SharedLSQ):
-    """Both: one step for all bitwidths, and that of the activations never trained."""
+    """LSQ with one step for all bitwidths, where the step of the activations is never trained."""
 
 
 register("lsq_shared", SharedLSQ())

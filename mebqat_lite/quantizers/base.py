@@ -1,4 +1,4 @@
-"""What a quantizer is, and the registry of all of them."""
+"""The base class of quantizers, what they know of a layer, and the registry of all quantizers."""
 
 from __future__ import annotations
 
@@ -14,62 +14,84 @@ Params = Mapping[str, Tensor] | nn.ParameterDict
 
 @dataclass
 class Site:
-    """What a quantizer may know of the layer it serves; measured by one sample pass and stored with a model."""
+    """What a quantizer may know about the layer that it quantizes.
+
+    `quantize` measures it on a sample, and it is saved with the model.
+    """
 
     name: str
-    role: str = "body"  # "body", "first" or "last" as executed, or "kept" by name
-    signed: bool = False  # did the layer's input go below zero?
-    mean_abs: float = 0.0  # mean |x| of that input
-    leader: str = ""  # the layer that quantizes this layer's input; itself, unless several layers share one
+    role: str = "body"  # "body" switches its bits; "first" and "last" (as executed) and "kept" (by name) do not
+    signed: bool = False  # whether the layer's input had negative values
+    mean_abs: float = 0.0  # mean |x| over the layer's input x
+    leader: str = ""  # the layer that quantizes this input: itself, or the first of several that read one tensor
 
 
 class Quantizer:
-    """Base of all quantizers. Override `weight` and `activation` (or only one, if the other is never asked for),
-    and `parameters` where something is learned.
+    """The base class of all quantizers.
+
+    A subclass overrides `weight` and `activation`, and `parameters` if it learns something. The attributes below say
+    what it can do.
     """
 
-    one_bit = False  # is one bit defined?
-    signed_inputs = False  # can it quantize activations below zero? If not, they stay full precision
-    clips_at_zero = False  # does it quantize an unsigned activation as if a ReLU went before? Saves that ReLU
-    edge_bits = FULL  # bits of the first and the last layer's weights
-    step_lr = 1.0  # learning rate of what it learns, over that of the weights
-    float_weights = True  # are 32-bit weights the layer's own? Else `weight` is asked for them too
-    predicts_only = False  # is it of a network without float weights, read from a file of integers?
+    one_bit = False  # whether one bit is defined
+    signed_inputs = False  # whether it quantizes negative activations; if not, signed inputs stay full precision
+    clips_at_zero = False  # whether unsigned activations are clipped at 0, so that a ReLU before is not needed
+    edge_bits = FULL  # weight bits of the first, the last and kept layers, except at FP
+    step_lr = 1.0  # learning rate of its learned values, as a multiple of that of the weights
+    float_weights = True  # whether 32 bits mean the layer's own weights; if not, `weight` computes those too
+    predicts_only = False  # whether it belongs to a packed network, which has integers and no float weights
 
     def check(self, bits: int) -> None:
-        """Raise a ValueError for bits that the quantizer does not define."""
+        """Raise a ValueError if the quantizer does not define this number of bits."""
         if bits == 1 and not self.one_bit:
             raise ValueError(f"{self} defines no 1-bit values; its lowest is 2 bits")
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
-        """Initial values of what the layer learns, by name; ``x`` is a sample of its input (None: not measured)."""
+        """Return the start values of what the layer learns, by name.
+
+        w: the weights, (out, in, ...); x: a sample of the layer's input, (batch, channels, ...), or None if it was not
+        measured. The values come back in ``params`` of the other methods.
+        """
         return {}
 
     def learns(self, name: str) -> bool:
-        """Whether training moves the parameter of that name."""
+        """Whether the parameter ``name`` of `parameters` is trained."""
         return True
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Fake-quantized weights, same shape as ``w``; ``bits`` is below 32, or 32 too without `float_weights`."""
+        """Fake-quantize the weights ``w``, (out, in, ...), to the same shape.
+
+        ``bits`` is below 32, unless `float_weights` is False.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define weight()")
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Fake-quantized activations, same shape as ``x``; ``bits`` is below 32."""
+        """Fake-quantize the layer's input ``x``, (batch, channels, ...), to the same shape; ``bits`` is below 32."""
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Step and zero of the weights' integers, for files.
+        """Return the step and the zero of the weights' integers, which files of integers need.
 
-        `weight` is exactly (code - zero) step, with codes 0 .. 2^bits - 1; the step is a scalar, or (out, 1, ...).
+        `weight` must be exactly (code - zero) step with codes 0, ..., 2^bits - 1. The step is a scalar tensor, or
+        (out, 1, ...) with one step per output channel.
+
+        Raises:
+            ValueError: the quantizer does not define it.
         """
         raise ValueError(f"{self} does not say what its integers mean: define weight_grid() to write it to a file")
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """Step, lowest and highest code of the activations: `activation` is step clip(round(x / step), low, high)."""
+        """Return the step, a scalar tensor, and the lowest and highest code of the activations.
+
+        `activation` must be step clip(round(x / step), lowest, highest).
+
+        Raises:
+            ValueError: the quantizer does not define it.
+        """
         raise ValueError(f"{self} does not say what its integers mean: define activation_grid() to write it to a file")
 
     def __str__(self) -> str:
-        """The registered name, for messages."""
+        """Return the registered name, for messages."""
         return next((name for name, known in QUANTIZERS.items() if known is self), repr(self))
 
     def __repr__(self) -> str:
@@ -78,7 +100,7 @@ class Quantizer:
 
 
 def check_listed(quantizer: Quantizer, bits: int) -> None:
-    """Raise a ValueError for bits that are none of the candidates'."""
+    """Raise a ValueError if no candidate pair has this number of bits."""
     if bits not in WIDTHS:
         raise ValueError(f"{quantizer} has no step for {bits} bits; it has steps for 2 to 8 and 16")
 
@@ -87,13 +109,17 @@ QUANTIZERS: dict[str, Quantizer] = {}
 
 
 def register(name: str, quantizer: Quantizer) -> Quantizer:
-    """Make ``quantizer`` known by ``name``, for `quantize`, recipes and checkpoints."""
+    """Register ``quantizer`` under ``name``, by which `quantize`, recipes and checkpoints find it."""
     QUANTIZERS[name] = quantizer
     return quantizer
 
 
 def get(name: str | Quantizer) -> tuple[str, Quantizer]:
-    """The registered name and the quantizer; a name that is not known is a ValueError that lists those known."""
+    """Find a registered quantizer, and return its name and the quantizer itself.
+
+    Raises:
+        ValueError: it is not registered; for an unknown name the message lists the known ones.
+    """
     if isinstance(name, str):
         if name not in QUANTIZERS:
             raise ValueError(f"no quantizer {name!r}; known: {', '.join(QUANTIZERS)}")

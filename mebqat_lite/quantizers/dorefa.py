@@ -11,10 +11,10 @@ from mebqat_lite.quantizers.functions import TINY, sign_weight, tanh_weight, uni
 
 
 class DoReFa(Quantizer):
-    """DoReFa in Any-Precision's scaled form: tanh weights times mean|w|, activations in [0, 1].
+    """DoReFa in the scaled form of Any-Precision: weights squashed by tanh times mean|w|, activations in [0, 1].
 
-    ``fp_tanh=True`` keeps tanh and scale at full precision too, as Any-Precision does (`FP_tanh`); by default FP is
-    the float model. The two are different networks: weights trained as one are not good as the other.
+    At full precision the network is the plain float model. With ``fp_tanh=True`` it keeps the tanh and the scale
+    there too, as Any-Precision does. These are two different networks: weights trained for one do not suit the other.
     """
 
     one_bit = True
@@ -24,7 +24,10 @@ class DoReFa(Quantizer):
         self.float_weights = not fp_tanh
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """mean|w| (2 q_b((u + 1) / 2) - 1); at one bit sign(w) mean|w|; at 32 bits mean|w| u."""
+        """Compute mean|w| (2 q_b((u + 1) / 2) - 1) with u = tanh(w) / max|tanh(w)|, see `tanh_weight`.
+
+        One bit gives sign(w) mean|w|, and 32 bits, with ``fp_tanh`` only, give mean|w| u.
+        """
         if bits == 1:
             return sign_weight(w)
         scale = w.detach().abs().mean()
@@ -34,16 +37,16 @@ class DoReFa(Quantizer):
         return t * (scale / t.abs().max().clamp_min(TINY))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """q_b(clip(x, 0, 1))."""
+        """Compute q_b(clip(x, 0, 1))."""
         return unit_activation(x, bits)
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Odd multiples of mean|w| / (2^b - 1): the zero is a half-integer."""
+        """The weights are odd multiples of mean|w| / (2^b - 1), so the zero lies halfway between two codes."""
         step, zero = unit_grid(bits, "round")
         return w.detach().abs().mean() * step, zero
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """Multiples of 1 / (2^b - 1)."""
+        """The activations are multiples of 1 / (2^b - 1)."""
         levels = 2**bits - 1
         return torch.tensor(1 / levels, dtype=torch.float64), 0, levels
 

@@ -1,7 +1,8 @@
 """The pure fake-quantization functions, with their gradients.
 
-Rounding has no useful derivative, so each function brings its own backward pass, the straight-through estimator: one
-fused pass forward, one backward, nothing twice differentiable.
+The derivative of rounding is zero almost everywhere, so nothing could be learned through it. Each function therefore
+defines its own backward pass with the straight-through estimator, which treats rounding as the identity. None of the
+functions can be differentiated twice.
 """
 
 from __future__ import annotations
@@ -13,19 +14,26 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-TINY = 1e-8  # steps and clips never fall below it
+TINY = 1e-8  # the smallest value that a step or a clip may have
 
 
 def q_b(u: Tensor, bits: int) -> Tensor:
-    """Round ``u`` in [0, 1] to the nearest of 2^bits levels k / (2^bits - 1). No gradient of its own."""
+    """Round values to the nearest of 2^bits evenly spaced levels from 0 to 1 (DoReFa, Zhou et al., 2016, equation 5).
+
+    u: values in [0, 1], of any shape. With b bits the levels are k / (2^b - 1), k = 0, ..., 2^b - 1. This function
+    has no straight-through gradient; the functions below that round like it have one.
+    """
     levels = 2**bits - 1
     return u.mul(levels).round_().div_(levels)
 
 
 def codes(v: Tensor, bits: int, form: str) -> Tensor:
-    """The codes 0 .. 2^bits - 1, still floats, of ``v`` in [0, 1]; the levels that they mean: `unit_grid`.
+    """Turn values into codes, the whole numbers 0, ..., 2^bits - 1, which are returned as floats.
 
-    ``round``: round((2^b - 1) v) (DoReFa). ``floor`` and ``centred``: min(floor(2^b v), 2^b - 1) (AdaBits).
+    v: values in [0, 1], of any shape. `unit_grid` says which weight a code stands for.
+
+    The form ``round`` (DoReFa) computes round((2^b - 1) v). The forms ``floor`` and ``centred`` (AdaBits) both
+    compute min(floor(2^b v), 2^b - 1), but their codes stand for different weights.
     """
     if form == "round":
         return v.mul(2**bits - 1).round_()
@@ -33,9 +41,11 @@ def codes(v: Tensor, bits: int, form: str) -> Tensor:
 
 
 def unit_grid(bits: int, form: str) -> tuple[float, float]:
-    """Step and zero of 2^bits levels of [-1, 1]: a code means (code - zero) step.
+    """Return the pair (step, zero): a code from `codes` stands for the weight (code - zero) step, which is in [-1, 1].
 
-    ``round``: 2 q_b - 1, the zero is a half-integer. ``floor``: 2 code / 2^b - 1; ``centred``: half a step more.
+    ``round``: the weights 2 q_b(v) - 1, from -1 to 1; none of them is 0, since the zero lies between two codes.
+    ``floor``: the weights 2 code / 2^b - 1, from -1 to 1 - step.
+    ``centred``: the weights of ``floor`` plus half a step, which makes them symmetric about 0.
     """
     if form == "round":
         return 2 / (2**bits - 1), (2**bits - 1) / 2
@@ -43,7 +53,10 @@ def unit_grid(bits: int, form: str) -> tuple[float, float]:
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """sum(a b) of two tensors of one shape, without the products in between where both lie in memory alike."""
+    """Compute sum(a b) for two tensors of the same shape.
+
+    If both have the same dense memory layout, this is a dot product, which needs no memory for the products.
+    """
     dense = a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)
     if not dense or a.stride() != b.stride():
         return (a * b).sum()
@@ -52,15 +65,18 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _TanhWeight(Function):
-    """scale step (code((u + 1) / 2) - zero), u = tanh(w) / max|tanh(w)|: gradient through tanh and the maximum."""
+    """Compute scale step (code(v) - zero) with v = (u + 1) / 2 and u = tanh(w) / max|tanh(w)|.
+
+    The backward pass treats rounding as the identity, and differentiates the tanh and the maximum.
+    """
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
         t = w.tanh()
         peak = t.abs().amax()
-        peak += peak == 0  # all-zero weights stay finite
+        peak += peak == 0  # avoids 0 / 0 if all weights are zero
         ctx.save_for_backward(t, peak, scale)
-        v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; the clamp guards the last float digit
+        v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; float errors may leave [0, 1]
         step, zero = unit_grid(bits, form)
         return codes(v, bits, form).sub_(zero).mul_(scale * step)
 
@@ -68,15 +84,15 @@ class _TanhWeight(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         t, peak, scale = ctx.saved_tensors
-        grad_t = grad * (scale / peak)  # d out / dt at a constant maximum
-        grad_peak = inner_product(grad_t, t) / peak  # minus d out / d peak, which is spread over the maxima
-        sign = t.div(peak).trunc_()  # of the maxima; 0 elsewhere
+        grad_t = grad * (scale / peak)  # the gradient of t for a constant peak
+        grad_peak = inner_product(grad_t, t) / peak  # minus the gradient of the peak
+        sign = t.div(peak).trunc_()  # -1 or 1 where |t| is the peak, else 0; ties share its gradient
         grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
         return torch.ops.aten.tanh_backward(grad_t, t), None, None, None
 
 
 class _Sign(Function):
-    """sign(w) mean|w| with the identity as gradient; the sign of zero is plus."""
+    """Compute sign(w) mean|w|, where the sign of zero is plus; the backward pass is the identity."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor) -> Tensor:
@@ -89,7 +105,7 @@ class _Sign(Function):
 
 
 class _UnitClip(Function):
-    """q_b(clip(x, 0, 1)); the gradient passes inside (0, 1)."""
+    """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
@@ -105,10 +121,11 @@ class _UnitClip(Function):
 
 
 class _StepClip(Function):
-    """step clip(round(x / step), low, high).
+    """Compute out = step clip(round(x / step), low, high).
 
-    d out / dx is 1 inside the clip, else 0. d out / dstep is low or high outside and round(x / step) - x / step
-    inside (LSQ, equation 3); with ``inside=False`` 0 inside (PACT). It is multiplied by ``grad_scale``.
+    The backward pass uses d out / dx = 1 inside the clip and 0 outside. For the step it uses
+    d out / dstep = round(x / step) - x / step inside (LSQ, Esser et al., 2020, equation 3), or 0 inside with
+    ``inside=False`` (PACT); outside it is low or high. The gradient of the step is multiplied by ``grad_scale``.
     """
 
     @staticmethod
@@ -124,48 +141,58 @@ class _StepClip(Function):
         x, step, out = ctx.saved_tensors
         size = float(step)
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
-        # Everywhere out / step is the code; inside, where grad_x is grad, the code loses x / step (or itself).
+        # d out / dstep is out / step, which is the code, everywhere; inside the clip, where grad_x is not 0, x / step
+        # is subtracted from it (LSQ), or the code itself, which leaves 0 (PACT).
         lost = inner_product(grad_x, x if ctx.inside else out)
         grad_step = (inner_product(grad, out) - lost) * (ctx.grad_scale / size)
         return grad_x, grad_step.reshape(step.shape), None, None, None, None
 
 
 def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "round") -> Tensor:
-    """Weights squashed by tanh, normalised by their maximum and rounded to 2^bits levels of [-scale, scale].
+    """Squash weights by tanh, divide them by their maximum, and round them to 2^bits levels in [-scale, scale].
 
-    DoReFa (Zhou et al., 2016, equation 9) with ``form="round"``, AdaBits (Jin et al., 2020) with ``"floor"``
-    or ``"centred"``. ``scale`` is a constant to the gradient.
+    w: weights of any shape. ``form="round"`` is DoReFa (Zhou et al., 2016, equation 9), ``"floor"`` and
+    ``"centred"`` are AdaBits (Jin et al., 2020), see `codes`. No gradient flows into ``scale``.
     """
     return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=w.dtype, device=w.device), bits, form)
 
 
 def sign_weight(w: Tensor) -> Tensor:
-    """One-bit weights: sign(w) mean|w|, where the sign is never 0; the gradient is the identity."""
+    """Quantize weights to one bit: each becomes plus or minus the mean of |w| over the whole tensor.
+
+    w: weights of any shape; a weight of 0 counts as positive. The gradient passes through unchanged, as in MEBQAT.
+    """
     return _Sign.apply(w)
 
 
 def unit_activation(x: Tensor, bits: int) -> Tensor:
-    """DoReFa activations: q_b(clip(x, 0, 1)), straight-through inside (0, 1)."""
+    """Quantize activations of any shape as DoReFa does, to q_b(clip(x, 0, 1)).
+
+    The gradient passes straight through where x is in (0, 1), and is 0 elsewhere.
+    """
     return _UnitClip.apply(x, bits)
 
 
 def step_clip(x: Tensor, step: Tensor, low: int, high: int, grad_scale: float = 1.0, inside: bool = True) -> Tensor:
-    """step clip(round(x / step), low, high) with a learnable scalar ``step`` (LSQ, Esser et al., 2020, eq. 1-3).
+    """Quantize to step clip(round(x / step), low, high) with a learnable ``step`` (LSQ; Esser et al., 2020).
 
-    ``inside=False`` drops the gradient of the step inside the clip, which is PACT's.
+    x: values of any shape; step: a scalar tensor. The gradient of the step is equation 3 of LSQ times ``grad_scale``.
+    With ``inside=False`` values inside the clip do not contribute to it, as in PACT.
     """
     return _StepClip.apply(x, step, low, high, grad_scale, inside)
 
 
 def pact_activation(x: Tensor, alpha: Tensor, bits: int, sat: bool = True) -> Tensor:
-    """alpha q_b(clip(x / alpha, 0, 1)): a learnable clip is a learnable step alpha / (2^bits - 1).
+    """Quantize activations to alpha q_b(clip(x / alpha, 0, 1)) with a learnable clip ``alpha``, a scalar tensor.
 
-    d / dalpha is 1 where x >= alpha; inside it is q_b(x / alpha) - x / alpha (SAT) or 0 (plain PACT).
+    The derivative with respect to alpha is 1 where x >= alpha. Below alpha it is q_b(x / alpha) - x / alpha (SAT), or
+    0 with ``sat=False`` (plain PACT).
     """
+    # A learnable clip alpha is the same as a learnable step alpha / (2^bits - 1).
     levels = 2**bits - 1
     return step_clip(x, alpha / levels, 0, levels, inside=sat)
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Lowest and highest code of a ``bits``-bit integer: -2^(b-1) .. 2^(b-1) - 1, or 0 .. 2^b - 1."""
+    """Return the lowest and highest code of b bits: -2^(b-1) and 2^(b-1) - 1 if signed, otherwise 0 and 2^b - 1."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

@@ -12,24 +12,27 @@ from mebqat_lite.quantizers.functions import TINY, integer_range, step_clip
 
 
 class LSQ(Quantizer):
-    """Learned step size: each layer learns one step per bitwidth for its weights, and one for its input.
+    """Learned step size quantization, where a layer learns one step per bitwidth for its weights and for its input.
 
-    ``w2`` is the step of two-bit weights, ``a4`` that of four-bit activations. A step that a training pass does not use
-    gets no gradient, so the bitwidths do not disturb one another.
+    ``w2`` is the step of two-bit weights, ``a4`` that of four-bit activations. A step that a training pass does not
+    use gets no gradient, so the bitwidths do not disturb one another.
     """
 
     signed_inputs = True
     clips_at_zero = True
-    step_lr = 0.01  # steps are that much smaller than weights, and Adam moves all numbers alike
-    widths = tuple(bits for bits in WIDTHS if 1 < bits < FULL)  # that have a step
+    step_lr = 0.01  # Adam moves all values by about the learning rate, which is too much for small steps
+    widths = tuple(bits for bits in WIDTHS if 1 < bits < FULL)  # bitwidths with a step
 
     def check(self, bits: int) -> None:
-        """Refuse bits that have no step."""
+        """Raise a ValueError for bits without a step."""
         super().check(bits)
         check_listed(self, bits)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
-        """Start each step at 2 mean|.| / sqrt(p), with p the highest code: of the weights, and of the layer's input."""
+        """Start each step at 2 mean|v| / sqrt(p), where v are the weights or the input, and p is the highest code.
+
+        This is the start of LSQ (Esser et al., 2020, section 2.1). Layers that are not quantized learn no steps.
+        """
         if site.role != "body":
             return {}
         steps = {}
@@ -40,34 +43,41 @@ class LSQ(Quantizer):
         return {name: step.clamp_min(TINY) for name, step in steps.items()}
 
     def step(self, kind: str, bits: int, params: Params) -> Tensor:
-        """The step of the weights (``kind`` is ``w``) or of the activations (``a``) at ``bits``, a scalar."""
+        """Return the step, a scalar, of the weights (``kind="w"``) or of the activations (``kind="a"``) at ``bits``."""
         return params[f"{kind}{bits}"]
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """s clip(round(w / s), -2^(b-1), 2^(b-1) - 1), gradient scale 1 / sqrt(N p) with N weights."""
+        """Compute s clip(round(w / s), -2^(b-1), 2^(b-1) - 1) with the step s.
+
+        The gradient of the step is scaled by 1 / sqrt(N p), where N is the number of weights and p the highest code
+        (Esser et al., 2020, section 2.2).
+        """
         low, high = integer_range(bits, signed=True)
         return step_clip(w, self.step("w", bits, params), low, high, 1 / math.sqrt(w.numel() * high))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """s clip(round(x / s), 0, 2^b - 1), signed if the input is; gradient scale 1 / sqrt(N p) with N features."""
+        """Compute s clip(round(x / s), 0, 2^b - 1) with the step s, or with signed codes if the input is signed.
+
+        The gradient of the step is scaled by 1 / sqrt(N p), where N is the number of `features`.
+        """
         low, high = integer_range(bits, site.signed)
         grad_scale = 1 / math.sqrt(self.features(x) * high)
         return step_clip(x, self.step("a", bits, params), low, self.highest(bits, site), grad_scale)
 
     def features(self, x: Tensor) -> int:
-        """N for activations, (batch, ...): the features of one sample."""
+        """Return the number of features of one sample of ``x``, (batch, ...)."""
         return x[0].numel()
 
     def highest(self, bits: int, site: Site) -> int:
-        """The highest code of an activation: 2^b - 1, or 2^(b-1) - 1 where the input is signed."""
+        """Return the highest code of an activation: 2^b - 1, or 2^(b-1) - 1 if the input is signed."""
         return integer_range(bits, site.signed)[1]
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Multiples of the learned step, two's complement."""
+        """The weights are multiples of the learned step; code 0 stands for the lowest, -2^(b-1) steps."""
         return self.step("w", bits, params).detach(), float(2 ** (bits - 1))
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """Multiples of the learned step."""
+        """The activations are multiples of the learned step."""
         return self.step("a", bits, params).detach(), integer_range(bits, site.signed)[0], self.highest(bits, site)
 
 

@@ -1,4 +1,4 @@
-"""Post-training quantization: steps chosen from trained weights and calibration images, nothing trained."""
+"""Post-training quantization (PTQ): steps are chosen from trained weights and calibration images, without training."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 from mebqat_lite.bits import FULL, WIDTHS
 from mebqat_lite.quantizers import TINY, Params, Quantizer, Site, check_listed, integer_range, register
 
-SAMPLES = 20_000  # activations that the search looks at
+SAMPLES = 20_000  # activation values that the search for a step looks at
 
 
 def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """step clip(round(x / step), low, high), without a gradient."""
+    """Compute step clip(round(x / step), low, high), without a straight-through gradient."""
     return x.div(step).round_().clamp_(low, high).mul_(step)
 
 
 def mse_step(x: Tensor, low: int, high: int, tries: int = 50) -> Tensor:
-    """The step of least squared error for each row of ``x``, (rows, values); returns (rows, 1).
+    """Find the step with the least mean squared error for each row of ``x``, (rows, values); returns (rows, 1).
 
-    It is searched among fractions of the step that clips nothing: ``tries`` coarse ones, then as many between the
-    neighbours of the best.
+    The search starts from the smallest step that clips nothing. It tries ``tries`` evenly spaced fractions of that
+    step, and then as many between the neighbours of the best fraction.
     """
     most = torch.maximum(x.amax(1, keepdim=True) / max(high, 1), x.amin(1, keepdim=True) / min(low, -1))
     coarse = torch.linspace(1 / tries, 1, tries).to(x)
@@ -31,7 +31,10 @@ def mse_step(x: Tensor, low: int, high: int, tries: int = 50) -> Tensor:
 
 
 def _best_fraction(x: Tensor, most: Tensor, fractions: Tensor, low: int, high: int) -> Tensor:
-    """Among ``fractions``, (rows, tries), those whose multiples of ``most``, (rows, 1), lose least: (rows, 1)."""
+    """Choose for each row the fraction of the step ``most`` that has the least squared error.
+
+    x: (rows, values); most: (rows, 1); fractions: (rows, tries). Returns (rows, 1).
+    """
     errors = [
         (fake_quantize(x, (most * fraction[:, None]).clamp_min(TINY), low, high) - x).square().mean(1)
         for fraction in fractions.unbind(1)
@@ -40,9 +43,10 @@ def _best_fraction(x: Tensor, most: Tensor, fractions: Tensor, low: int, high: i
 
 
 class LeastSquares(Quantizer):
-    """Uniform quantizer whose steps minimize the squared error: per output channel, and per layer input.
+    """Uniform quantizer with the steps of least squared error: one per output channel, and one per layer input.
 
-    One bit: sign(w) mean|w| of the channel, activations {0, s}. Its steps are chosen once and never trained.
+    At one bit a weight is sign(w) times the mean |w| of its channel, and an activation is 0 or the step s. The steps
+    are chosen once and never trained.
     """
 
     one_bit = True
@@ -50,15 +54,15 @@ class LeastSquares(Quantizer):
     clips_at_zero = True
 
     def learns(self, name: str) -> bool:
-        """No: the steps are chosen once."""
+        """Return False, because the steps are never trained."""
         return False
 
     def check(self, bits: int) -> None:
-        """Bits without a step of their own are refused."""
+        """Raise a ValueError for bits without a step."""
         check_listed(self, bits)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
-        """Steps ``w<bits>``, (out, 1, ...), and ``a<bits>``, scalar, for every bitwidth."""
+        """Choose the steps of every bitwidth: ``w<bits>``, (out, 1, ...), and ``a<bits>``, a scalar."""
         if site.role != "body":
             return {}
         rows = w.detach().flatten(1)  # (out, in * height * width)
@@ -73,32 +77,32 @@ class LeastSquares(Quantizer):
         return steps
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Per-channel s clip(round(w / s), -2^(b-1), 2^(b-1) - 1)."""
+        """Compute s clip(round(w / s), -2^(b-1), 2^(b-1) - 1) with a step s for each output channel."""
         if bits == 1:
             return torch.copysign(params["w1"], w + 0.0)
         return fake_quantize(w, params[f"w{bits}"], *integer_range(bits, signed=True))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """s clip(round(x / s), 0, 2^b - 1), signed if the layer's input is and there are two bits."""
+        """Compute s clip(round(x / s), 0, 2^b - 1), or with signed codes if the input is signed and bits > 1."""
         return fake_quantize(x, params[f"a{bits}"], *_input_range(bits, site))
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Multiples of each channel's step; at one bit minus and plus that step."""
+        """The weights are multiples of their channel's step; at one bit they are minus or plus that step."""
         step = params[f"w{bits}"].detach()
         return (2 * step, 0.5) if bits == 1 else (step, float(2 ** (bits - 1)))
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """Multiples of the step."""
+        """The activations are multiples of the step."""
         return params[f"a{bits}"].detach(), *_input_range(bits, site)
 
 
 def _input_range(bits: int, site: Site) -> tuple[int, int]:
-    """The codes of a layer's input; one bit is {0, 1} even where the input is signed."""
+    """Return the lowest and highest code of a layer's input; at one bit they are 0 and 1 even if it is signed."""
     return integer_range(bits, site.signed and bits > 1)
 
 
 def _subsample(x: Tensor) -> Tensor:
-    """At most SAMPLES values of ``x``, chosen at random with a fixed seed, as (1, values)."""
+    """Choose at most `SAMPLES` values of ``x`` at random, with a fixed seed; returns (1, values)."""
     flat = x.detach().float().flatten()
     chosen = torch.randperm(flat.numel(), generator=torch.Generator().manual_seed(0))[:SAMPLES]
     return flat[chosen.to(flat.device)][None]

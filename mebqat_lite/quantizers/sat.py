@@ -12,10 +12,15 @@ from mebqat_lite.quantizers.functions import pact_activation, tanh_weight, unit_
 
 
 class SAT(Quantizer):
-    """Scale-adjusted training (AdaBits): floor or centred weights, PACT activations with a learned clip.
+    """Scale-adjusted training, the quantizer of AdaBits: rounded-down weights, activations with a learned clip.
 
-    ``gradient="pact"`` takes plain PACT's gradient of the clip. First and last layers keep 8-bit weights. One clip
-    serves all bitwidths, unless `convert.give_clips` gave some their own (AdaBits' switchable clip).
+    ``form`` is how weights are rounded, ``"floor"`` or ``"centred"`` (see `unit_grid`). ``gradient`` is that of the
+    clip, ``"sat"`` or ``"pact"`` (see `pact_activation`). The first and the last layer have 8-bit weights. All
+    bitwidths share one clip, unless `give_clips` in `switching.convert` gives some their own (the switchable clip of
+    AdaBits).
+
+    Raises:
+        ValueError: an unknown ``form`` or ``gradient``.
     """
 
     edge_bits = 8
@@ -27,22 +32,29 @@ class SAT(Quantizer):
         self.form, self.gradient = form, gradient
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
-        """One clip alpha = 8 for each layer whose input is quantized."""
+        """Start the clip alpha at 8 in each layer whose input is quantized."""
         return {} if site.role != "body" or site.signed else {"alpha": w.new_tensor(8.0)}
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Levels of [-1, 1]; the last linear layer is rescaled to standard deviation 1 / sqrt(out_features)."""
+        """Quantize weights to 2^bits levels in [-1, 1].
+
+        The last layer, if it is linear, is then rescaled to the standard deviation 1 / sqrt(out_features), because no
+        batch norm follows it.
+        """
         out = tanh_weight(w, bits, form=self.form)
         return out * self._rescaling(out) if site.role == "last" and w.dim() == 2 else out
 
     @staticmethod
     def _rescaling(out: Tensor) -> Tensor:
-        """1 / (sqrt(out_features) std) of weights (out_features, in_features), a constant to the gradient."""
+        """Compute the factor 1 / (sqrt(out_features) std) of weights (out_features, in_features), without gradient."""
         spread = out.detach().std()
         return 1 / (math.sqrt(out.shape[0]) * (spread + (spread == 0)))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """alpha q_b(clip(x / alpha, 0, 1)); where bitwidths have clips of their own, that of the nearest."""
+        """Compute alpha q_b(clip(x / alpha, 0, 1)).
+
+        If bitwidths have their own clips, alpha is that of the nearest bitwidth.
+        """
         return pact_activation(x, self._clip(bits, params), bits, sat=self.gradient == "sat")
 
     @staticmethod
@@ -51,14 +63,17 @@ class SAT(Quantizer):
         return params[f"alpha{nearest(bits, widths)}" if widths else "alpha"]
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Multiples of 2 / 2^b, a power of two, so that a rescaled step is exact too."""
+        """The weights are multiples of 2 / 2^b, or of a rescaled step in the last layer.
+
+        Because 2 / 2^b is a power of two, the rescaled step too gives the weights back to the last digit.
+        """
         step, zero = unit_grid(bits, self.form)
         if site.role == "last" and w.dim() == 2:
             return self._rescaling(tanh_weight(w, bits, form=self.form)).detach() * step, zero
         return w.new_tensor(step), zero
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """Multiples of alpha / (2^b - 1)."""
+        """The activations are multiples of alpha / (2^b - 1)."""
         levels = 2**bits - 1
         return self._clip(bits, params).detach() / levels, 0, levels
 

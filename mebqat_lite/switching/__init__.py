@@ -1,1 +1,1 @@
-"""Any module at any bitwidth: the layers, the setting that they share, and how a model gets both."""
+"""Run any module at any bitwidth: the quantized layers, the setting that they share, and how a model gets both."""

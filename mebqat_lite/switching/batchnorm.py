@@ -1,4 +1,4 @@
-"""Batch norm under a norm policy: whose statistics, and whose gain and shift, it uses."""
+"""Batch norm whose statistics, gain and shift can be switched at run time."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from torch import Tensor, nn
 from mebqat_lite.bits import FP, Bits, nearest_pair
 from mebqat_lite.switching.setting import Setting
 
-NORM_STATS = ("running", "batch", "recalibrated", "measure")
+NORM_STATS = ("running", "batch", "recalibrated", "measure")  # the norm policies, see `SwitchableNorm`
 
 
 class MissingNormSetError(KeyError, ValueError):
-    """A pair is in force for which batch norm has no set or no statistics."""
+    """Batch norm has no norm set, or no statistics, for the current pair."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class MissingStatisticsError(MissingNormSetError):
-    """Statistics were not measured yet for the pair in force."""
+    """Recalibrated statistics were not measured yet for the current pair."""
 
 
 class SwitchableNorm(nn.Module):
-    """Mixin that goes before a batch norm class: whose statistics (and whose gain and shift) it uses.
+    """Mixin for a batch norm class that chooses its statistics, gain and shift at run time.
 
-    ``running``: the float layer's own. ``batch``: of the batch at hand. ``recalibrated``: measured for the bit
-    setting in force and stored as buffers ``stats_<setting>`` of shape (2, channels), mean and variance.
-    With ``sets`` (one batch norm per listed pair) each pair has its own gain, shift and running statistics.
+    In training mode batch norm uses the statistics of the batch. In evaluation mode the norm policy decides:
+
+    - ``running``: the running statistics.
+    - ``batch``: the statistics of the batch.
+    - ``recalibrated``: statistics that `norms.recalibrate` measured for the current bits. They are stored as buffers
+      ``stats_<bits>``, (2, channels), mean and variance.
+    - ``measure``: the statistics of the batch, which are also collected for `norms.recalibrate`.
+
+    ``sets`` may hold a batch norm for each listed pair (`norms.give_norm_sets`). Then each of these pairs has its own
+    gain, shift and running statistics.
     """
 
     setting: Setting
@@ -41,7 +48,7 @@ class SwitchableNorm(nn.Module):
     num_features: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, (batch, channels, ...), by the policy in force."""
+        """Normalise ``x``, (batch, channels, ...), under the current norm policy."""
         stats, own = self.setting.norm_stats, self.own_set()
         if self.setting.norm is not None and (self.training or stats == "batch"):
             return self.setting.norm(x, self if own is None else own, self.training and self.setting.track_running)
@@ -56,7 +63,11 @@ class SwitchableNorm(nn.Module):
         return F.batch_norm(x, None, None, gain, shift, True, 0.0, self.eps)
 
     def own_set(self) -> nn.modules.batchnorm._BatchNorm | None:
-        """The norm of the pair in force where each pair has its own; FP uses the float layer's."""
+        """Return the batch norm of the current pair, or None if the float layer's own gain and shift are used.
+
+        Raises:
+            MissingNormSetError: other pairs have a norm set, this one has none, and ``setting.lend_sets`` is off.
+        """
         key = self.setting.key
         if not len(self.sets) or key == str(FP):
             return None
@@ -68,7 +79,11 @@ class SwitchableNorm(nn.Module):
         return self.sets[key] if key != str(FP) else None  # type: ignore[return-value]
 
     def stats(self) -> Tensor:
-        """Recalibrated (mean, variance), (2, channels), of the setting in force."""
+        """Return the recalibrated mean and variance, (2, channels), of the current bits.
+
+        Raises:
+            MissingStatisticsError: they were not measured.
+        """
         name = f"stats_{self.setting.key}"
         if name not in self._buffers:
             raise MissingStatisticsError(
@@ -78,7 +93,10 @@ class SwitchableNorm(nn.Module):
         return self.get_buffer(name)
 
     def measure(self, x: Tensor) -> None:
-        """Pool this batch's mean and squared deviations with those of earlier ones (Chan, Golub and LeVeque, 1979)."""
+        """Pool mean and squared deviations of ``x``, (batch, channels, ...), with those of earlier batches.
+
+        The pooled values are those of all batches taken together (Chan, Golub and LeVeque, 1979).
+        """
         dims = [d for d in range(x.dim()) if d != 1]
         var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
         count = x.numel() // x.shape[1]
@@ -89,17 +107,17 @@ class SwitchableNorm(nn.Module):
         moments[self.setting.key] = (total, old_mean + gap * (count / total), square)
 
     def share_measured(self, key: str, others: Iterable[str]) -> None:
-        """Other settings see what the one named ``key`` saw."""
+        """Copy what was measured at the bits named ``key`` to those named in ``others``, which have the same input."""
         moments = self.__dict__.get("moments", {})
         moments.update({other: moments[key] for other in others if key in moments})
 
     def take_measured(self) -> dict[str, Tensor]:
-        """The pooled mean and variance, (2, channels), of each setting that came by; and begin anew."""
+        """Return the pooled mean and variance, (2, channels), of each measured bit setting, and forget them."""
         moments = self.__dict__.pop("moments", {})
         return {key: torch.stack([mean, square / total]) for key, (total, mean, square) in moments.items()}
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
-        """Recalibrated statistics in the file become buffers; those that it lacks are kept."""
+        """Load a state dict: its recalibrated statistics become buffers; statistics that it does not have are kept."""
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
                 like = self.weight if self.weight is not None else value
@@ -111,15 +129,15 @@ class SwitchableNorm(nn.Module):
 
 
 class SwitchableNorm1d(SwitchableNorm, nn.BatchNorm1d):
-    """One-dimensional batch norm under a norm policy."""
+    """One-dimensional batch norm with a norm policy."""
 
 
 class SwitchableNorm2d(SwitchableNorm, nn.BatchNorm2d):
-    """Two-dimensional batch norm under a norm policy."""
+    """Two-dimensional batch norm with a norm policy."""
 
 
 class SwitchableNorm3d(SwitchableNorm, nn.BatchNorm3d):
-    """Three-dimensional batch norm under a norm policy."""
+    """Three-dimensional batch norm with a norm policy."""
 
 
 NORMS: dict[type[nn.Module], type[nn.Module]] = {

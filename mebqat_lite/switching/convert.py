@@ -1,4 +1,4 @@
-"""Turn any module into one whose bitwidth is run-time state: `quantize`."""
+"""`quantize` turns any module into one whose bitwidth can be switched at run time."""
 
 from __future__ import annotations
 
@@ -28,19 +28,27 @@ def quantize(
     keep: Iterable[str] | None = None,
     plan: Plan | None = None,
 ) -> nn.Module:
-    """Make every convolution and linear layer of ``model`` switchable between bitwidths, in place.
+    """Make the convolution and linear layers of ``model`` switchable between bitwidths, in place.
+
+    The model starts at full precision (FP), where it computes exactly what it did before.
+
+    >>> net = mq.quantize(mq.models.digit_net(), "dorefa", sample=images)
+    >>> [site.name for site in net.plan.sites if site.role == "body"]
+    ['body.0.0', 'body.1.0', 'body.2.0']
 
     Args:
-        model: any module; it is returned. A quantized one is given the new quantizer.
-        quantizer: a registered name (``quantizers.QUANTIZERS``) or quantizer.
-        sample: some hundred images, (batch, channels, height, width), or a loader of them. They are run as one
-            batch, in the mode the model is in, to find the first and last layer, each input's sign and the start
-            of learned steps. Nothing of the model changes by that run.
-        keep: names of layers that stay full precision, instead of the first and the last one as executed.
-        plan: of an equal model quantized before (from a checkpoint), instead of a sample.
+        model: any module; it is returned. A model that is quantized already gets the new quantizer.
+        quantizer: a registered quantizer or its name, a key of ``quantizers.QUANTIZERS``.
+        sample: some hundred images, (batch, channels, height, width), or a loader of them. The model runs on them
+            once, as one batch and in its present mode, to find the first and the last layer, the inputs with negative
+            values, and the start values of learned steps. This run leaves the model unchanged.
+        keep: names of the layers whose bitwidth is not switched. By default these are the first and the last layer
+            that the sample executed. They stay full precision, or have 8-bit weights with sat.
+        plan: the plan of an equal model that was quantized before, for example from a checkpoint. It replaces the
+            sample.
 
     Raises:
-        ValueError: without a sample, for an unknown quantizer or an unknown name in ``keep``.
+        ValueError: there is neither a sample nor a plan, or the quantizer or a name in ``keep`` is unknown.
     """
     name, chosen = quantizers.get(quantizer)
     inputs: dict[str, Tensor] = {}
@@ -67,13 +75,13 @@ def quantize(
 
 
 def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Images) -> nn.Module:
-    """Give a quantized model another quantizer, or new learned steps, and keep the same layers full precision."""
+    """Give a quantized model another quantizer, or the same with new learned steps; the kept layers stay the same."""
     kept = [site.name for site in plan_of(model).sites if site.role != "body"]
     return quantize(model, quantizer, sample=sample, keep=kept)
 
 
 def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
-    """Run the sample and write down what each layer sees; also returns each layer's first input."""
+    """Run the sample and record what each layer reads, as a plan; also return the first input of each layer."""
     layers, plan = _find_layers(model, name)
     seen, order, rectified = _run_sample(model, layers, sample)
     edges = {order[0]: "first", order[-1]: "last"} if order else {}
@@ -85,7 +93,7 @@ def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None
         role = "body" if layer not in kept else edges.get(layer, "kept")
         mean_abs = sum(float(x.abs().sum()) for x in inputs) / sum(x.numel() for x in inputs)
         site = Site(layer, role, any(bool((x < 0).any()) for x in inputs), mean_abs, leader=layer)
-        if role == "body" and len(inputs) == 1:  # one tensor into several layers: the first one quantizes it
+        if role == "body" and len(inputs) == 1:  # the first of the layers that read one tensor quantizes it
             site.leader = first_reader.setdefault((id(inputs[0]), inputs[0]._version), layer)
         plan.sites.append(site)
     for relu, out in rectified.items():
@@ -97,7 +105,7 @@ def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None
 
 
 def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Plan]:
-    """The layers that can be quantized, and a plan that says why others cannot."""
+    """Find the layers that can be quantized, and start a plan that says why other layers cannot."""
     layers, plan = {}, Plan(name)
     for layer, module in model.named_modules():
         if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and "weight" in module._parameters:
@@ -112,8 +120,10 @@ def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Pla
 def _run_sample(
     model: nn.Module, layers: dict[str, nn.Module], sample: Images
 ) -> tuple[dict[str, list[Tensor]], list[str], dict[str, Tensor]]:
-    """The inputs that each layer saw, the layers as executed, and the output of each `layers.InputReLU` that ran
-    once; buffers and random state are put back.
+    """Run the sample through the model at full precision, and record what the layers read.
+
+    Returns the inputs of each layer, the names of the layers in the order of execution, and the output of each
+    `inputs.InputReLU` that ran exactly once. Buffers and the random state are restored afterwards.
     """
     seen: dict[str, list[Tensor]] = {}
     order: list[str] = []
@@ -160,9 +170,10 @@ def _swap_layer(layer: nn.Module, site: Site, quantizer: Quantizer, setting: Set
 
 
 def give_clips(model: nn.Module, widths: Iterable[int]) -> nn.Module:
-    """Give each activation bitwidth of ``widths`` a clip of its own, where a clip is learned (AdaBits, section 3.3).
+    """Give each activation bitwidth in ``widths`` its own learned clip (AdaBits, Jin et al., 2020, section 3.3).
 
-    It starts from the clip that serves all; a bitwidth that has one keeps it.
+    The new clips start from the shared one. Bitwidths that have their own clip keep it, and layers whose quantizer
+    learns no clip stay as they are.
     """
     for layer in quantized_layers(model).values():
         for bits in sorted(set(widths) - {FULL}):
@@ -172,27 +183,34 @@ def give_clips(model: nn.Module, widths: Iterable[int]) -> nn.Module:
 
 
 def _share_inputs(modules: dict[str, nn.Module], sites: list[Site]) -> None:
-    """Let the layers that read one tensor use their leader's quantized input."""
+    """Let layers that read the same tensor use the input that their leader quantized."""
     for site in sites:
         layer, leader = modules[site.name], modules[site.leader]
         if layer is not leader and isinstance(layer, QuantizedLayer) and isinstance(leader, QuantizedLayer):
             leader.shared_input.followers += 1
             layer.shared_input = leader.shared_input
-            layer.__dict__["leading"] = leader  # beside the submodules: it is not a child
+            layer.__dict__["leading"] = leader  # a plain attribute would make it a child module
 
 
 def _connect_readers(modules: dict[str, nn.Module], found: dict[str, list[str]]) -> None:
-    """Tell each `layers.InputReLU` who reads it, if all of them are quantized. One in a ``stem`` has to work: a stem
-    may run once for all pairs, FP among them.
+    """Tell each `inputs.InputReLU` which layers read its output, if all of them are quantized.
+
+    A ReLU in a ``stem`` is left out, because it must always run: the stem may run once for all pairs, also for FP.
     """
     for relu, names in found.items():
         readers = [modules[name] for name in names]
         if not relu.startswith("stem.") and all(isinstance(reader, QuantizedLayer) for reader in readers):
-            modules[relu].__dict__["readers"] = readers  # beside the submodules: they are not children
+            modules[relu].__dict__["readers"] = readers
 
 
 def restore_float(model: nn.Module) -> nn.Module:
-    """Undo `quantize`, in place: the float classes again, learned steps and stored statistics dropped."""
+    """Turn a quantized model back into a float model, in place.
+
+    Learned steps, norm sets and recalibrated statistics are removed. A float model stays as it is.
+
+    Raises:
+        ValueError: the network is packed, so that it has no float weights.
+    """
     if is_quantized(model) and (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has integers and no float weights: take the checkpoint it was made from")
     for module in model.modules():

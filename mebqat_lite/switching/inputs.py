@@ -1,4 +1,4 @@
-"""A layer's input, quantized once for all layers that read it; and the ReLU that those readers can make needless."""
+"""Quantize the input of a layer once for all layers that read it, and skip a ReLU that this makes redundant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mebqat_lite.quantizers import Quantizer, Site
 
 
 class Reader(Protocol):
-    """What has to be known here of a layer that reads an input: a part of `layers.QuantizedLayer`."""
+    """The part of `layers.QuantizedLayer` that this module needs to know."""
 
     quantizer: Quantizer
     quant: nn.ParameterDict
@@ -20,29 +20,29 @@ class Reader(Protocol):
 
     @property
     def leader(self) -> Reader:
-        """The layer whose activation quantizer serves this layer's input."""
+        """The layer whose quantizer quantizes this layer's input."""
         ...
 
     @property
     def clips_at_zero(self) -> bool:
-        """Whether the layer takes negative inputs for zero at the bits in force."""
+        """Whether the layer clips negative inputs to zero at the current bits."""
         ...
 
 
 class QuantizedInput:
-    """Quantizes a layer's input; where one tensor feeds several layers, it is quantized once for all of them.
+    """Quantize the input of a layer, and only once if several layers read the same tensor.
 
-    The layer that runs first, the leader, quantizes; the others, the followers, take what it left, if it left it
-    for the same tensor and bits.
+    The layer that runs first is the leader: it quantizes the tensor and leaves the result here. The other layers are
+    its followers: they take that result if it belongs to the same, unchanged tensor and the same bits.
     """
 
     def __init__(self, followers: int = 0) -> None:
         self.followers = followers
-        self.left: tuple[Tensor, tuple[int, int, bool], Tensor] | None = None  # input, its state, output
-        self.waiting = 0  # followers that have not come yet
+        self.left: tuple[Tensor, tuple[int, int, bool], Tensor] | None = None  # input, its state, quantized input
+        self.waiting = 0  # followers that have not run yet
 
     def __call__(self, x: Tensor, bits: int, layer: Reader) -> Tensor:
-        """``x`` as ``layer`` reads it at ``bits``."""
+        """Return ``layer``'s input ``x``, (batch, channels, ...), quantized to ``bits``."""
         leader = layer.leader
         if not self.followers:
             return x if bits == FULL else layer.quantizer.activation(x, bits, layer.quant, layer.site)
@@ -60,7 +60,7 @@ class QuantizedInput:
         return out
 
     def __deepcopy__(self, memo: dict) -> QuantizedInput:
-        """A copy waits for nothing."""
+        """Copy the number of followers, but not the stored result."""
         memo[id(self)] = copied = QuantizedInput(self.followers)
         return copied
 
@@ -69,13 +69,13 @@ class QuantizedInput:
 
 
 class InputReLU(nn.ReLU):
-    """A ReLU whose output goes into convolutions and linear layers and nowhere else.
+    """A ReLU whose output is read by convolutions and linear layers only.
 
-    Where each of these ``readers``, which `convert.quantize` finds, clips its input at zero anyhow, there is nothing
-    left to do, forward and backward: two passes over the activations less.
+    `convert.quantize` finds these ``readers``. If each of them clips its input at zero anyway, this ReLU returns its
+    input unchanged, which saves time in the forward and in the backward pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """max(x, 0), of any shape; or ``x``, if its readers do that."""
+        """Compute max(x, 0) for ``x`` of any shape, or return ``x`` if all readers clip it at zero themselves."""
         readers: list[Reader] = self.__dict__.get("readers", [])
         return x if readers and all(reader.clips_at_zero for reader in readers) else super().forward(x)

@@ -1,6 +1,7 @@
-"""Layers whose bitwidth is run-time state: convolution and linear, made by class swap.
+"""Convolution and linear layers whose bitwidth can be switched at run time.
 
-All quantized layers of a model share one `Setting`. Switching bits changes that one object and builds nothing.
+`convert.quantize` makes them from float layers by changing their class. All quantized layers of a model share one
+`Setting`, so switching the bitwidth changes one object and builds nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from mebqat_lite.switching.setting import Setting
 
 
 class QuantizedLayer(nn.Module):
-    """Mixin that goes before a convolution or linear class; `convert.quantize` sets the attributes."""
+    """Mixin for a convolution or linear class; `convert.quantize` sets its attributes."""
 
     setting: Setting
     quantizer: Quantizer
@@ -26,7 +27,11 @@ class QuantizedLayer(nn.Module):
 
     @property
     def bits(self) -> Bits:
-        """The bits in force in this layer: an edge layer keeps its activations and has its own weight bits."""
+        """The current bits of this layer.
+
+        Except at FP, the first, the last and kept layers have weights of `Quantizer.edge_bits`; their inputs are never
+        quantized. A signed input is not quantized either, if the quantizer cannot represent negative values.
+        """
         bits = self.setting.of(self.site.name)
         if self.site.role != "body":
             return FP if bits == FP else Bits(self.quantizer.edge_bits, FULL)
@@ -34,22 +39,25 @@ class QuantizedLayer(nn.Module):
         return Bits(bits.w, FULL) if blocked else bits
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer at the bits in force; at FP exactly the float layer."""
+        """Run the layer at the current bits on ``x``, (batch, channels, ...); at FP it is exactly the float layer."""
         bits = self.bits
         return self.apply_weight(self.shared_input(x, bits.a, self), self.quantized_weight(bits.w))
 
     @property
     def leader(self) -> QuantizedLayer:
-        """The layer whose activation quantizer serves this layer's input."""
+        """The layer whose quantizer quantizes this layer's input: itself, unless several layers read one tensor."""
         return self.__dict__["leading"] or self
 
     @property
     def clips_at_zero(self) -> bool:
-        """Whether the layer takes negative inputs for zero at the bits in force."""
+        """Whether the layer clips negative inputs to zero at the current bits."""
         return self.bits.a < FULL and self.quantizer.clips_at_zero and not self.site.signed
 
     def quantized_weight(self, bits: int) -> Tensor:
-        """Fake-quantized weights at ``bits``; kept between calls while ``setting.keep_weights``."""
+        """Return the layer's weights, fake-quantized to ``bits``: (out, in, kernel, kernel), or (out, in) if linear.
+
+        While ``setting.keep_weights`` is on, the weights of each bitwidth are computed once and reused.
+        """
         if bits == FULL and (self.quantizer.float_weights or self.site.role != "body"):
             return self.weight
         if not self.setting.keep_weights:
@@ -60,12 +68,14 @@ class QuantizedLayer(nn.Module):
         return kept[bits]
 
     def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
-        """The layer's own arithmetic with the weights ``w``."""
+        """Apply the layer to ``x`` with the weights ``w`` instead of its own."""
         return self._conv_forward(x, w, self.bias)  # type: ignore[operator]
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
-        """Learned steps are additional: a float checkpoint, which has none, loads and leaves them as they are; clips
-        of single bitwidths in the file, which the layer lacks, are made.
+        """Load a state dict of a quantized or of a float layer.
+
+        A float state dict has no learned steps, so the layer keeps its own. If the file has a clip for a bitwidth
+        (`convert.give_clips`) and the layer has none, the clip is added.
         """
         start = f"{prefix}quant.alpha"
         for key in [key for key in state if key.startswith(start) and "alpha" in self.quant]:
@@ -93,7 +103,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):
     """A linear layer at any bitwidth."""
 
     def apply_weight(self, x: Tensor, w: Tensor) -> Tensor:
-        """x w^T + bias."""
+        """Compute x w^T + bias for ``x``, (batch, in), and ``w``, (out, in)."""
         return F.linear(x, w, self.bias)
 
 

@@ -1,4 +1,4 @@
-"""Norm policies: measuring batch-norm statistics for a bitwidth, and one norm set per bitwidth."""
+"""Measure batch-norm statistics for a bitwidth, and give each bitwidth its own norm set."""
 
 from __future__ import annotations
 
@@ -27,13 +27,21 @@ from mebqat_lite.tensors import Images, evaluating, image_batches, place
 def recalibrate(
     model: nn.Module, images: Images, bits: MapOrBits | Iterable[MapOrBits], *, progress: bool = False
 ) -> nn.Module:
-    """Measure the mean and variance that each batch norm sees at ``bits`` and store them with the model.
+    """Measure the mean and variance of each batch norm's input at ``bits``, and store them in the model.
+
+    In evaluation mode under the norm policy ``recalibrated`` the model uses them, so it can classify a single image.
+
+    >>> model = mq.recalibrate(model.eval(), images, "W2A2")
+    >>> with mq.at(model, "W2A2", "recalibrated"):
+    ...     logits = model(images[:1])
+    >>> tuple(logits.shape)
+    (1, 10)
 
     Args:
-        model: quantized; its weights do not change.
-        images: calibration images, never test images: a tensor, an ``(images, labels)`` pair or a loader.
-        bits: a pair, several (``"W2A2,FP"`` or a list), or a per-layer map or a list of them.
-        progress: show a bar.
+        model: a quantized model, which is returned; its weights do not change.
+        images: training images, never test images: a tensor, an ``(images, labels)`` pair or a loader.
+        bits: a pair, several pairs (``"W2A2,FP"`` or a list), a map from layers to pairs, or a list of maps.
+        progress: whether to show a progress bar.
     """
     settings, (device, dtype) = parse_settings(bits), place(model)
     try:
@@ -46,16 +54,17 @@ def recalibrate(
     finally:
         take_stats(model)
     norms = norm_layers(model)
-    for name, stats in found.items():  # all or none
+    for name, stats in found.items():  # after all measurements, so that an error stores nothing
         owner, _, buffer = name.rpartition(".")
         norms[owner].register_buffer(buffer, stats)
     return model
 
 
 def take_stats(model: nn.Module) -> dict[str, Tensor]:
-    """What batch norms measured under ``measure`` since the last call, by the name of the buffer that is to hold it.
+    """Return what the batch norms measured under the policy ``measure`` since the last call, and forget it.
 
-    Each is (2, channels), mean and variance: ``{"body.0.1.stats_W2A2": ...}``.
+    The result maps names of buffers to statistics, (2, channels), mean and variance:
+    ``{"body.0.1.stats_W2A2": ...}``.
     """
     return {
         f"{name}.stats_{key}": stats
@@ -65,7 +74,7 @@ def take_stats(model: nn.Module) -> dict[str, Tensor]:
 
 
 def stored_stats(model: nn.Module) -> dict[str, Tensor]:
-    """The recalibrated statistics that a model keeps, named as by `take_stats`."""
+    """Return the recalibrated statistics that a model holds, named as by `take_stats`."""
     return {
         f"{name}.{buffer}": stats
         for name, norm in norm_layers(model).items()
@@ -75,7 +84,7 @@ def stored_stats(model: nn.Module) -> dict[str, Tensor]:
 
 
 def forget_stats(model: nn.Module) -> None:
-    """Drop the recalibrated statistics: they belong to the weights and steps that they were measured with."""
+    """Remove the recalibrated statistics, which are wrong once weights or learned steps change."""
     for norm in norm_layers(model).values():
         for buffer in [buffer for buffer in norm._buffers if buffer.startswith("stats_")]:
             delattr(norm, buffer)
@@ -83,7 +92,10 @@ def forget_stats(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block the model has these recalibrated statistics, named as by `take_stats`; afterwards its own."""
+    """Give the model other recalibrated statistics inside the block; afterwards it has its own again.
+
+    ``stats`` maps names to statistics, (2, channels), as `take_stats` returns them.
+    """
     norms = norm_layers(model)
     before = {name: dict(norm._buffers) for name, norm in norms.items()}
     try:
@@ -98,7 +110,10 @@ def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) -> None:
-    """Let each batch norm see a batch at all settings; a stem that is the same at all of them sees it once."""
+    """Run a batch of images at all bit settings, so that each batch norm measures its input.
+
+    A stem that computes the same at every bitwidth runs only once.
+    """
     if not has_stem(model):
         for bits in settings:
             with at(model, bits, "measure"):
@@ -116,11 +131,11 @@ def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) ->
 
 
 def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Images | None) -> None:
-    """See to it that a model has recalibrated norm statistics for all settings: measure those that it lacks.
+    """Measure the recalibrated statistics of those settings for which the model has none.
 
     Raises:
-        ValueError: there are none for a setting, and no images to measure them on.
-        MissingNormSetError: the model has norm sets, and none for a setting: it was not trained for that.
+        ValueError: statistics are missing, and there are no calibration images to measure them on.
+        MissingNormSetError: the model has norm sets, but none for a setting, because it was not trained for it.
     """
     missing = []
     for setting in settings:
@@ -135,15 +150,15 @@ def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibrat
 
 
 def is_recalibrated(model: nn.Module, key: str) -> bool:
-    """Whether every batch norm has statistics for the setting named ``key``."""
+    """Whether every batch norm has recalibrated statistics for the bits named ``key`` (`Setting.key`)."""
     return all(f"stats_{key}" in norm._buffers for norm in norm_layers(model).values())
 
 
 def give_norm_sets(model: nn.Module, pairs: str | Iterable[BitsLike]) -> nn.Module:
-    """Give each listed pair its own gain, shift and running statistics, started from the float layer's.
+    """Give each listed pair its own gain, shift and running statistics in every batch norm.
 
-    This is the switchable batch norm of AdaBits and Any-Precision; FP keeps the float layer's set, and a pair that
-    has a set keeps it.
+    This is the switchable batch norm of AdaBits and Any-Precision. The new sets start as copies of the float layer's
+    values. FP uses the float layer itself, and a pair that has a set keeps it.
     """
     setting_of(model)
     listed = [pair for pair in parse_all(pairs) if pair != FP]
@@ -155,7 +170,7 @@ def give_norm_sets(model: nn.Module, pairs: str | Iterable[BitsLike]) -> nn.Modu
 
 
 def _plain_copy(norm: SwitchableNorm) -> nn.Module:
-    """A batch norm of the float class with the values of ``norm``."""
+    """Make a plain float batch norm with the values of ``norm``."""
     plain = FLOAT_CLASS[type(norm)]
     options = {name: getattr(norm, name) for name in ("eps", "momentum", "affine", "track_running_stats")}
     state = norm.state_dict()

@@ -1,4 +1,4 @@
-"""The run-time state that all layers of one model share: the bits in force and the norm policy."""
+"""The run-time state of a quantized model, which all of its layers share."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from mebqat_lite.quantizers import Quantizer
 
 @dataclass
 class Setting:
-    """The run-time state that all layers of one model read: bits, norm policy, and what to keep."""
+    """The run-time state of a quantized model: the current bits, the norm policy, and how batch norm behaves.
+
+    All layers of a model hold the same `Setting` object. Switching the bitwidth changes this object and no layer.
+    """
 
     bits: Bits = FP
-    per_layer: Mapping[str, Bits] = field(default_factory=dict)
-    quantizer: Quantizer | None = None  # of all its layers
-    norm_stats: str = "running"
-    lend_sets: bool = False  # whether a pair without a norm set of its own takes the nearest pair's
-    track_running: bool = True  # whether a training pass moves the running statistics
-    keep_weights: bool = False  # whether layers keep their quantized weights of each bitwidth (frozen weights only)
-    norm: Callable[[Tensor, nn.Module, bool], Tensor] | None = None  # batch norm over several processes (`parallel`)
+    per_layer: Mapping[str, Bits] = field(default_factory=dict)  # layers with other bits than ``bits``
+    quantizer: Quantizer | None = None  # of all layers of the model
+    norm_stats: str = "running"  # the norm policy, one of `batchnorm.NORM_STATS`
+    lend_sets: bool = False  # whether a pair without its own norm set uses that of the nearest pair
+    track_running: bool = True  # whether forward passes in training mode update the running statistics
+    keep_weights: bool = False  # whether layers reuse quantized weights; the weights must not change meanwhile
+    norm: Callable[[Tensor, nn.Module, bool], Tensor] | None = None  # batch norm over several processes
 
     def of(self, layer: str) -> Bits:
-        """The bits of one layer."""
+        """Return the current bits of one layer."""
         return self.per_layer.get(layer, self.bits) if self.per_layer else self.bits
 
     @property
     def key(self) -> str:
-        """The whole bit setting as a string, by which norm statistics are stored."""
+        """The bits of all layers as one string, which names the stored norm statistics."""
         parts = [str(self.bits), *(f"{name}={bits}" for name, bits in sorted(self.per_layer.items()))]
         return ",".join(parts).replace(".", "/")
 
     @property
     def code(self) -> str:
-        """The whole bit setting as a user would write it: ``"W2A4"``, or a map."""
+        """The bits of all layers as Python code, as a user would write them: ``"W2A4"`` or a map, for messages."""
         if not self.per_layer:
             return f'"{self.bits}"'
         return repr({"*": str(self.bits), **{name: str(bits) for name, bits in self.per_layer.items()}})

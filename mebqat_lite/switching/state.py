@@ -1,4 +1,4 @@
-"""The run-time state of a quantized model: ask what it is, and switch its bits: ``with at(model, "W2A4"):``."""
+"""Read and change the run-time state of a quantized model, as in ``with at(model, "W2A4"):``."""
 
 from __future__ import annotations
 
@@ -22,25 +22,32 @@ MapOrBits = BitsLike | Mapping[str, BitsLike]
 
 @dataclass
 class Plan:
-    """What `quantize` found by running the sample: enough to quantize the same architecture again without it."""
+    """What `quantize` learned about a model from the sample.
 
-    quantizer: str
-    sites: list[Site] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it stays a float layer
-    readers: dict[str, list[str]] = field(default_factory=dict)  # `layers.InputReLU` -> the layers that read it
+    With a plan, a model of the same architecture can be quantized without a sample.
+    """
+
+    quantizer: str  # its registered name
+    sites: list[Site] = field(default_factory=list)  # one for each layer that the sample reached
+    skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it cannot be quantized
+    readers: dict[str, list[str]] = field(default_factory=dict)  # `inputs.InputReLU` -> the layers that read it
 
 
 class NotQuantizedError(TypeError):
-    """A module was used as quantized that is not."""
+    """A float model was used where a quantized one is needed."""
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether `quantize` made this model."""
+    """Whether `quantize` has converted this model."""
     return "setting" in model.__dict__
 
 
 def setting_of(model: nn.Module) -> Setting:
-    """The run-time state of a quantized model or of a part of one."""
+    """Return the run-time state of a quantized model, or of a part of one.
+
+    Raises:
+        NotQuantizedError: the model is a float model.
+    """
     if "setting" in model.__dict__:
         return model.__dict__["setting"]
     for module in model.modules():
@@ -52,7 +59,7 @@ def setting_of(model: nn.Module) -> Setting:
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """What `quantize` found in a model."""
+    """Return the plan that `quantize` made for a model."""
     setting_of(model)
     plan = model.plan
     assert isinstance(plan, Plan)
@@ -60,53 +67,67 @@ def plan_of(model: nn.Module) -> Plan:
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers of a model by name."""
+    """Return the quantized layers of a model by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLayer)}
 
 
 def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
-    """The batch norms of a quantized model by name."""
+    """Return the batch norms of a quantized model by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, SwitchableNorm)}
 
 
 def has_one_bit(model: nn.Module) -> bool:
-    """Whether every quantizer of the model defines one bit."""
+    """Whether the quantizer of the model defines one bit."""
     return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
 
 
 def has_stem(model: nn.Module) -> bool:
-    """Whether a model declares ``stem`` and ``body`` and its stem is the same at every bitwidth."""
+    """Whether a model has the parts ``stem`` and ``body``, and its stem computes the same at every bitwidth."""
     return hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)
 
 
 def is_shareable(stem: object) -> bool:
-    """Whether a stem is the same at every bitwidth: no quantized layer, no norm set per pair."""
+    """Whether a stem computes the same at every bitwidth: it has no quantized layers and no norm sets."""
     if not isinstance(stem, nn.Module):
         return True
     return not has_norm_sets(stem) and not any(isinstance(m, QuantizedLayer) for m in stem.modules())
 
 
 def has_norm_sets(model: nn.Module) -> bool:
-    """Whether batch norms have a set for each pair."""
+    """Whether some batch norm has its own set for each pair (`norms.give_norm_sets`)."""
     return any(isinstance(m, SwitchableNorm) and len(m.sets) for m in model.modules())
 
 
 def parse_settings(bits: MapOrBits | Iterable[MapOrBits]) -> list[MapOrBits]:
-    """One pair, several (``"W2A2,FP"`` or a list), a map of layers to pairs, or a list of maps and pairs, parsed."""
+    """Read one or several bit settings into a list.
+
+    ``bits`` is a pair, several pairs (``"W2A2,FP"`` or a list), a map from layers to pairs, or a list of pairs and
+    maps.
+
+    Raises:
+        ValueError: something is not a pair, or there is none.
+    """
     if isinstance(bits, str):
         return list(parse_all(bits))
     several: list[Any] = [bits] if isinstance(bits, (Bits, Mapping)) else list(bits)
     if len(several) == 2 and all(isinstance(b, int) for b in several):
         several = [Bits(*several)]
     found: list[MapOrBits] = [dict(b) if isinstance(b, Mapping) else Bits.parse(b) for b in several]
-    return found or list(parse_all([]))  # which refuses none
+    return found or list(parse_all([]))  # raises, because there is no pair
 
 
 def set_bits(model: nn.Module, bits: MapOrBits) -> None:
-    """Switch a model to a pair, or to a pair per layer: ``{"*": "W8A8", "conv3": "W2A2"}`` (``*`` defaults to FP).
+    """Switch a model to a bitwidth pair, or to one pair for each layer.
+
+    A map names layers; ``*`` stands for all other layers, which are at FP if it is missing.
+
+    >>> mq.set_bits(model, {"*": "W8A8", "body.1.0": "W2A2"})
+    >>> print(model.setting.of("body.0.0"), model.setting.of("body.1.0"))
+    W8A8 W2A2
+    >>> mq.set_bits(model, "FP")
 
     Raises:
-        ValueError: bits that are none, that the quantizer does not define, or a layer that is not quantized.
+        ValueError: ``bits`` is no pair, the quantizer does not define these bits, or a named layer is not quantized.
     """
     setting = setting_of(model)
     per_layer: dict[str, Bits] = {}
@@ -126,7 +147,16 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
 
 @contextlib.contextmanager
 def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iterator[nn.Module]:
-    """Run ``model`` at ``bits`` inside the block, optionally under a norm policy; afterwards all is as before."""
+    """Run ``model`` at ``bits`` inside the block, and with another norm policy if ``norm_stats`` is given.
+
+    Afterwards the model has its previous bits and norm policy again. ``bits`` is as in `set_bits`, and ``norm_stats``
+    as in `set_norm_stats`.
+
+    >>> with mq.at(model, "W2A4"):
+    ...     logits = model(images)
+    >>> tuple(logits.shape)
+    (64, 10)
+    """
     setting = setting_of(model)
     before = setting.bits, setting.per_layer, setting.norm_stats
     try:
@@ -139,7 +169,10 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
 
 
 def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
-    """Choose whose statistics batch norm uses in evaluation: ``running``, ``batch`` or ``recalibrated``."""
+    """Choose the statistics that batch norm uses in evaluation mode: ``running``, ``batch`` or ``recalibrated``.
+
+    `batchnorm.SwitchableNorm` explains these norm policies. An unknown one is a ValueError.
+    """
     if norm_stats not in NORM_STATS:
         raise ValueError(f"no norm policy {norm_stats!r}; choose one of {', '.join(NORM_STATS[:3])}")
     setting_of(model).norm_stats = norm_stats
@@ -147,7 +180,10 @@ def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
 
 @contextlib.contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Inside the block layers keep their quantized weights of each bitwidth: nothing may change a weight there."""
+    """Let layers compute their quantized weights once per bitwidth inside the block, and reuse them.
+
+    Inside the block there are no gradients, and nothing may change a weight.
+    """
     setting = setting_of(model)
     before, setting.keep_weights = setting.keep_weights, True
     try:
