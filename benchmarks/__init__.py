@@ -1,1 +1,1 @@
-"""Speed as ratios, each measured in one run against plain PyTorch on the same machine, interleaved."""
+"""Measure speed as ratios: this package and plain PyTorch alternate in one run on the same machine."""

@@ -1,4 +1,4 @@
-"""``make bench`` or ``python -m benchmarks [NAME ...]``: print the ratios and write ``results/bench.json``."""
+"""Print the ratios and write ``results/bench.json``: ``make bench`` or ``python -m benchmarks [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Benchmark = Callable[[], dict[str, Any]]
 
 
 def step(name: str) -> Benchmark:
-    """The benchmark of one network's training step."""
+    """Make the benchmark of one network's training step; ``name`` is a key of `steps.CASES`."""
     case = steps.CASES[name]
     return lambda: ratio(steps.mebqat_step(case), steps.plain_step(case), case.runs)
 
 
 def few_shot(name: str) -> Benchmark:
-    """The benchmark of a few-shot training step."""
+    """Make the benchmark of a few-shot training step; ``name`` is a key of `fewshot_steps.CASES`."""
     case = fewshot_steps.CASES[name]
     return lambda: ratio(fewshot_steps.our_step(case), fewshot_steps.plain_step(case), case.runs)
 
 
 def memory(name: str) -> Benchmark:
-    """The benchmark of the memory that one network's training step takes."""
+    """Make the benchmark of the memory that one network's training step takes."""
     case = steps.CASES[name]
 
     def compare() -> dict[str, Any]:
@@ -47,7 +47,7 @@ def memory(name: str) -> Benchmark:
 
 
 def digits_grid() -> dict[str, Any]:
-    """All 75 pairs on the test images under batch statistics, over 75 plain inferences and their accuracy."""
+    """Compare `grid` at all 75 pairs of the digits (batch statistics) with 75 plain inferences and their accuracy."""
     data = datasets.digits()
     model = models.channels_last(quantize(models.digit_net(), "dorefa", sample=data.train.images[:8]))
     plain = models.channels_last(models.digit_net()).train()  # batch statistics
@@ -61,7 +61,7 @@ def digits_grid() -> dict[str, Any]:
 
 
 def imports() -> dict[str, Any]:
-    """A fresh interpreter that imports the package, over one that imports torch and torchvision."""
+    """Compare a fresh interpreter that imports the package with one that imports torch and torchvision only."""
 
     def run(code: str) -> Work:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
@@ -79,7 +79,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def main(names: list[str]) -> int:
-    """Run the named benchmarks (all by default); ``--store`` also puts the results into README.md beside this file."""
+    """Run the named benchmarks (by default all); ``--store`` also puts the results into README.md in this folder."""
     keep = "--store" in names
     names = [name for name in names if name != "--store"]
     if unknown := set(names) - set(BENCHMARKS):
@@ -97,7 +97,7 @@ def main(names: list[str]) -> int:
 
 
 def line(name: str, record: dict[str, Any]) -> str:
-    """A benchmark as a line of text: median, middle half, milliseconds of both; or megabytes of both."""
+    """Format a benchmark as a line: the median ratio, its quartiles, and the milliseconds (or megabytes) of both."""
     if "bytes" in record:
         ours, plain = (value / 2**20 for value in record["bytes"])
         return f"{name:30} {record['ratio']:.2f}                {ours:7.1f} MiB over {plain:7.1f} MiB"
@@ -107,13 +107,13 @@ def line(name: str, record: dict[str, Any]) -> str:
 
 
 def block(stored: dict[str, Any]) -> str:
-    """The results as the README shows them."""
+    """Format the results as the README shows them."""
     lines = [stored["machine"], *(line(name, record) for name, record in stored["measured"].items())]
     return "\n".join(["```text", *lines, "```"])
 
 
 def store(found: dict[str, Any]) -> None:
-    """Write ``results.json`` and the block of the README from it."""
+    """Write ``results.json``, and put the results into the README."""
     write_json(FOLDER / "results.json", found)
     readme = (FOLDER / "README.md").read_text()
     before, rest = readme.split("<!-- measured -->\n")

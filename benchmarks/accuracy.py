@@ -1,7 +1,7 @@
-"""Accuracy experiments: ``python -m benchmarks.accuracy NAME ... [--data DATA] [--seeds N] [--store]``.
+"""Run accuracy experiments: ``python -m benchmarks.accuracy NAME ... [--data DATA] [--seeds N] [--store]``.
 
-Each is one `compare`: equal data, split, start, seeds and budget. Without a name it lists them. ``--store`` writes
-``accuracy/NAME.json`` and the tables of the README beside this file.
+Each experiment is one call of `compare`, so its methods share data, split, start, seeds and budget. Without a name
+the experiments are listed. ``--store`` writes ``accuracy/NAME.json`` and the tables of README.md in this folder.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ALL = tuple(str(pair) for pair in candidates())
 ALL_FROM_2 = tuple(str(pair) for pair in candidates(one_bit=False))
 SOME = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
 JOINT = ("mebqat", "adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive")
-COLD = "+warm_steps=0+steps={}"  # the back-propagations of the warm start go into more steps
+COLD = "+warm_steps=0+steps={}"  # no warm start; its back-propagations are spent on more steps instead
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `compare` is asked; ``why`` is the question."""
+    """An experiment: its title ``why``, and the arguments of `compare`."""
 
     why: str
     setup: Setup
@@ -44,8 +44,8 @@ class Experiment:
     seeds: int = 5
     budget: str = "steps"
     qat_lrs: Sequence[float] = ()
-    parts: Sequence[str] = ("test",)  # that the page shows: where something is chosen, not the test images
-    options: str = ""  # of the command line, where the title needs them
+    parts: Sequence[str] = ("test",)  # the parts that the page shows: ``val`` if the experiment makes a choice
+    options: str = ""  # options that the command on the page needs besides the name
 
 
 DIGITS = Experiment(
@@ -65,7 +65,7 @@ CIFAR = Setup(
 
 
 def _ablation(setup: Setup, quantizer: str, where: str, changes: Sequence[str], pairs: Sequence[str]) -> Experiment:
-    """MEBQAT against itself with one thing changed; ``base`` is the paper's form."""
+    """Compare MEBQAT in the paper's form, ``base``, with variants in which one thing is changed."""
     recipe, base = setup.recipe, "mebqat" if quantizer == "dorefa" else "mebqat+sandwich=False"
     cold = base + COLD.format(recipe.steps + recipe.warm_steps // recipe.m)
     names = (base, cold, *(change if change.startswith("mebqat") else f"{base}+{change}" for change in changes))
@@ -181,7 +181,7 @@ for _quantizer, _changes in _CHANGES.items():
 def run(
     name: str, data: str = "", seeds: int = 0, workers: int | None = None, engine: str = "loky", address: str = ""
 ) -> dict[str, Any]:
-    """Run an experiment; ``data`` replaces ``cifar10`` or ``omniglot`` where that is asked for (``folder:PATH``)."""
+    """Run an experiment; ``data``, such as ``folder:PATH``, replaces ``cifar10`` or ``omniglot`` in its set-up."""
     experiment = EXPERIMENTS[name]
     setup = experiment.setup
     if data:
@@ -204,7 +204,7 @@ def run(
 
 
 def block(name: str, found: dict[str, Any]) -> str:
-    """An experiment as the README shows it."""
+    """Format an experiment as the README shows it."""
     pairs = [pair for pair in PAIRS if any(pair in row for row in found["accuracy"].values())]
     text = "\n\n".join(report(found, pairs, part) for part in EXPERIMENTS[name].parts)
     command = f"python -m benchmarks.accuracy {name}{EXPERIMENTS[name].options}"
@@ -214,7 +214,7 @@ def block(name: str, found: dict[str, Any]) -> str:
 
 
 def store(name: str, found: dict[str, Any]) -> None:
-    """Write ``accuracy/NAME.json`` and, from all such files, the README's tables."""
+    """Write ``accuracy/NAME.json``, and write the README's tables from all such files."""
     write_json(FOLDER / "accuracy" / f"{name}.json", _rounded(found), indent=None)
     stored = {n: FOLDER / "accuracy" / f"{n}.json" for n in EXPERIMENTS}
     blocks = [block(n, json.loads(path.read_text())) for n, path in stored.items() if path.exists()]
@@ -226,7 +226,7 @@ def store(name: str, found: dict[str, Any]) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats with the four decimals that a share of at most 10,000 images has."""
+    """Round floats to four decimals, which is much finer than one of 10,000 images, 0.01 %."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

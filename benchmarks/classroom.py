@@ -1,7 +1,8 @@
-"""Thirty submissions graded by one command: ``python -m benchmarks.classroom [FOLDER]``, some minutes.
+"""Grade thirty submissions by one command, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
-Right, wrong, broken and hostile notebooks of assignment 01, made from its master. Prints what each got and how long it
-took, and fails if a right one lost a point, a hostile part cost another, or a line of the sheet is missing.
+They are right, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints the
+points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another part,
+or if a line of the sheet is missing.
 """
 
 from __future__ import annotations
@@ -58,12 +59,12 @@ HOSTILE = {
 
 
 def master() -> Any:
-    """The solved notebook."""
+    """Read the master, which is the solved notebook."""
     return nbformat.read(FOLDER / "source" / NAME / f"{NAME}.ipynb", as_version=4)
 
 
 def with_part(source: str) -> Any:
-    """The master with another cell in place of `PART`."""
+    """Make a copy of the master in which the cell of `PART` is ``source``."""
     made = master()
     [cell] = [cell for cell in made.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == PART]
     cell.source = source
@@ -71,7 +72,7 @@ def with_part(source: str) -> Any:
 
 
 def broken() -> dict[str, str]:
-    """Notebooks by student that are damaged, as text."""
+    """Make damaged notebooks, as text, by student."""
     without = master()
     without.cells = [c for c in without.cells if c.metadata.get("nbgrader", {}).get("grade_id") != PART]
     lost = copy.deepcopy(master())
@@ -90,7 +91,7 @@ def broken() -> dict[str, str]:
 
 
 def submissions() -> dict[str, tuple[str, int]]:
-    """(notebook, points that are due) by student; the kind comes first in the name."""
+    """Make all submissions: ``(notebook, points that it should get)`` by student, whose name begins with the kind."""
     found = {f"right_{name}": (nbformat.writes(with_part(HEAD + body)), 16) for name, body in RIGHT.items()}
     for kind, bodies in (("wrong", WRONG), ("hostile", HOSTILE)):
         found |= {f"{kind}_{name}": (nbformat.writes(with_part(HEAD + body)), 13) for name, body in bodies.items()}
@@ -99,7 +100,7 @@ def submissions() -> dict[str, tuple[str, int]]:
 
 
 def main(folder: Path) -> None:
-    """Write them, grade them, and hold the sheet to what is due."""
+    """Write the submissions, grade them, and check that each gets the points that it should."""
     handed = submissions()
     for student, (text, _) in handed.items():
         (folder / "submitted" / student).mkdir(parents=True)

@@ -1,6 +1,7 @@
-"""What leaves PyTorch: ``python -m benchmarks.deploy [SECTION ...] [--store]``, some ten minutes on a quiet machine.
+"""Measure exported networks: ``python -m benchmarks.deploy [SECTION ...] [--store]``.
 
-Each section measures something and shows it as a text. ``--store`` writes ``deploy.json`` and the README's block.
+Each section measures something and prints it as text. All of them take about ten minutes on a quiet machine.
+``--store`` writes ``deploy.json`` and puts the results into README.md in this folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FOLDER = Path(__file__).parent
 FEW_SHOT = "W2A2,W3A3,W4A4,W8A8,W16A16,FP"
 EPISODES = 100
 BATCHES = (1, 64)
-FORMS = {  # (pair, opset, compact): the digits' dorefa has a half-integer zero, lsq has none
+FORMS = {  # (pair, opset, compact); compact only matters for a half-integer zero, which dorefa has and lsq has not
     "digits-mebqat": [
         ("W1A1", OPSET, False),
         ("W2A2", OPSET, False),
@@ -57,7 +58,7 @@ FORMS = {  # (pair, opset, compact): the digits' dorefa has a half-integer zero,
 
 
 def onnx_files() -> dict[str, Any]:
-    """Do the files of the shipped networks answer as PyTorch does, how large are they and how fast?"""
+    """Measure whether the files of the shipped networks answer as PyTorch does, their size and their speed."""
     import onnx
     import onnxruntime
 
@@ -72,14 +73,17 @@ def onnx_files() -> dict[str, Any]:
 
 
 def shipped(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A shipped network with norm statistics for all pairs that it was trained for."""
+    """Load a shipped network, and give it norm statistics for all pairs that it was trained for."""
     model, extra = load_model(paths.shipped("checkpoints", f"{name}.safetensors"))
     give_statistics(model, extra, trained_for(model, extra))
     return model, extra
 
 
 def agreements(name: str, folder: Path) -> dict[str, Any]:
-    """Percent of the test images that get PyTorch's class at each pair of a network: the lower of two sessions."""
+    """Measure the percentage of test images that get PyTorch's class, at each pair of a network.
+
+    Each file runs in two sessions, with and without `onnx_run.OPTIONS`, and the lower percentage counts.
+    """
     model, extra = shipped(name)
     images = datasets.load(extra["data"], extra["seed"]).test.images
     shares, apart = {}, {}
@@ -93,7 +97,10 @@ def agreements(name: str, folder: Path) -> dict[str, Any]:
 
 
 def few_shot_answers(name: str, folder: Path) -> dict[str, Any]:
-    """Percent of the queries of the first test episodes that get PyTorch's class, by pair, enrolled in the runtime."""
+    """Measure the percentage of queries that get PyTorch's class, by pair, in the first test episodes.
+
+    ONNX Runtime also makes the prototypes.
+    """
     model, extra = shipped(name)
     learner, episodes, _ = episodes_for(model, extra)
     assert isinstance(learner, ProtoNet)
@@ -113,7 +120,7 @@ def few_shot_answers(name: str, folder: Path) -> dict[str, Any]:
 
 
 def files(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Bytes of a network's files and their times over those of its FP32 file."""
+    """Measure the bytes of a network's ONNX files, and their times relative to its FP32 file."""
     model, images = network(name)
     shape = images.shape[1:]
     recalibrate(model, images, ["FP", *{pair for pair, _, _ in FORMS[name]}])
@@ -133,7 +140,10 @@ def files(name: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
-    """The shipped network and its training images, or a user's: torchvision's, random weights, lsq, 64 x 64."""
+    """Return a shipped network and its training images, or ``resnet18`` of torchvision and random 64 x 64 images.
+
+    The latter stands for a user's own network. It has random weights and is quantized with lsq.
+    """
     if name != "resnet18":
         model, extra = shipped(name)
         return model, datasets.load(extra["data"], extra["seed"]).train.images
@@ -145,7 +155,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def timed(done: Exported, whole: Exported, images: Tensor, plain: bool) -> dict[str, Any]:
-    """Time over FP32 in the same runtime: some seconds of runs, at least 15."""
+    """Measure the time of a file relative to the FP32 file, in 15 to 300 runs that take about a second of FP32."""
     once = latency(whole.path, whole.path, images, runs=5, plain=plain).milliseconds[0]
     found = latency(done.path, whole.path, images, runs=max(15, min(300, int(1000 / once))), plain=plain)
     return {
@@ -157,7 +167,7 @@ def timed(done: Exported, whole: Exported, images: Tensor, plain: bool) -> dict[
 
 
 def onnx_text(found: dict[str, Any]) -> str:
-    """The three tables."""
+    """Format the three tables of `onnx_files`."""
     lines = [f"Same class as PyTorch on all test images, lower of two sessions; {found['versions']}", ""]
     lines += [f"{'network':20}{'pairs':>6}{'images':>8}{'lowest':>10}  disagreements"]
     for name, row in found["agreement"].items():
@@ -186,8 +196,9 @@ def onnx_text(found: dict[str, Any]) -> str:
 
 
 def packed_files() -> dict[str, Any]:
-    """Bytes of packed files: of two shipped networks, and of the digits' with sat, whose codes nest (untrained: the
-    sizes are the same).
+    """Measure the bytes of packed files of two shipped networks, and of the digit net with sat, whose codes nest.
+
+    The one with sat is not trained, because training does not change the sizes.
     """
     digits = datasets.digits().train.images
     torch.manual_seed(0)
@@ -198,7 +209,7 @@ def packed_files() -> dict[str, Any]:
 
 
 def packed_text(found: dict[str, Any]) -> str:
-    """A column a network, and what one FP32 file saves."""
+    """Format a table with a column for each network, and what one FP32 file saves."""
     rows = list(dict.fromkeys(row for table in found.values() for row in table["bytes"]))
     lines = [f"{'bytes of files':22}" + "".join(f"{name:>18}" for name in found)]
     for row in rows:
@@ -220,7 +231,7 @@ SECTIONS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]
 
 
 def block(stored: dict[str, Any]) -> str:
-    """The results as the README shows them."""
+    """Format the results as the README shows them."""
     shown = [
         SECTIONS[name][1](stored[name]["found"]) + f"\n{stored[name]['machine']}" for name in SECTIONS if name in stored
     ]
@@ -228,7 +239,7 @@ def block(stored: dict[str, Any]) -> str:
 
 
 def store(found: dict[str, Any]) -> None:
-    """Write ``deploy.json``, where other sections stay, and the block of the README from it."""
+    """Update the measured sections in ``deploy.json``, and put all stored results into the README."""
     path = FOLDER / "deploy.json"
     stored = (json.loads(path.read_text()) if path.exists() else {}) | found
     write_json(path, stored)
@@ -238,7 +249,7 @@ def store(found: dict[str, Any]) -> None:
 
 
 def main(names: list[str]) -> int:
-    """Measure the named sections (all by default) and print them; ``--store`` also keeps them."""
+    """Measure and print the named sections (by default all); ``--store`` also stores them."""
     keep = "--store" in names
     names = [name for name in names if name != "--store"]
     if unknown := set(names) - set(SECTIONS):

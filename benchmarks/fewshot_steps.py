@@ -1,4 +1,4 @@
-"""A MEBQAT-PN or MEBQAT-MAML step over the plain FP32 arithmetic of the same episodes."""
+"""Compare a step of MEBQAT-PN or MEBQAT-MAML with the plain FP32 passes of the same episodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mebqat_lite.loop import Loop
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.convert import quantize
 
-TASKS = 4  # pairs of a PN step, class tasks of a MAML step
+TASKS = 4  # the pairs of a PN step, or the class tasks of a MAML step
 INNER_STEPS = 5
 
 
@@ -39,18 +39,18 @@ CASES = {
 
 
 def images() -> Split:
-    """Random images of 100 classes, 20 each, 28 x 28."""
+    """Make random images, 28 x 28, of 100 classes with 20 images each."""
     generator = torch.Generator().manual_seed(0)
     return Split(torch.rand(2000, 1, 28, 28, generator=generator), torch.arange(100).repeat_interleave(20))
 
 
 def network(case: Case) -> torch.nn.Module:
-    """Conv4, with a classifier for MAML."""
+    """Build a Conv4, which has a classifier for MAML and none for PN."""
     return models.conv4(channels=case.channels, classes=case.ways if case.method == "mebqat_maml" else None)
 
 
 def our_step(case: Case) -> Work:
-    """The training loop's own step, drawing of episodes included."""
+    """Return the step of the training loop, which includes drawing the episodes."""
     data = images()
     model = quantize(network(case), "lsq", sample=data.images[:8])
     recipe = Recipe(ways=case.ways, queries=case.queries, m=TASKS, tasks=TASKS, inner_steps=INNER_STEPS)
@@ -58,7 +58,7 @@ def our_step(case: Case) -> Work:
 
 
 def plain_step(case: Case) -> Work:
-    """The passes of the same episodes through one fixed float network, forward and backward; no optimizer."""
+    """Return the forward and backward passes of the same episodes in one fixed float network, without an optimizer."""
     model = models.channels_last(network(case)).train()
     episodes = [Episodes(images(), case.ways, 1, case.queries)[number] for number in range(TASKS)]
     learner = ProtoNet("labels")

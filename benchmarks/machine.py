@@ -1,4 +1,4 @@
-"""What the numbers belong to."""
+"""Describe the machine that measured numbers belong to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ import torch
 
 
 def machine() -> str:
-    """Versions, threads, cores and kind of processor, in a line."""
+    """Return a line with the version of PyTorch, its threads, the cores and the kind of processor."""
     threads, cores = torch.get_num_threads(), os.cpu_count()
     return f"torch {torch.__version__}, {threads} threads, {cores} cores, {platform.machine()}"

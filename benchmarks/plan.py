@@ -1,6 +1,7 @@
-"""``python -m benchmarks.plan``: what the paper's large runs need, from measured step times; ``--store``: PLAN.md.
+"""Estimate from measured step times what the paper's large runs need: ``python -m benchmarks.plan [--store]``.
 
-``--run NAME --images-per-second X`` plans one run for a throughput measured elsewhere, as on a GPU.
+``--store`` writes PLAN.md. ``--run NAME --images-per-second X`` plans one run for a throughput that was measured
+elsewhere, for example on a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ IMAGENET = 1_281_167  # training images
 
 
 def imagenet(name: str) -> nn.Module:
-    """torchvision's network for 224 x 224 images and 1,000 classes."""
+    """Build torchvision's network for 224 x 224 images and 1,000 classes."""
     import torchvision
 
     network: nn.Module = getattr(torchvision.models, name)()
@@ -36,17 +37,17 @@ def imagenet(name: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run: its training images, passes over them, pairs, and the measured case that its step time comes from."""
+    """A run: its training images, epochs and pairs, and the case of `steps.CASES` that its step time comes from."""
 
     images: int
     epochs: int
     pairs: int
     case: str
     side: int = 32  # of an image, in pixels
-    build: Callable[[], nn.Module] | None = None  # another network than the case's: scaled by multiplications
+    build: Callable[[], nn.Module] | None = None  # if not the case's network: times are scaled by multiplications
 
 
-RUNS = {  # DESIGN.md, "Paper settings"; the last two are assumed
+RUNS = {  # the first three are the paper's (ECCV 2022, section 4.1); the last two are assumed
     "cifar10-preact_resnet20": Planned(50_000, 400, 75, "preact_resnet20_w5"),
     "svhn-cnn8": Planned(73_257, 100, 75, "cnn8", 40),
     "cifar10-mobilenet_v2": Planned(50_000, 600, 73, "mobilenet_v2"),
@@ -58,14 +59,17 @@ RUNS = {  # DESIGN.md, "Paper settings"; the last two are assumed
 
 
 def multiplications(build: Callable[[], nn.Module], side: int) -> int:
-    """Of one image, (3, side, side), through the convolutions and linear layers of a network."""
+    """Count the multiplications of one image, (3, side, side), in the convolutions and linear layers of a network."""
     model, image = build(), torch.zeros(3, side, side)
     return bit_operations(quantize(model, sample=image[None].repeat(2, 1, 1, 1)), image, bits.FP) // bits.FULL**2
 
 
 @functools.cache
 def images_per_second(name: str) -> float:
-    """Images a second through a MEBQAT step on the machine of results.json: each goes through at four pairs."""
+    """Compute how many images per second a MEBQAT step takes on the machine of results.json.
+
+    Each image counts once, though it goes through the network at four pairs.
+    """
     run, measured = RUNS[name], json.loads((FOLDER / "results.json").read_text())["measured"]
     case = CASES[run.case]
     rate = case.shape[0] / float(measured[f"mebqat_step/{run.case}"]["seconds"][0])
@@ -75,7 +79,7 @@ def images_per_second(name: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """``13 hours``, ``25 days``, ``11 years``: two digits."""
+    """Format seconds with two digits: ``13 hours``, ``25 days``, ``11 years``."""
     units = {"years": 365 * DAY, "days": DAY, "hours": 3600}
     unit = next((unit for unit, size in units.items() if seconds >= 1.5 * size), "hours")
     count = seconds / units[unit]
@@ -83,14 +87,14 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of(name: str, rate: float) -> tuple[float, float]:
-    """What one MEBQAT run and a dedicated network for each pair take at ``rate`` images a second."""
+    """Compute the seconds of one MEBQAT run, and of a dedicated network per pair, at ``rate`` images per second."""
     run = RUNS[name]
     once = run.images * run.epochs / rate
     return once, once * run.pairs / TASKS
 
 
 def table(rates: Mapping[str, float]) -> str:
-    """What runs need at their rates."""
+    """Format a table of what runs need, from their names and their images per second."""
     lines = ["| run | images x epochs | steps | images/s | one MEBQAT run | pairs | a dedicated network for each |"]
     lines.append("|---" + "|---:" * 6 + "|")
     for name, rate in rates.items():
@@ -102,7 +106,7 @@ def table(rates: Mapping[str, float]) -> str:
 
 
 def for_rate(name: str, rate: float) -> str:
-    """The plan of one run at a throughput measured elsewhere, and what several devices leave of it at best."""
+    """Format the plan of one run at a given throughput, and the times on several devices at best."""
     lines = [table({name: rate}), ""]
     for count in (2, 4, 8):
         once, apart = (duration(seconds / count) for seconds in seconds_of(name, rate))
@@ -111,7 +115,7 @@ def for_rate(name: str, rate: float) -> str:
 
 
 def page() -> str:
-    """The text of PLAN.md."""
+    """Write the text of PLAN.md."""
     machine = json.loads((FOLDER / "results.json").read_text())["machine"]
     rates, gigabytes = {name: images_per_second(name) for name in RUNS}, IMAGENET * 3 * 224**2 / 1e9
     numbers = {"tasks": TASKS, "batch": BATCH, "images": IMAGENET, "gigabytes": gigabytes}
@@ -133,7 +137,7 @@ TEXT = """# What the paper's large runs need
   each taken to cost the same, and no learning rate chosen. Whoever delivers {tasks} pairs or fewer saves nothing.
 - The first three runs are the paper's: epochs, batches of {batch}, all training images (this package keeps 5,000 of
   CIFAR-10's to choose on).
-- **The ImageNet runs are assumed**: `recipes.SETUPS`, the paper's settings, has none. {images:,} images of 224 x 224,
+- **The ImageNet runs are assumed**: `setups.SETUPS`, the paper's settings, has none. {images:,} images of 224 x 224,
   100 epochs, torchvision's networks. Their images/s are the measured ones (of MobileNetV2; of PreActResNet-20, width 5,
   for ResNet-18) over the ratio of multiplications an image: good for the order of magnitude.
 

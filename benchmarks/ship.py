@@ -1,8 +1,9 @@
-"""Make the shipped few-shot checkpoints: ``python -m benchmarks.ship [FOLDER]`` (default: ``data``), some minutes.
+"""Train the few-shot checkpoints that are shipped: ``python -m benchmarks.ship [FOLDER]`` (default: ``data``).
 
-Each is seed 0 of a named recipe, with the norm statistics of every pair that it serves; ``checkpoints/glyphs.json``
-holds what each scores on the validation scripts, on which the recipes were chosen. The digits come from
-``mebqat-lite demo --ship data``; Any-Precision on them is made here.
+This takes some minutes. Each checkpoint is seed 0 of a named set-up, with the norm statistics of every pair that it
+serves. ``checkpoints/glyphs.json`` holds their accuracy on the validation scripts, on which the set-ups were chosen.
+The checkpoints for the digits come from ``mebqat-lite demo --ship data``, except for Any-Precision, which is trained
+here.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from mebqat_lite.files import write_json
 from mebqat_lite.measure.evaluate import CALIBRATION_NORMS
 from mebqat_lite.switching.norms import recalibrate
 
-FEW_SHOT = {  # recipe -> jobs, each with the name of its file
+FEW_SHOT = {  # set-up -> name of the file -> job
     "glyphs-pn": {"pn": Job("pn", 0), "pn_qat_w2a2": Job("pn_qat", 0, "W2A2"), "mebqat_pn": Job("mebqat_pn", 0)},
     "glyphs-maml": {"fomaml": Job("fomaml", 0), "mebqat_maml": Job("mebqat_maml", 0)},
 }
-LIMIT = 300_000  # bytes
+LIMIT = 300_000  # bytes that a shipped file may have
 
 
 def train(name: str, setup: Setup, job: Job, folder: Path, out: Path) -> None:
-    """Train one job at the back-propagations of its recipe and write it to ``out``, with statistics for its pairs."""
+    """Train one job with the back-propagations of its recipe, and write it to ``out`` with statistics for its pairs."""
     pairs = [job.bits] if job.bits else ["W2A2", "FP"]
     run_job(setup, job, pairs, folder, budget="backprops")
     model, extra = load_model(folder / f"{job.name}.safetensors")
@@ -44,7 +45,7 @@ def train(name: str, setup: Setup, job: Job, folder: Path, out: Path) -> None:
 
 
 def main(data: Path) -> None:
-    """Train all, and write their figures."""
+    """Train all checkpoints, and write their accuracies."""
     out = data / "checkpoints"
     sheets = {}
     for recipe, jobs in FEW_SHOT.items():

@@ -1,4 +1,4 @@
-"""A MEBQAT step over four plain forward and backward passes and one optimizer step of the same network."""
+"""Compare a MEBQAT step with four plain forward and backward passes and one optimizer step of the same network."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ TASKS = 4
 
 
 class Identity(Quantizer):
-    """Quantizes nothing: what a step costs beyond it is the loop's."""
+    """Quantizes nothing, so that what a step costs beyond plain PyTorch is due to the training loop."""
 
     one_bit = True
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """``w``."""
+        """Return ``w``."""
         return w
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """``x``."""
+        """Return ``x``."""
         return x
 
 
 @contextlib.contextmanager
 def registered(name: str, quantizer: Quantizer) -> Iterator[None]:
-    """Inside the block the quantizer is known by ``name``; elsewhere the registry holds what users may choose."""
+    """Inside the block, register the quantizer under ``name``; outside, users must not be offered it."""
     register(name, quantizer)
     try:
         yield
@@ -67,14 +67,14 @@ CASES = {
 
 
 def batch(case: Case) -> Split:
-    """Random images, channels last as the training loop lays them out, and labels."""
+    """Make random images and labels; the images are channels-last in memory, as in the training loop."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(case.shape, generator=generator).to(memory_format=torch.channels_last)
     return Split(images, torch.randint(10, (case.shape[0],), generator=generator))
 
 
 def mebqat_step(case: Case) -> Work:
-    """The training loop's own step: four pairs, teacher, sampler, gradient mean, clipping, AdamW."""
+    """Return the step of the training loop, with four pairs, teacher, sampler, gradient mean, clipping and AdamW."""
     data = batch(case)
     with registered("identity", Identity()):
         model = quantize(case.build(), case.quantizer, sample=data.images[:8])
@@ -82,7 +82,7 @@ def mebqat_step(case: Case) -> Work:
 
 
 def plain_step(case: Case) -> Work:
-    """Four times forward and backward of the float network, then AdamW."""
+    """Return a step of the float network: four forward and backward passes, and then AdamW."""
     images, labels = batch(case)
     model = models.channels_last(case.build()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -97,8 +97,8 @@ def plain_step(case: Case) -> Work:
 
 
 def peak_bytes(work: Work) -> int:
-    """The most memory, counted by the profiler, that one call of ``work`` held beyond what was there before."""
-    work()  # the optimizer makes its state in the first step
+    """Measure the most memory that one call of ``work`` holds, beyond what was in use before, with the profiler."""
+    work()  # in its first step the optimizer makes its state, which should not count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     held = peak = 0

@@ -1,4 +1,4 @@
-"""Interleaved timing: A B A B ..., a ratio from each pair, so that a drifting machine cancels out."""
+"""Time two things in turns, A B A B ..., and take a ratio from each pair, so that a drifting machine cancels out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Work = Callable[[], object]
 
 
 def seconds(work: Work) -> float:
-    """How long one call takes."""
+    """Measure how many seconds one call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def ratio(ours: Work, plain: Work, runs: int, warmup: int = 3) -> dict[str, Any]:
-    """Median of ``ours / plain`` over ``runs`` pairs; ``spread`` is the range of the middle half of them."""
+    """Measure ``ours / plain`` over ``runs`` pairs of calls, after ``warmup`` pairs that do not count."""
     for _ in range(warmup):
         ours(), plain()
     pairs = [(seconds(ours), seconds(plain)) for _ in range(runs)]
@@ -26,7 +26,10 @@ def ratio(ours: Work, plain: Work, runs: int, warmup: int = 3) -> dict[str, Any]
 
 
 def summarize(ratios: list[float], ours: list[float], plain: list[float]) -> dict[str, Any]:
-    """The record of a benchmark."""
+    """Make the record of a benchmark.
+
+    ``ratio`` is the median, ``spread`` the quartiles of the ratios, and ``seconds`` the median times of both.
+    """
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
         "ratio": round(statistics.median(ratios), 3),

@@ -1,1 +1,1 @@
-"""From a checkpoint to a file: integers of exactly b bits, or ONNX."""
+"""Write networks to files for use: weights as integers of exactly b bits each, or ONNX."""

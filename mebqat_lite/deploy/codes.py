@@ -1,4 +1,4 @@
-"""Weights as integers: the codes of a layer, and codes of b bits in exactly b bits each."""
+"""Turn the weights of a layer into integers, called codes, and pack codes of b bits into exactly b bits each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ LAYOUT = "bit planes, the most significant first; each plane row-major, eight co
 
 
 def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, float]:
-    """A layer's weights at ``bits`` as integers: ``(codes, step, zero)``.
+    """Express the weights of a layer at ``bits`` as integers.
 
-    ``codes``: int32, 0 .. 2^bits - 1, of the weight's shape; ``step``: a scalar or (out, 1, ...). The layer multiplies
-    with exactly ``(codes - zero) step``.
+    The weights that the layer multiplies with are exactly ``(codes - zero) * step``.
+
+    Returns:
+        ``codes``, int32 from 0 to 2^bits - 1, of the shape of the weights; ``step``, a scalar or (out, 1, ...); and
+        the number ``zero``, which may be a half-integer.
 
     Raises:
-        ValueError: the quantizer does not say what its integers mean, or says it wrongly.
+        ValueError: the quantizer does not define `weight_grid`, its grid does not reproduce the weights, or the
+            weights are not finite.
     """
     if not layer.quantizer.predicts_only and not bool(layer.weight.isfinite().all()):
         raise ValueError(f"the weights of {layer.site.name} are not all finite: the network diverged, train it anew")
@@ -38,14 +42,15 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
 
 
 def dequantize(codes: Tensor, step: Tensor, zero: float) -> Tensor:
-    """(codes - zero) step, in the type of ``step``."""
+    """Compute the weights ``(codes - zero) * step``, in the type of ``step``."""
     return codes.to(step.dtype).sub_(zero).mul_(step)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes of ``bits`` bits as bytes, (bits, ceil(codes / 8)): one row a bit plane, the most significant first.
+    """Pack codes of ``bits`` bits into bytes, (bits, ceil(codes / 8)).
 
-    So the first c rows are the codes of the upper c bits.
+    Each row is a bit plane: it holds one bit of every code, and the first row holds the most significant bits. So the
+    first c rows are the packed codes of the upper c bits.
     """
     flat = codes.flatten().cpu().numpy()
     planes = [(flat >> shift) & 1 for shift in reversed(range(bits))]
@@ -53,7 +58,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(planes: Tensor, shape: Sequence[int]) -> Tensor:
-    """The codes, int32, of ``shape``, from bit planes (bits, ceil(codes / 8)); fewer rows give the upper bits."""
+    """Unpack codes, int32 of ``shape``, from the bit planes of `pack`; the first c rows alone give the upper c bits."""
     rows = np.unpackbits(planes.cpu().numpy(), axis=1, count=int(np.prod(shape))).astype(np.int32)
     value = np.zeros(rows.shape[1], np.int32)
     for row in rows:

@@ -1,4 +1,4 @@
-"""``mebqat-lite export``: from a checkpoint to a file of integers, or to ONNX."""
+"""The command ``mebqat-lite export``, which turns a checkpoint into a file of integers or into ONNX."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ FORMATS = ("packed", "nested", "onnx")
 def export(
     checkpoint: Path, to: str, bits: str | None = None, out: Path | None = None, untrained: bool = False
 ) -> tuple[list[Path], list[str]]:
-    """Write a checkpoint in another form; returns the files and what there is to say about them.
+    """Write a checkpoint in another form.
 
     Args:
-        checkpoint: a file of `checkpoint.save_model` that says what it was trained on.
-        to: ``packed``: integers of exactly the bits asked for; ``nested``: one set of 8-bit integers for all weight
-            bits up to 8, where the quantizer allows it; ``onnx``: one pair for ONNX Runtime.
-        bits: pairs; for ``onnx`` one. By default, for ``nested`` alone, all of up to 8-bit weights that the network was
-            trained for.
-        out: the file, for ONNX of a network that learns new classes a folder of two; by default in ``results``.
-        untrained: also pairs that the network was never trained for.
+        checkpoint: a file of `checkpoint.save_model` whose description says how the network was trained.
+        to: ``packed`` (integers of exactly the bits asked for), ``nested`` (one set of 8-bit integers for all weights
+            of up to 8 bits, if the quantizer allows it) or ``onnx`` (one pair, for ONNX Runtime).
+        bits: the pairs; ``onnx`` takes exactly one. Only ``nested`` has a default: all pairs with weights of up to 8
+            bits that the network was trained for.
+        out: the file to write, by default in ``results``. A network that learns new classes becomes two ONNX files,
+            and ``out`` is their folder.
+        untrained: whether to write pairs that the network was never trained for.
+
+    Returns:
+        The files that were written, and lines of text about them.
+
+    Raises:
+        ValueError: an argument does not fit, the checkpoint does not say how it was trained, or it is a MAML network,
+            whose weights are different for each set of classes.
     """
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}; choose one of {', '.join(FORMATS)}")
@@ -51,7 +59,7 @@ def export(
 
 
 def _pairs(model: nn.Module, extra: Mapping[str, Any], to: str, bits: str | None) -> list[Bits]:
-    """The pairs asked for."""
+    """Return the pairs to write, which are those asked for or the default of ``nested``."""
     if bits is None and to != "nested":
         raise ValueError(f"--to {to} needs --bits, as W4A4")
     pairs = [pair for pair in trained_for(model, extra) if pair.w <= NESTED] if bits is None else parse_all(bits)
@@ -61,7 +69,7 @@ def _pairs(model: nn.Module, extra: Mapping[str, Any], to: str, bits: str | None
 
 
 def _check_fixed(name: str, extra: Mapping[str, Any]) -> None:
-    """Refuse what does not say how it was trained, and networks whose weights are adapted to each set of classes."""
+    """Refuse checkpoints that do not say how they were trained, and networks that adapt their weights to each task."""
     if not {"method", "setup", "data"} <= set(extra):
         raise ValueError(f"{name} does not say how it was trained; from Python: mebqat_lite.save_packed(model, ...)")
     if methods.get(extra["method"]).base == "fomaml":
@@ -80,7 +88,7 @@ def _check_trained(name: str, model: nn.Module, extra: Mapping[str, Any], pairs:
 
 
 def _about(is_nested: bool) -> str:
-    """How a nested file came out."""
+    """Say whether the codes of a nested file really nest, and what that means for its size."""
     if is_nested:
         return "The codes nest: each width's are the upper bits of the 8-bit codes, which alone are stored."
     return (
@@ -90,7 +98,10 @@ def _about(is_nested: bool) -> str:
 
 
 def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> tuple[list[Path], list[str]]:
-    """A file for ONNX Runtime, compared with the network on all test images; or two files for new classes."""
+    """Write an ONNX file and compare it with the network on all test images.
+
+    A network that learns new classes is written as two files, and these are not compared.
+    """
     from mebqat_lite.deploy import onnx_export, onnx_run
 
     data = datasets.load(extra["data"], extra.get("seed", 0))

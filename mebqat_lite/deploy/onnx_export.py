@@ -1,6 +1,6 @@
-"""Networks as ONNX files: one pair of bits, frozen into standard QuantizeLinear and DequantizeLinear.
+"""Write networks as ONNX files: one pair of bits, fixed in standard nodes QuantizeLinear and DequantizeLinear.
 
-`export_onnx` writes a classifier, `export_few_shot` a prototypical network; `onnx_run` runs and compares the files.
+`export_onnx` writes a classifier, and `export_few_shot` a prototypical network. `onnx_run` runs and compares the files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from mebqat_lite.tensors import Images, place
 
 INSTALL = 'pip install "mebqat_lite[export]"'
 UPGRADE = INSTALL.replace("install", "install -U")
-STORED = ("recalibrated", "running")  # norm statistics that do not depend on the batch
+STORED = ("recalibrated", "running")  # norm policies whose statistics do not depend on the batch
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """What became of one layer: its bits, the ONNX types of its weights and inputs, and why one is wider."""
+    """How one layer was written: its bits, the ONNX types of its weights and inputs, and why its weights are wider."""
 
     layer: str
     bits: Bits
@@ -45,7 +45,7 @@ class StoredLayer:
 
 @dataclass
 class Exported:
-    """What was written."""
+    """A description of an ONNX file that was written, and of each layer in it."""
 
     path: Path
     bits: str
@@ -57,11 +57,11 @@ class Exported:
 
     @property
     def widened(self) -> dict[str, str]:
-        """The layers whose weights lie in a type wider than their bits, and why."""
+        """For each layer whose weights take a wider type than their bits: its name, and the reason."""
         return {stored.layer: stored.note for stored in self.layers if stored.note}
 
     def __str__(self) -> str:
-        """A line for the file, and one for each layer."""
+        """Write one line for the file, and one for each layer."""
         about = f"opset {self.opset}, {self.bytes:,} bytes, norm statistics {self.norm_stats}"
         lines = [f"{self.path}: {self.quantizer} at {self.bits}, {about}"]
         wide = max((len(stored.layer) for stored in self.layers), default=0)
@@ -72,7 +72,7 @@ class Exported:
 
 
 def need(module: str) -> Any:
-    """An optional module by name; where it is missing, a RuntimeError with the cure in it."""
+    """Import an optional module; if it is missing, raise a RuntimeError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -90,25 +90,27 @@ def export_onnx(
     opset: int = OPSET,
     compact: bool = False,
 ) -> Exported:
-    """Write a quantized model at one pair: ``images`` (batch, channels, height, width) -> ``logits`` (batch, classes).
+    """Write a quantized model at one pair of bits as an ONNX file.
 
-    The batch may have any size. First and last layers are as in the model.
+    The file turns ``images``, (batch, channels, height, width), into ``logits``, (batch, classes), for any batch size.
+    The first and the last layer are written as they are in the model.
 
     Args:
-        model: quantized, in float32; it is not changed, but for norm statistics that it lacked.
-        path: the file.
+        model: a quantized float32 model. It does not change, except that missing norm statistics are measured.
+        path: the file to write.
         bits: the pair, or a map of layers to pairs.
-        image_shape: of one image, (channels, height, width).
-        calibration: training images, to measure the pair's norm statistics on if the model has none.
-        norm_stats: whose statistics the file takes, ``recalibrated`` for the pair or ``running``.
-        opset: 21 or later; from 25 on weights of 2 bits lie in INT2, before in INT4.
-        compact: keep weights around a half-integer (dorefa, centred sat) in their bits and add the half in the graph,
-            instead of taking a wider type.
+        image_shape: the shape of one image, (channels, height, width).
+        calibration: training images, on which the pair's norm statistics are measured if the model has none.
+        norm_stats: the statistics to write: ``recalibrated`` (measured for the pair) or ``running``.
+        opset: the version of ONNX's operators, 21 or later. From 25 on, 2-bit weights of convolutions are stored in
+            INT2; otherwise 2-bit weights are stored in INT4.
+        compact: how to store weights whose levels lie around a half-integer (dorefa, centred sat). If True, they keep
+            their bits and the graph adds the half; otherwise they are stored in a wider type.
 
     Raises:
-        ValueError: a pair that the quantizer does not define or that there are no norm statistics for; a quantizer
-            that does not say what its integers mean.
-        MissingNormSetError: the model has norm sets, and none for the pair: it was not trained for it.
+        ValueError: the quantizer does not define the pair or does not say what its integers mean, or norm statistics
+            are missing and there are no calibration images.
+        MissingNormSetError: the model has norm sets, but none for this pair, because it was not trained for it.
         RuntimeError: onnx, onnxscript or torch is missing or too old.
     """
     network = _freeze(model, bits, calibration, norm_stats)
@@ -127,11 +129,13 @@ def export_few_shot(
     opset: int = OPSET,
     compact: bool = False,
 ) -> tuple[Exported, Exported]:
-    """Write a prototypical network, which learns classes in the runtime alone, as two files in ``folder``.
+    """Write a prototypical network as two ONNX files, so that ONNX Runtime alone can learn new classes.
 
-    ``enroll.onnx``: ``support`` (ways, shots, channels, height, width) -> ``prototypes`` (ways, features).
-    ``classify.onnx``: ``images`` (batch, channels, height, width) and ``prototypes`` -> ``classes`` (batch,) and
-    squared ``distances`` (batch, ways). Ways, shots and batch may have any size. Arguments as in `export_onnx`.
+    ``enroll.onnx`` turns ``support``, (ways, shots, channels, height, width), into ``prototypes``, (ways, features).
+    ``classify.onnx`` turns ``images``, (batch, channels, height, width), and ``prototypes`` into ``classes``, (batch,),
+    and squared ``distances``, (batch, ways). Ways, shots and batch may have any size.
+
+    The files are written to ``folder``. The other arguments, and the errors, are those of `export_onnx`.
     """
     network = _freeze(model, bits, calibration, norm_stats)
     support, images = torch.zeros(3, 2, *image_shape), torch.zeros(2, *image_shape)
@@ -147,7 +151,7 @@ def export_few_shot(
 
 
 class _Around(nn.Module):
-    """A network and what is done with its embeddings."""
+    """A network, together with what is done with its embeddings."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -155,36 +159,36 @@ class _Around(nn.Module):
 
 
 class _Enroll(_Around):
-    """The prototypes of classes: the mean of the embeddings of their images."""
+    """Computes prototypes: the mean of the embeddings of each class."""
 
     def forward(self, support: Tensor) -> Tensor:
-        """(ways, shots, channels, height, width) -> (ways, features)."""
+        """Turn images, (ways, shots, channels, height, width), into prototypes, (ways, features)."""
         return self.network(support.flatten(0, 1)).unflatten(0, support.shape[:2]).mean(1)
 
 
 class _Classify(_Around):
-    """The nearest prototype."""
+    """Finds the nearest prototype of each image."""
 
     def forward(self, images: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes (batch,) and squared distances (batch, ways)."""
+        """Turn images into their classes, (batch,), and their squared distances to the prototypes, (batch, ways)."""
         logits = prototype_logits(self.network(images), prototypes)
         return logits.argmax(1), -logits
 
 
 @dataclass
 class _Task:
-    """What an exported graph reads and gives."""
+    """The inputs and the outputs of an exported graph."""
 
     inputs: tuple[Tensor, ...]
-    sizes: dict[str, dict[int, str]]  # input -> dimension -> its name, of those that may have any size
+    sizes: dict[str, dict[int, str]]  # the dimensions that may have any size: input -> dimension -> its name
     outputs: tuple[str, ...]
 
 
 def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_stats: str) -> nn.Module:
-    """A copy for the exporter: on the CPU, in evaluation mode, at the pair, its layers plain."""
+    """Copy the model for the exporter: on the CPU, in evaluation mode, at ``bits``, with plain float layers."""
     if norm_stats not in STORED:
         raise ValueError(f"a file holds norm statistics, {' or '.join(STORED)}, not those of the {norm_stats}")
-    setting_of(model)  # or its error, which says what to do
+    setting_of(model)  # raises an error that says what to do if the model is not quantized
     if place(model)[1] != torch.float32:
         raise ValueError(
             f"ONNX files are for float32 networks; this one is {place(model)[1]}: call model.float() first"
@@ -196,18 +200,18 @@ def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_
     set_norm_stats(network, norm_stats)
     for layer in quantized_layers(network).values():
         if layer.bits.w == FULL:
-            layer.weight.data = layer.quantized_weight(FULL)  # which need not be its own
+            layer.weight.data = layer.quantized_weight(FULL)  # some quantizers change 32-bit weights too
         layer.forward = functools.partial(_plain, layer)  # type: ignore[method-assign]
     return network
 
 
 def _plain(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    """A quantized layer as a float one; the integers come into the graph afterwards."""
+    """Compute a quantized layer as a float one; the integers are put into the graph afterwards."""
     return layer.apply_weight(x, layer.weight)
 
 
 def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool) -> Exported:
-    """Export, put the integers in, check, and write."""
+    """Export the float graph, put the integers into it, check it, and write the file."""
     onnx, optimizer = _packages(opset)
     layers = {name: (layer, *_integers(layer, opset, compact)) for name, layer in quantized_layers(module).items()}
     graph = _float_graph(module, task, opset)
@@ -225,7 +229,7 @@ def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool
 
 
 def _packages(opset: int) -> tuple[Any, Any]:
-    """The packages ``onnx`` and ``onnxscript.optimizer``, if they are there and know the opset."""
+    """Import ``onnx`` and ``onnxscript.optimizer``, and make sure that they are there and know the opset."""
     if opset < OPSET:
         raise ValueError(f"integers of 4 and 16 bits need opset {OPSET} or later, not {opset}")
     onnx, optimizer = need("onnx"), need("onnxscript.optimizer")
@@ -236,7 +240,7 @@ def _packages(opset: int) -> tuple[Any, Any]:
 
 
 def _integers(layer: QuantizedLayer, opset: int, compact: bool) -> tuple[Weights | None, Inputs | None]:
-    """What of a layer becomes integers at the bits in force."""
+    """Return the integer form of a layer's weights and inputs at its current bits, and None for what stays float."""
     bits = layer.bits
     weights = None if bits.w == FULL else weights_of(layer, bits.w, opset, compact)
     return weights, None if bits.a == FULL else inputs_of(layer, bits.a)
@@ -248,15 +252,15 @@ def _stored(layer: QuantizedLayer, weights: Weights | None, inputs: Inputs | Non
 
 
 def _float_graph(module: nn.Module, task: _Task, opset: int) -> Any:
-    """The module as an `onnx.ModelProto` whose initializers are named as its parameters."""
+    """Export the module as an `onnx.ModelProto` whose initializers have the names of its parameters."""
     dims = {name: torch.export.Dim(name) for sizes in task.sizes.values() for name in sizes.values()}
     shapes = tuple({axis: dims[name] for axis, name in sizes.items()} for sizes in task.sizes.values())
     names = {"input_names": list(task.sizes), "output_names": list(task.outputs), "dynamic_shapes": shapes}
-    # Not optimized: norms folded into weights could not become integers.
+    # Not optimized: the optimizer would fold norms into the weights, and these could not become integers any more.
     how: dict[str, Any] = {"dynamo": True, "opset_version": opset, "optimize": False, "verbose": False, **names}
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own
-        module(*task.inputs)  # what cannot run says so here, in fewer words
+        warnings.simplefilter("ignore")  # the exporter warns of its own code
+        module(*task.inputs)  # if the model cannot run, its own error is shorter than the exporter's
         program = torch.onnx.export(module, task.inputs, **how)
     assert program is not None
     graph = program.model_proto

@@ -1,7 +1,7 @@
-"""Integers in an ONNX graph: weights behind DequantizeLinear, layer inputs through QuantizeLinear and back.
+"""Put integers into an ONNX graph: weights go through DequantizeLinear, inputs through QuantizeLinear and back.
 
 The graph comes from a float export, in which a layer's weights are the initializer ``<layer>.weight``. Everything here
-works on `onnx.ModelProto`, and needs the package ``onnx``.
+works on an `onnx.ModelProto` and needs the package ``onnx``.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from mebqat_lite.switching.layers import QuantizedLayer, QuantLinear
 
 SIGNED = (("INT2", 2), ("INT4", 4), ("INT8", 8), ("INT16", 16), ("INT32", 32))
 INPUTS = (("UINT8", 0, 2**8 - 1), ("INT8", -(2**7), 2**7 - 1), ("UINT16", 0, 2**16 - 1), ("INT16", -(2**15), 2**15 - 1))
-OPSET, OPSET_INT2 = 21, 25  # the first with INT4 and INT16, the first with INT2
+OPSET, OPSET_INT2 = 21, 25  # the first opset with INT4 and INT16, and the first one with INT2
 MULTIPLY = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A layer's weights as a graph holds them: (codes + shift) step, where shift is a half or zero."""
+    """The weights of a layer as the graph stores them: ``(codes + shift) * step``, where ``shift`` is 0 or 1/2."""
 
     codes: np.ndarray  # int64, of the weight's shape
     step: np.ndarray  # float32, () or (out,)
     kind: str  # INT2 ... INT32
     shift: float
-    note: str  # why the type is wider than the bits; empty if it is not
+    note: str  # the reason if the type is wider than the bits, else empty
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The grid of a layer's input: step clip(round(x / step), low, high), in a type that may reach further."""
+    """The grid of a layer's input, ``step * clip(round(x / step), low, high)``, and the ONNX type of its integers."""
 
     step: float
     low: int
     high: int
     kind: str
-    clips: bool  # does the type reach further?
+    clips: bool  # whether the type reaches beyond low or high, so that the graph has to clip
 
 
 def weights_of(layer: QuantizedLayer, bits: int, opset: int, compact: bool = False) -> Weights:
-    """The codes of a layer and the narrowest signed type that holds them without a zero point.
+    """Return the codes of a layer in the narrowest signed type that holds them without a zero point.
 
-    Where the zero is a half-integer (dorefa, centred sat, one bit) the codes are odd multiples of half a step, one bit
-    wider. With ``compact`` they keep their bits, and the graph adds the half.
+    If the zero is a half-integer (dorefa, centred sat, one bit), the weights are odd multiples of half a step, and
+    storing these odd numbers takes one bit more. With ``compact`` the codes keep their bits, and the graph adds the
+    half.
     """
     codes, step, zero = weight_codes(layer, bits)
     odd = not float(zero).is_integer()
     half = odd and compact and bits > 1
     scale = 2 if odd and not half else 1
-    # The ends that the bits allow, whether or not a weight lies there.
+    # The range that the bits allow, even if no weight lies at its ends.
     low, high = (round(scale * (end - zero) - 0.5 * half) for end in (0, 2**bits - 1))
     narrowest = 4 if isinstance(layer, QuantLinear) or opset < OPSET_INT2 else 2
     kind, width = next((k, n) for k, n in SIGNED if n >= narrowest and -(2 ** (n - 1)) <= low and high < 2 ** (n - 1))
@@ -66,7 +67,7 @@ def weights_of(layer: QuantizedLayer, bits: int, opset: int, compact: bool = Fal
 
 
 def _why(layer: QuantizedLayer, bits: int, width: int, opset: int, odd: str) -> str:
-    """Why ``bits`` bits take ``width`` of them; ``odd`` is the range of odd codes."""
+    """Say why ``bits`` bits are stored in ``width`` bits; ``odd`` is the range of the codes if they are odd numbers."""
     if width == bits:
         return ""
     if odd and bits > 1:
@@ -79,7 +80,11 @@ def _why(layer: QuantizedLayer, bits: int, width: int, opset: int, odd: str) -> 
 
 
 def inputs_of(layer: QuantizedLayer, bits: int) -> Inputs:
-    """The grid of a layer's input at ``bits`` and the narrowest type for it."""
+    """Return the grid of a layer's input at ``bits``, with the narrowest ONNX type that holds it.
+
+    Raises:
+        ValueError: the grid needs more than 16 bits, or the quantizer does not define `activation_grid`.
+    """
     leader = layer.leader
     step, low, high = layer.quantizer.activation_grid(bits, leader.quant, leader.site)
     for kind, lowest, highest in INPUTS:
@@ -89,13 +94,13 @@ def inputs_of(layer: QuantizedLayer, bits: int) -> Inputs:
 
 
 def quantize_graph(model: Any, layers: Mapping[str, tuple[QuantizedLayer, Weights | None, Inputs | None]]) -> list[str]:
-    """Put integers into a float graph, in place, and return the layers that run in it.
+    """Put integers into a float graph, in place, and return the names of the layers that run in it.
 
-    ``layers`` are named as their weights are. Layers that read one tensor quantize it each: the optimizer of onnxscript
-    leaves one of these.
+    The layer named ``name`` has the initializer ``<name>.weight``. If several layers read the same tensor, each one
+    gets its own nodes to quantize it; the optimizer of onnxscript removes these duplicates later.
     """
     graph = model.graph
-    before: dict[int, list[Any]] = {}  # nodes that go before, and after, the node of that index
+    before: dict[int, list[Any]] = {}  # new nodes to insert before, and after, the node with that index
     after: dict[int, list[Any]] = {}
     readers = [(index, name) for name in layers for index in _multiplying(graph, f"{name}.weight")]
     for index, name in readers:
@@ -114,7 +119,13 @@ def quantize_graph(model: Any, layers: Mapping[str, tuple[QuantizedLayer, Weight
 
 
 def _multiplying(graph: Any, weight: str) -> list[int]:
-    """The nodes, by index, that multiply with an initializer, directly or transposed; none if its layer never runs."""
+    """Find the indices of the nodes that multiply with an initializer, directly or transposed.
+
+    There are none if the layer never runs.
+
+    Raises:
+        RuntimeError: other nodes use the initializer, so the layer was exported in an unknown way.
+    """
     names, found = {weight}, []
     for index, node in enumerate(graph.node):
         if node.op_type == "Transpose" and node.input[0] in names:
@@ -127,10 +138,11 @@ def _multiplying(graph: Any, weight: str) -> list[int]:
 
 
 def _quantize_input(graph: Any, x: str, out: str, grid: Inputs, float_weights: bool) -> list[Any]:
-    """Nodes that make ``out`` of ``x``: (clip), round to integers, and back. Zero is the integer 0.
+    """Make the nodes that compute ``out`` from ``x``: clip if needed, round to integers, and go back to floats.
 
-    Back to float goes DequantizeLinear; before float weights a Cast and a product, which are the same: a float weight
-    beside a DequantizeLinear is one that ONNX Runtime rounds to 8 bits (its optimizer WeightBiasQuantization).
+    The zero point is the integer 0. The way back is a DequantizeLinear node. In front of float weights it is a Cast
+    and a multiplication, which give the same values: if a float weight meets a DequantizeLinear, ONNX Runtime rounds
+    the weight to 8 bits (its optimizer WeightBiasQuantization).
     """
     from onnx import TensorProto, helper
 
@@ -152,8 +164,10 @@ def _quantize_input(graph: Any, x: str, out: str, grid: Inputs, float_weights: b
 
 
 def _detach_bias(graph: Any, node: Any, layer: QuantizedLayer) -> list[Any]:
-    """Let a node of its own add the bias: inside a convolution between integers ONNX Runtime would round it to a
-    multiple of the product of both steps (WeightBiasQuantization again), which is coarse at few bits.
+    """Take the bias out of a convolution or matrix product, and let a node of its own add it.
+
+    Inside a convolution of integers, ONNX Runtime would round the bias to a multiple of the product of both steps
+    (WeightBiasQuantization again), and this is coarse at few bits.
     """
     from onnx import helper
 
@@ -162,7 +176,7 @@ def _detach_bias(graph: Any, node: Any, layer: QuantizedLayer) -> list[Any]:
         return []
     del node.input[2:]
     if not isinstance(bias, Tensor):
-        return []  # the exporter's zeros
+        return []  # the layer has no bias; the exporter had added zeros
     out, name = node.output[0], f"{node.output[0]}_bias"
     node.output[0] = f"{out}_product"
     column = bias.detach().reshape(-1, *[1] * (layer.weight.dim() - 2)).cpu().numpy()  # (out, 1, ...)
@@ -171,7 +185,7 @@ def _detach_bias(graph: Any, node: Any, layer: QuantizedLayer) -> list[Any]:
 
 
 def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
-    """Replace the float initializer ``name`` by integers, and return the nodes that make ``name`` of them."""
+    """Replace the float initializer ``name`` by integers, and return the nodes that compute ``name`` from them."""
     from onnx import helper
 
     kept = [tensor for tensor in graph.initializer if tensor.name != name]
@@ -180,7 +194,7 @@ def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
     if not weights.shift:
         graph.initializer.append(_floats(f"{name}_step", weights.step))
         return [_dequantize(f"{name}_codes", f"{name}_step", name, weights.step)]
-    # (code + 1/2) is exact in float, so that multiplying by the step is the one rounding, as in PyTorch.
+    # code + 1/2 is exact in float32, so the only rounding is that of the multiplication by the step, as in PyTorch.
     step = weights.step.reshape(-1, *[1] * (weights.codes.ndim - 1)) if weights.step.ndim else weights.step
     graph.initializer.extend(
         [_floats(f"{name}_one", np.float32(1)), _floats(f"{name}_half", np.float32(weights.shift))]
@@ -194,7 +208,7 @@ def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
 
 
 def _dequantize(codes: str, step: str, out: str, value: Any) -> Any:
-    """A DequantizeLinear node with one step, or one for each output channel, which are the first axis."""
+    """Make a DequantizeLinear node with one step, or with one step per output channel (the first axis)."""
     from onnx import helper
 
     axis: dict[str, Any] = {"axis": 0} if np.ndim(value) else {}
@@ -208,7 +222,10 @@ def _floats(name: str, value: Any) -> Any:
 
 
 def _integers(name: str, codes: np.ndarray, kind: str) -> Any:
-    """A tensor of integers; several of fewer than 8 bits share a byte, the first one lowest (the ONNX layout)."""
+    """Make a tensor of integers in the layout of ONNX.
+
+    Integers of fewer than 8 bits share a byte, and the first of them takes its lowest bits.
+    """
     from onnx import TensorProto
 
     width = dict(SIGNED)[kind]
@@ -222,8 +239,10 @@ def _integers(name: str, codes: np.ndarray, kind: str) -> Any:
 
 
 def strip(model: Any) -> None:
-    """Drop what a reader works out again (shapes in between) and what the exporter notes of its own run, among it
-    paths of the machine.
+    """Remove what a reader of the file does not need.
+
+    These are the shapes of intermediate values, which can be computed again, and the exporter's notes about its run,
+    which contain paths of this machine.
     """
     graph = model.graph
     del graph.value_info[:]

@@ -1,4 +1,4 @@
-"""ONNX files in ONNX Runtime on the CPU: do they answer as PyTorch does, and how fast are they?"""
+"""Run ONNX files in ONNX Runtime on the CPU: do they answer as PyTorch does, and how fast are they?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from mebqat_lite.measure.evaluate import BATCH
 from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, setting_of
 from mebqat_lite.tensors import as_float, evaluating, place
 
-# Weights become floats once, when a file is loaded. By default they do at each run, which takes several times as long.
+# Turn weights into floats only once, when a file is loaded. By default ONNX Runtime does it in each run, which takes
+# several times as long.
 OPTIONS = {"session.disable_quant_qdq": "1"}
 
 
@@ -25,13 +26,13 @@ OPTIONS = {"session.disable_quant_qdq": "1"}
 class Agreement:
     """How the answers of a file compare with those of the PyTorch model."""
 
-    share: float  # percent of images with the same class
+    share: float  # percentage of images with the same class
     images: int
-    disagreements: list[tuple[int, int, int]]  # image, class in PyTorch, class in ONNX Runtime
-    largest_difference: float  # of a logit
+    disagreements: list[tuple[int, int, int]]  # number of the image, class in PyTorch, class in ONNX Runtime
+    largest_difference: float  # between the logits of both, in absolute value
 
     def __str__(self) -> str:
-        """The share, and the images that differ."""
+        """Write the share in one line, and a line for each image whose class differs."""
         lines = [f"same class for {self.share:.2f} % of {self.images} images"]
         lines += [f"  image {image}: PyTorch {ours}, ONNX {theirs}" for image, ours, theirs in self.disagreements]
         return "\n".join(lines)
@@ -39,25 +40,26 @@ class Agreement:
 
 @dataclass
 class Latency:
-    """Time of a file over that of another one, from runs in turns."""
+    """The time that a file takes relative to another one, from runs that alternate between both."""
 
-    ratio: float  # median
+    ratio: float  # median over the runs
     quartiles: tuple[float, float]  # of the ratio
-    milliseconds: tuple[float, float]  # medians of a run: of the file, of the other one
+    milliseconds: tuple[float, float]  # median time of a run: for the file, and for the other one
     batch: int
     runs: int
 
     def __str__(self) -> str:
-        """The ratio with its middle half, and both times."""
+        """Write the ratio with its quartiles, and both times."""
         (low, high), (ours, other) = self.quartiles, self.milliseconds
         return f"{self.ratio:.2f} [{low:.2f}, {high:.2f}] at batch {self.batch}: {ours:.3f} ms over {other:.3f} ms"
 
 
 def session(path: str | Path, plain: bool = False, threads: int = 1) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU, with `OPTIONS`, or ``plain`` without.
+    """Open a file as an `onnxruntime.InferenceSession` on the CPU, with `OPTIONS` unless it should be ``plain``.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or is no ONNX file.
         RuntimeError: ONNX Runtime is missing, or too old for the file.
     """
     runtime, path = need("onnxruntime"), Path(path)
@@ -70,7 +72,7 @@ def session(path: str | Path, plain: bool = False, threads: int = 1) -> Any:
         options.add_session_config_entry(name, value)
     try:
         return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's errors have no other base
+    except Exception as error:  # the errors of ONNX Runtime have no narrower base class
         if "Protobuf parsing failed" in str(error):
             raise ValueError(f"{path.name} is damaged or no ONNX file") from error
         why = f"ONNX Runtime {runtime.__version__} cannot run {path.name} ({' '.join(str(error).split())})"
@@ -78,7 +80,7 @@ def session(path: str | Path, plain: bool = False, threads: int = 1) -> Any:
 
 
 def answers(path: str | Path, images: Tensor, plain: bool = False) -> Tensor:
-    """Logits, (count, classes), of ``images``, (count, channels, height, width), in ONNX Runtime."""
+    """Compute logits, (count, classes), of ``images``, (count, channels, height, width), in ONNX Runtime."""
     run = session(path, plain)
     parts = [run.run(None, {"images": as_float(part).numpy()})[0] for part in images.cpu().split(BATCH)]
     return torch.from_numpy(np.concatenate(parts))
@@ -92,12 +94,18 @@ def agreement(
     norm_stats: str = "recalibrated",
     plain: bool = False,
 ) -> Agreement:
-    """Compare a file that `onnx_export.export_onnx` made of ``model`` with the model at the same ``bits``.
+    """Compare the answers of an ONNX file with those of the model that it was made from.
 
-    images: (count, channels, height, width). ``norm_stats`` as in the export, ``plain`` as in `session`.
+    Args:
+        path: a file that `onnx_export.export_onnx` wrote.
+        model: the quantized model.
+        images: (count, channels, height, width).
+        bits: the pair at which the file was exported.
+        norm_stats: the norm policy with which the file was exported.
+        plain: as in `session`.
 
     Raises:
-        ValueError: the file is of other bits.
+        ValueError: the file was exported at other bits.
     """
     device, dtype = place(model)
     theirs = answers(path, images, plain)
@@ -112,7 +120,7 @@ def agreement(
 
 
 def _check_bits(path: str | Path, asked: str) -> None:
-    """Refuse to compare a file with a network at other bits than the file's."""
+    """Raise a ValueError if the file was exported at other bits than those asked for."""
     written = session(path).get_modelmeta().custom_metadata_map.get("bits", asked)
     if written != asked:
         raise ValueError(f"{Path(path).name} is of {written}: compare it at these bits, not at {asked}")
@@ -121,14 +129,20 @@ def _check_bits(path: str | Path, asked: str) -> None:
 def latency(
     path: str | Path, other: str | Path, images: Tensor, *, runs: int = 50, warmup: int = 5, plain: bool = False
 ) -> Latency:
-    """Median time of ``path`` over that of ``other`` on one batch of ``images``, one thread each, in turns.
+    """Measure how long a file takes for a batch relative to another file, with one thread each.
 
-    ``plain`` as in `session`, for both.
+    Args:
+        path: the file to measure.
+        other: the file to compare it with.
+        images: the batch, (batch, channels, height, width).
+        runs: how many runs of each file are measured; runs of both files alternate.
+        warmup: how many runs come before these and do not count.
+        plain: as in `session`, for both files.
     """
     feed = {"images": as_float(images).cpu().numpy()}
     sessions = [session(file, plain) for file in (path, other)]
     pairs = []
-    for number in range(warmup + runs):  # who goes first changes: on a busy machine that makes a difference
+    for number in range(warmup + runs):  # the order alternates, because on a busy machine it makes a difference
         order = (0, 1) if number % 2 else (1, 0)
         spent = {index: _milliseconds(sessions[index], feed) for index in order}
         pairs.append((spent[0], spent[1]))

@@ -1,7 +1,8 @@
-"""Files that are as small as the bits say: a quantized network with its weights as integers of b bits.
+"""Write and read packed files, in which each weight of a quantized network takes exactly its b bits.
 
-One file serves the pairs that it was written for. Where the codes of fewer bits are the upper bits of the 8-bit codes
-(SAT's floor forms), the 8-bit codes alone are stored and every width is cut from them.
+A file serves the pairs that it was written for. With some quantizers (the floor forms of SAT) the codes of fewer bits
+are the upper bits of the 8-bit codes. A nested file then stores the 8-bit codes alone, and all widths are cut from
+them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from mebqat_lite.switching.state import (
 from mebqat_lite.tensors import Images
 
 KIND = "packed"
-NESTED = 8  # bits of the codes that all others are cut from
+NESTED = 8  # bits of the codes from which a nested file cuts all others
 
 
 @dataclass
 class Codes:
-    """A layer's weights as integers: bit planes, steps and zeros by width."""
+    """The weights of a layer as integers: for each width its bit planes (see `codes.pack`), its steps and its zero."""
 
     shape: torch.Size
     layout: torch.memory_format
@@ -49,7 +50,7 @@ class Codes:
     kept: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     def weight(self, bits: int, device: torch.device) -> Tensor:
-        """The weights at ``bits``, cut from those of 8 where these are all there is."""
+        """Compute the weights at ``bits``, if need be from the upper bits of the 8-bit codes."""
         if (bits, device) not in self.kept:
             planes = self.planes[bits] if bits in self.planes else self.planes[NESTED][:bits]
             weight = dequantize(unpack(planes, self.shape), self.steps[bits], self.zeros[bits])
@@ -58,7 +59,7 @@ class Codes:
 
 
 class Packed(Quantizer):
-    """Takes weights from integers, and quantizes activations as the quantizer of the training did."""
+    """A quantizer that takes weights from integers, and treats activations as the quantizer of the training did."""
 
     float_weights = False
     predicts_only = True
@@ -69,13 +70,17 @@ class Packed(Quantizer):
             setattr(self, name, getattr(original, name))
 
     def check(self, bits: int) -> None:
-        """Bits that the file has neither for weights nor for activations are refused."""
+        """Raise a ValueError for bits that the file has neither for weights nor for activations."""
         pairs = [b for s in self.settings for b in ([*s.values(), s.get("*", FP)] if isinstance(s, Mapping) else [s])]
         if bits not in {width for pair in map(Bits.parse, pairs) for width in (pair.w, pair.a)}:
             raise ValueError(self._lacks(f"weights or activations of {bits} bits"))
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """Integers times step; where the file has none of that width, its float weights at 32 bits."""
+        """Compute the weights from the integers of this width; at 32 bits the file may hold float weights instead.
+
+        Raises:
+            ValueError: the file has no weights of this width.
+        """
         codes = self.codes.get(site.name)
         if codes is not None and bits in codes.steps:
             return codes.weight(bits, w.device)
@@ -84,19 +89,19 @@ class Packed(Quantizer):
         return w if self.original.float_weights else self.original.weight(w, bits, params, site)
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """The original quantizer's."""
+        """Quantize as the original quantizer does; a ValueError if the file has no step for these bits."""
         try:
             return self.original.activation(x, bits, params, site)
-        except (KeyError, AttributeError) as error:  # its step is not in the file
+        except (KeyError, AttributeError) as error:  # the file does not have its step
             raise ValueError(self._lacks(f"activations of {bits} bits")) from error
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
-        """Step and zero of the file."""
+        """Return the step and the zero that are stored in the file."""
         codes = self.codes[site.name]
         return codes.steps[bits], codes.zeros[bits]
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
-        """The original quantizer's."""
+        """Return the grid of the original quantizer."""
         return self.original.activation_grid(bits, params, site)
 
     def _lacks(self, what: str) -> str:
@@ -116,22 +121,29 @@ def save_packed(
     calibration: Images | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Write a network with integer weights; returns whether all widths are cut from one set of 8-bit codes.
+    """Write a network to a file in which each weight is an integer of exactly b bits.
 
-    The file holds what a prediction at its pairs depends on, and no more: codes of exactly b bits a weight, steps, norm
-    statistics recalibrated for each pair, and what stays full precision.
+    >>> mq.save_packed(model, folder / "small.safetensors", "W2A2,W4A4", calibration=images)
+    False
+
+    The file holds only what predictions at its pairs need: the integers and their steps, the norm statistics of each
+    pair (``recalibrated``), and the layers that stay at full precision. `load_packed` reads it.
 
     Args:
-        model: quantized; it is not changed, but for statistics that it lacked.
-        path: the file.
-        bits: a pair, several (``"W2A2,W4A4"`` or a list), or per-layer maps.
-        nested: store 8-bit codes alone, if they hold all the others; if they do not, codes of each width.
-        calibration: training images, to measure the norm statistics of pairs that have none.
-        extra: JSON that comes back with the model.
+        model: a quantized model. It does not change, except that missing norm statistics are measured.
+        path: the file to write.
+        bits: a pair, several pairs (``"W2A2,W4A4"`` or a list), or maps of layers to pairs.
+        nested: whether to store only 8-bit codes, if those of all other widths can be cut from them. If they cannot,
+            the codes of each width are stored.
+        calibration: training images, on which norm statistics are measured for pairs that have none.
+        extra: JSON that `load_packed` returns with the model.
+
+    Returns:
+        Whether the file is nested: it holds 8-bit codes from which all widths are cut.
 
     Raises:
-        ValueError: statistics are missing and there are no calibration images; the quantizer does not say what its
-            integers mean; ``nested`` with weights of more than 8 bits.
+        ValueError: norm statistics are missing and there are no calibration images, the quantizer does not say what
+            its integers mean, or a ``nested`` file should hold weights of more than 8 bits.
     """
     settings = parse_settings(bits)
     require_statistics(model, settings, calibration)
@@ -159,13 +171,13 @@ def save_packed(
 
 
 def nests(layer: QuantizedLayer, widths: Iterable[int]) -> bool:
-    """Whether the codes of all ``widths`` are the upper bits of the layer's 8-bit codes."""
+    """Tell whether the codes of all ``widths`` are the upper bits of the layer's 8-bit codes."""
     whole = weight_codes(layer, NESTED)[0]
     return all(torch.equal(weight_codes(layer, width)[0], whole >> (NESTED - width)) for width in widths)
 
 
 def _widths(model: nn.Module, settings: Iterable[MapOrBits], name: str) -> list[int]:
-    """The weight bits of a layer at all settings, rising."""
+    """List the weight bits that a layer has at the settings, in ascending order."""
     found = set()
     for setting in settings:
         with at(model, setting):
@@ -174,7 +186,10 @@ def _widths(model: nn.Module, settings: Iterable[MapOrBits], name: str) -> list[
 
 
 def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """What stays as it is: edge layers, biases, gains and shifts, steps of activations; no running statistics."""
+    """Collect the tensors that are stored as they are: edge layers, biases, gains, shifts and activation steps.
+
+    Weights that become codes, running statistics, and whatever only other pairs use are left out.
+    """
     layers, norms = quantized_layers(model), norm_layers(model)
     dropped = {f"{name}.weight" for name in layers if FULL not in widths[name]}
     for name, layer in layers.items():
@@ -191,7 +206,10 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
 
 
 def _read(layer: QuantizedLayer) -> set[str]:
-    """The learned numbers that quantize a layer's input at the bits in force; all, if its quantizer does not tell."""
+    """Find the names of the learned numbers that quantize a layer's input at its current bits.
+
+    These are all that the layer has if its quantizer does not define `activation_grid`.
+    """
     if layer.bits.a == FULL or layer.leader is not layer:
         return set()
     read = _Watched(layer.quant.items())
@@ -203,7 +221,7 @@ def _read(layer: QuantizedLayer) -> set[str]:
 
 
 class _Watched(dict):
-    """A dictionary that remembers which of its values were asked for."""
+    """A dictionary that remembers which of its keys were looked up."""
 
     def __init__(self, items: Iterable) -> None:
         super().__init__(items)
@@ -215,7 +233,7 @@ class _Watched(dict):
 
 
 def _statistics(model: nn.Module, settings: list[MapOrBits]) -> dict[str, Tensor]:
-    """Each norm's recalibrated statistics, (settings, 2, channels), or (1, 2, channels) where all are the same."""
+    """Collect each norm's recalibrated statistics, (settings, 2, channels), or (1, 2, channels) if all are equal."""
     found = {}
     for name, norm in norm_layers(model).items():
         rows = []
@@ -228,13 +246,13 @@ def _statistics(model: nn.Module, settings: list[MapOrBits]) -> dict[str, Tensor
 
 
 def _sets(model: nn.Module, settings: list[MapOrBits]) -> list[str]:
-    """The norm sets that the settings use."""
+    """List the norm sets that the settings use."""
     own = next((list(norm.sets) for norm in norm_layers(model).values()), [])
     return [pair for pair in own if pair in map(str, settings)]
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Of all names and bytes, so that one wrong bit is found."""
+    """Compute a checksum of all names and bytes, so that even one wrong bit is found."""
     names = sorted(tensors)
     return files.checksum([torch.tensor(list("/".join(names).encode())), *(tensors[name] for name in names)])
 
@@ -244,16 +262,26 @@ def _as_json(setting: MapOrBits) -> Any:
 
 
 def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a packed network, in evaluation mode at the first of its pairs, and its ``extra``.
+    """Load a network from a packed file.
 
-    ``with at(model, "W3A4"):`` switches between the pairs of the file; other bits are a ValueError.
+    >>> nested = mq.save_packed(model, folder / "packed.safetensors", "W2A2,W4A4", calibration=images)
+    >>> packed, extra = mq.load_packed(folder / "packed.safetensors")
+    >>> with mq.at(packed, "W4A4"):
+    ...     packed(images).shape
+    torch.Size([64, 10])
+
+    `at` and `set_bits` switch between the pairs of the file; other bits are a ValueError.
 
     Args:
         path: a file of `save_packed`.
-        model: an instance of the architecture, needed only where it is not one of this package's.
+        model: an instance of the architecture, needed only if it is not one of this package's.
+
+    Returns:
+        The network, in evaluation mode and at the first pair of the file, and the ``extra`` that was saved with it.
 
     Raises:
-        CheckpointError: the file is damaged, foreign, or of another kind.
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, is of another kind, or does not fit ``model``.
     """
     tensors, meta = files.read(path, KIND)
     model = checkpoint.blank(meta["model"], Path(path).name, model)
@@ -278,19 +306,19 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mo
 
 
 def load_any(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a packed network or any other checkpoint of a network."""
+    """Load a network from a packed file or from a checkpoint of `checkpoint.save_model`."""
     _, meta = files.read(path, "model", KIND)
     return (load_packed if meta["kind"] == KIND else checkpoint.load_model)(path)
 
 
 def packed_settings(model: nn.Module) -> list[MapOrBits]:
-    """The pairs that a packed network was written for; none for any other."""
+    """List the pairs that a packed network was written for; the list is empty for any other network."""
     quantizer = setting_of(model).quantizer
     return quantizer.settings if isinstance(quantizer, Packed) else []
 
 
 def _codes(model: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Codes:
-    """The integers of one layer."""
+    """Read the integers of one layer; a ValueError if their shape or type is wrong."""
     shape = quantized_layers(model)[name].weight.shape
     zeros = {int(width): float(zero) for width, zero in meta["zeros"][name].items()}
     steps = dict(zip(zeros, tensors[f"steps/{name}"], strict=True))
@@ -304,12 +332,16 @@ def _codes(model: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
 
 def _restore(model: nn.Module, tensors: Mapping[str, Tensor], codes: Mapping[str, Codes]) -> None:
-    """Load what is not packed; what the file lacks must be a packed weight or a running statistic."""
+    """Load the tensors that are not packed.
+
+    Raises:
+        ValueError: a tensor is unknown, or one is missing that is neither a packed weight nor a running statistic.
+    """
     rest = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
     for name, layer in quantized_layers(model).items():
         for parameter in [p for p in layer.quant if f"{name}.quant.{p}" not in rest]:
             del layer.quant[parameter]
-        if name in codes and f"{name}.weight" not in rest:  # NaN, so that nothing takes it for a weight
+        if name in codes and f"{name}.weight" not in rest:  # NaN, so that nobody mistakes it for a weight
             layer.weight = nn.Parameter(torch.full((), torch.nan, dtype=layer.weight.dtype).expand(layer.weight.shape))
             rest[f"{name}.weight"] = layer.weight
     missing, unexpected = model.load_state_dict(rest, strict=False)
@@ -319,7 +351,7 @@ def _restore(model: nn.Module, tensors: Mapping[str, Tensor], codes: Mapping[str
 
 
 def _restore_statistics(model: nn.Module, tensors: Mapping[str, Tensor], settings: list[MapOrBits]) -> None:
-    """Give each norm the statistics of each setting."""
+    """Give each norm its statistics for each setting of the file."""
     for name, norm in norm_layers(model).items():
         rows = tensors[f"statistics/{name}"]
         if rows.shape[1:] != (2, norm.num_features) or len(rows) not in (1, len(settings)):

@@ -1,4 +1,4 @@
-"""What networks take on disk: real files, written and weighed."""
+"""Measure how many bytes networks take on disk, by writing real files."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ WIDTHS = ("W1A1", "W2A2", "W3A3", "W4A4", "W5A5", "W6A6", "W7A7", "W8A8", "W16A1
 
 
 def file_sizes(model: nn.Module, calibration: Images | None = None) -> pd.DataFrame:
-    """Bytes of files of a network at all its candidate pairs, as a frame with columns ``files bytes pairs``.
-
-    Rows: ``FP32``, the network as it was trained; packed files of one pair; ``up to W8``, one file for all pairs with
-    weights of up to 8 bits, from nested codes if the quantizer's nest; ``packed, each pair`` and ``FP32, each pair``:
-    a file for every pair.
+    """Measure the sizes of files that hold a network at some or all of its candidate pairs.
 
     Args:
-        model: quantized; it keeps the norm statistics that are measured here.
-        calibration: training images, if it lacks statistics of a pair.
+        model: a quantized model. It keeps the norm statistics that are measured here.
+        calibration: training images, needed if the model lacks the norm statistics of a pair.
+
+    Returns:
+        A frame whose columns are the number of ``files``, their ``bytes``, and the number of ``pairs`` that they hold:
+
+        - ``FP32``: one file with float weights.
+        - ``W1A1`` to ``W16A16``: a packed file of that pair.
+        - ``up to W8``: one packed file for all pairs with weights of up to 8 bits, nested if the quantizer allows it.
+        - ``up to W8, each pair``: a packed file for each of these pairs.
+        - ``packed, each pair`` and ``FP32, each pair``: a file for every candidate pair.
     """
     import pandas as pd
 
@@ -54,6 +59,6 @@ def file_sizes(model: nn.Module, calibration: Images | None = None) -> pd.DataFr
 
 
 def savings(sizes: pd.DataFrame) -> dict[str, float]:
-    """What one FP32 file saves in percent, against a file for each pair: FP32 files, and packed ones."""
+    """Compute how many percent smaller one FP32 file is than a file for each pair, in FP32 and packed."""
     one = sizes.bytes["FP32"]
     return {baseline: saving(one, sizes.bytes[baseline]) for baseline in ("FP32, each pair", "packed, each pair")}

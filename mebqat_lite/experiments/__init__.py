@@ -1,1 +1,1 @@
-"""Many trainings side by side: set-ups, jobs, where they run, and what comes of them."""
+"""Run many trainings side by side: their set-ups, their jobs, the engines that run these, and the results."""

@@ -1,4 +1,4 @@
-"""The outcomes of a comparison's jobs as one result: tables, paired differences, means, costs."""
+"""Collect the outcomes of a comparison's jobs in one result: tables, paired differences, means and costs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from mebqat_lite.loop import Costs, Run
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.measure.results import Cell
 
+# The FP method that a comparison starts from -> the two methods whose paired difference is reported.
 RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
 Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 
 
 def base_of(names: Iterable[str]) -> str:
-    """The full-precision method that all of ``names`` start from; methods of two kinds cannot be compared."""
+    """Return the full-precision method that all of ``names`` start from.
+
+    Raises:
+        ValueError: they start from different methods, so they cannot be compared.
+    """
     kinds = {methods.get(Variant.parse(name).method).base for name in names}
     if len(kinds) > 1:
         raise ValueError(f"these methods start from {', '.join(sorted(kinds))}: compare methods that share their start")
@@ -27,7 +32,11 @@ def base_of(names: Iterable[str]) -> str:
 
 
 def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, dict[str, float]]]:
-    """For each pair of ``qat`` the learning rate of the best mean validation accuracy, and the outcomes that remain."""
+    """Choose, for each pair of ``qat``, the learning rate with the best mean validation accuracy.
+
+    Returns:
+        The outcomes without those of other learning rates, and the chosen rates by variant and pair.
+    """
     found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for o in outcomes:
         if o.job.lr:
@@ -42,7 +51,10 @@ def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, 
 
 
 def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome]) -> dict[str, Any]:
-    """Outcomes of all seeds as one result: accuracy under two norm policies, paired differences, costs."""
+    """Combine the outcomes of all seeds: accuracy under two norm policies, paired differences, means and costs.
+
+    ``starts`` are the runs of the FP networks that the methods start from, one per seed.
+    """
     values, rivals = {part: _values(names, outcomes, part) for part in PARTS}, RIVALS[base_of(names)]
     recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
     held_out = {width for recipe in recipes for width in recipe.exclude}
@@ -67,12 +79,12 @@ def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: lis
 
 
 def _listing(setup: Setup) -> list[str]:
-    """The pairs that a method with a list visits."""
+    """List the pairs that a method with a fixed list visits, such as AdaBits."""
     return [str(b) for b in parse_all(setup.recipe.bits or methods.LISTED)]
 
 
 def _values(names: Sequence[str], outcomes: list[Outcome], part: str, native: bool = False) -> Values:
-    """values[variant][bits][seed], variants in the order asked for."""
+    """Sort accuracies into ``values[variant][bits][seed]``, with the variants in the order of ``names``."""
     values: Values = {name: {} for name in names}
     for outcome in outcomes:
         for bits, value in (outcome.native if native else outcome.accuracy)[part].items():
@@ -81,12 +93,12 @@ def _values(names: Sequence[str], outcomes: list[Outcome], part: str, native: bo
 
 
 def _table(values: Values) -> dict[str, dict[str, Cell]]:
-    """Mean and interval over the seeds."""
+    """Compute mean and interval over the seeds, for each variant and pair."""
     return {name: {b: interval(list(v.values())) for b, v in row.items()} for name, row in values.items()}
 
 
 def paired(values: Values, ours: str = "mebqat", other: str = "qat") -> dict[str, Cell]:
-    """``ours - other`` at each pair that both measured, seed by seed, with its interval."""
+    """Compute ``ours - other`` at each pair where both were measured: the differences of each seed, as an interval."""
     shared = [bits for bits in values.get(ours, {}) if bits in values.get(other, {})]
     return {
         bits: interval([values[ours][bits][seed] - values[other][bits][seed] for seed in values[ours][bits]])
@@ -95,11 +107,13 @@ def paired(values: Values, ours: str = "mebqat", other: str = "qat") -> dict[str
 
 
 def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset()) -> dict[str, Any]:
-    """Mean accuracy over the listed pairs, over the others, and over pairs with a width of ``held_out``; and the
-    differences from the first variant.
+    """Compute the mean accuracy of each variant over groups of pairs, and its difference from the first variant.
 
-    Only variants that measured every pair take part; ``{"all" | "listed" | "off_list" | "held_out": {variant:
-    {"mean", "ci95", "n"}}, "minus_first": ...}``.
+    The groups are ``all`` pairs, those in ``listing`` (``listed``), the others (``off_list``), and those with a width
+    in ``held_out``. Variants that were not measured at every pair are left out.
+
+    Returns:
+        ``{group: {variant: {"mean", "ci95", "n"}}}``, and the same for the differences under ``"minus_first"``.
     """
     known = {str(b) for b in candidates()}
     pairs = [b for b in max(values.values(), key=len, default={}) if b in known]
@@ -121,13 +135,13 @@ def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset
 
 
 def _seed_means(row: Mapping[str, Mapping[int, float]], pairs: Sequence[str]) -> list[float]:
-    """The mean over ``pairs`` for each seed."""
+    """Compute the mean over ``pairs`` for each seed."""
     seeds = sorted(row[pairs[0]])
     return [sum(row[bits][seed] for bits in pairs) / len(pairs) for seed in seeds]
 
 
 def _alone(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, dict[str, float]]:
-    """Percent of images that a batch of one classifies as a large batch does: the lowest of all seeds."""
+    """Find the percentage of images that get the same class alone as in a large batch: the lowest of all seeds."""
     lowest: dict[str, dict[str, float]] = {name: {} for name in names}
     for outcome in outcomes:
         row = lowest[outcome.job.variant]
@@ -137,14 +151,17 @@ def _alone(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, dict[str,
 
 
 def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat") -> int | None:
-    """How many delivered pairs it takes until ``ours``, trained once, costs fewer back-propagations than ``other``."""
+    """Compute from how many delivered pairs on ``ours`` takes fewer back-propagations than ``other``.
+
+    ``ours`` is trained once for all pairs, and ``other`` once for each pair. None if one of them was not trained.
+    """
     once = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (ours, 0)]
     each = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (other, 0)]
     return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
 
 
 def _costs(setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
-    """Counted costs of the first seed; the FP network that all start from counts once for each method."""
+    """Add up the costs of each method in the first seed, including the FP network that it starts from."""
     costs = {}
     for name in names:
         mine = [o for o in outcomes if o.job.variant == name and o.job.seed == 0]

@@ -14,14 +14,18 @@ from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, Job, Variant
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.experiments.sweeps import run_jobs
 
-ONE_PAIR = [one for _, one in RIVALS.values()]  # trained for each listed pair anew
-QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # what dedicated QAT is trained for
+ONE_PAIR = [one for _, one in RIVALS.values()]  # methods that train a network of its own for each listed pair
+QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # the pairs that dedicated QAT is trained for by default
 
 
 def list_jobs(
     names: Iterable[str], listed: Sequence[str], seeds: Iterable[int], qat_lrs: Sequence[float] = ()
 ) -> list[Job]:
-    """The jobs of a comparison, the long ones first; ``qat`` is one job for each listed pair and learning rate."""
+    """List the jobs of a comparison; in each seed the long ones come first.
+
+    A method that trains for one pair, such as ``qat``, has a job for each listed pair and learning rate. Any other
+    method has one job per seed.
+    """
     variants = [Variant.parse(name) for name in names]
     if len({variant.name for variant in variants}) < len(variants):
         raise ValueError(f"each method once: {', '.join(variant.name for variant in variants)}")
@@ -54,32 +58,32 @@ def compare(
     retries: int = 1,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Run a comparison and return it in the schema of `results`.
+    """Train and measure several methods on several seeds, and return the result in the schema of `measure.results`.
 
-    Every job leaves its model and a result file in ``folder``; called again with the same arguments it runs only what
-    has none yet. A job of other arguments, of another version of this package's code or of PyTorch is run again, over
-    what is there.
+    Each job saves its model and a result file in ``folder``. A second call with the same arguments only runs the jobs
+    that have no result yet. If a job's arguments, the code of this package or the version of PyTorch has changed, the
+    job runs again and overwrites its files.
 
     Args:
-        setup: what is held equal.
-        names: the methods, each with what it does differently, as in ``mebqat`` or ``mebqat+teacher=next``; mean
-            differences are against the first.
-        pairs: the pairs at which all are measured (``qat`` at its own).
-        listed: the pairs for which ``qat`` is trained, one run each.
-        seeds: how many; a seed chooses the split, the start and the order of batches.
-        folder: where models are saved, ``<method>-seed<n>.safetensors``, and what they measured, ``.json``; one that
-            all machines share. One comparison at a time.
+        setup: the data, network, recipe and norm policy that all methods share.
+        names: the methods, each with the options in which it differs from the recipe, as in ``mebqat`` or
+            ``mebqat+teacher=next``. Mean differences are computed against the first one.
+        pairs: the pairs at which all methods are measured, except for ``qat``, which is measured at its own pair.
+        listed: the pairs for which ``qat`` is trained, one run for each.
+        seeds: the number of seeds. A seed determines the split, the start and the order of the batches.
+        folder: where models (``<method>-seed<n>.safetensors``) and their results (``.json``) are saved. All machines
+            must be able to reach it, and it serves one comparison at a time.
         budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
-        qat_lrs: learning rates among which each pair of ``qat`` takes the one best on validation data over all
-            seeds; by default the recipe's.
-        workers: processes of one thread; by default one a core. A cluster has its own.
-        engine: what runs the jobs, one of `engines.ENGINES`; the numbers are the same.
-        address: of a cluster of ``dask``; by default one is started on this machine.
-        retries: how often a job that failed is tried again, after the others.
-        fresh: run all jobs, whatever the folder holds.
+        qat_lrs: learning rates for ``qat``. Each pair takes the one that is best on validation data over all seeds. By
+            default there is only the recipe's.
+        workers: the number of processes, each with one thread; by default one per core. A cluster has its own workers.
+        engine: what runs the jobs, one of `engines.ENGINES`; the numbers do not depend on it.
+        address: the address of a ``dask`` cluster; by default one is started on this machine.
+        retries: how often a failed job is tried again, after all others.
+        fresh: whether to run all jobs, even if they have results in ``folder``.
 
     Raises:
-        SweepError: jobs failed, named with their reasons, after all others were run.
+        SweepError: some jobs failed; the error names them and their reasons. All other jobs were run.
         EngineError: the engine cannot start.
     """
     if budget not in BUDGETS:
@@ -104,7 +108,7 @@ def compare(
 
 
 def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> None:
-    """Refuse, before anything is trained, pairs that a quantizer does not define."""
+    """Raise a ValueError, before anything is trained, if a quantizer does not define one of the pairs."""
     for name in names:
         recipe = setup.recipe.with_options(**Variant.parse(name).options)
         quantizer = quantizers.get(recipe.quantizer)[1]

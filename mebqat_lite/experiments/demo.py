@@ -1,4 +1,4 @@
-"""The main job: one network at every bitwidth, beside post-training quantization and dedicated QAT."""
+"""The demo: compare one network for every bitwidth with post-training quantization and dedicated QAT."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TITLES = {name: METHODS[name].title for name in NAMES}
 
 
 def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, progress: bool = True) -> dict:
-    """Train, measure, count; print a table; write ``demo.json`` and ``demo.png`` into ``folder``."""
+    """Train, measure and count, print a table, and write ``demo.json`` and ``demo.png`` to ``folder``."""
     folder = results() if folder is None else folder
     saved = folder / "demo"
-    how: dict[str, Any] = {"workers": workers, "progress": progress, "fresh": True}  # shows the work each time
+    how: dict[str, Any] = {"workers": workers, "progress": progress, "fresh": True}  # each demo trains anew
     outcome = compare(Setup(), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, **how)
     outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
@@ -50,7 +50,10 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
 
 
 def count(checkpoint: Path) -> dict[str, int]:
-    """Bytes of the one model, of a float model, and back-propagations a step, each counted by running it."""
+    """Count the bytes of MEBQAT's model and of a float model, and the back-propagations of a training step.
+
+    The step is run twice: once with MEBQAT's pairs, and once with all candidate pairs.
+    """
     model, _ = load_model(checkpoint)
     data = datasets.digits()
     steps = {}
@@ -74,7 +77,7 @@ def count(checkpoint: Path) -> dict[str, int]:
 
 
 def report(outcome: dict[str, Any], folder: Path) -> str:
-    """The text of the demo: what was found, where it is written, what to open next."""
+    """Write the text of the demo: what was found, in which files it is, and what to open next."""
     return "\n".join(
         [
             "",
@@ -87,7 +90,7 @@ def report(outcome: dict[str, Any], folder: Path) -> str:
 
 
 def findings(outcome: dict[str, Any]) -> str:
-    """Table, paired differences and the counted costs."""
+    """Write the findings as text: the table, the paired differences and the counted costs."""
     counted, costs, seeds = outcome["counted"], outcome["costs"], outcome["seeds"]
     dedicated = counted["pairs"] * counted["float_bytes"]
     storage = saving(counted["model_bytes"], dedicated)
@@ -113,7 +116,7 @@ def findings(outcome: dict[str, Any]) -> str:
 
 
 def _short(path: Path) -> str:
-    """A path relative to where the user is, if it is below."""
+    """Shorten a path to one relative to the current folder, if it lies below it."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -121,7 +124,10 @@ def _short(path: Path) -> str:
 
 
 def ship(folder: Path, target: Path) -> list[str]:
-    """Copy a demo's results and the first seed's models to ``target``, as this repository ships them in ``data``."""
+    """Copy a demo's results and the models of its first seed to ``target``, which is this repository's ``data``.
+
+    The findings also go into the README. Returns the names of the copies.
+    """
     copies = {folder / name: target / name for name in ("demo.json", "demo.png")}
     for path in sorted((folder / "demo").glob("*-seed0.safetensors")):
         name = f"digits-{path.name.removesuffix('-seed0.safetensors')}.safetensors"

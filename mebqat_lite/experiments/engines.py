@@ -1,6 +1,7 @@
-"""Where jobs run: in this process, in processes of this machine (joblib), on a cluster of Dask.
+"""Run jobs in this process, in several processes of this machine (joblib), or on a cluster (Dask).
 
-A job writes its result file itself, last and atomically, so that what it found is not lost with who asked for it.
+Each job writes its own result file, atomically and at its end. So its result is kept even if the process that asked
+for it has died.
 """
 
 from __future__ import annotations
@@ -23,21 +24,24 @@ from typing import Any
 
 from mebqat_lite.files import write_json
 
-ONE_AT_A_TIME = threading.Lock()  # in a process: jobs share PyTorch's random numbers and their number of threads
-JOIN = 60  # seconds that a cluster's first worker may take
-Record = dict[str, Any]  # {"key", "value"}, or {"key", "error", "traceback"}, or, of a task that has begun, {"key"}
+ONE_AT_A_TIME = threading.Lock()  # jobs in one process would share PyTorch's random numbers and number of threads
+JOIN = 60  # seconds to wait for the first worker of a cluster
+Record = dict[str, Any]  # {"key", "value"}, or {"key", "error", "traceback"} after an error, or {"key"} while it runs
 
 
 class EngineError(RuntimeError):
-    """An engine that cannot start."""
+    """An engine cannot start."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One job: a call without arguments whose value, JSON, is kept in the file ``result``.
+    """One job: a call without arguments, whose value is kept as JSON in the file ``result``.
 
-    call: can be pickled (`functools.partial` of a function of an importable module). key: of all that the value depends
-    on, see `sweeps.key`. leaves: files that the call writes; without them the result does not count.
+    Args:
+        result: the path of the result file.
+        call: a function that can be pickled, such as a `functools.partial` of a function in an importable module.
+        key: a checksum of everything that the value depends on, see `sweeps.key`.
+        leaves: files that the call writes. If one of them is missing, the result does not count.
     """
 
     result: Path
@@ -47,11 +51,11 @@ class Task:
 
     @property
     def name(self) -> str:
-        """What the task is called: its file's name."""
+        """The name of the task, which is that of its result file without the ending."""
         return self.result.stem
 
     def read(self) -> Record:
-        """What the result file says; {} if there is none, a damaged one, or that of another key."""
+        """Read the record in the result file; it is {} if the file is missing, is damaged, or has another key."""
         try:
             record = json.loads(self.result.read_text())
         except (OSError, ValueError):
@@ -59,18 +63,21 @@ class Task:
         return record if isinstance(record, dict) and record.get("key") == self.key else {}
 
     def found(self) -> Record:
-        """The record with its value, or {} where the task is still to be run."""
+        """Return the record if it holds a value, or {} if the task must still be run."""
         record = self.read()
         return record if "value" in record and all(path.is_file() for path in self.leaves) else {}
 
 
 def perform(task: Task) -> tuple[str, Record]:
-    """Run a task in this process and write its result file; an exception is a record too, so that it ends one job."""
+    """Run a task in this process, write its result file, and return the task's name and its record.
+
+    An exception becomes a record too, so that it does not end other jobs.
+    """
     try:
         with ONE_AT_A_TIME:
-            write_json(task.result, {"key": task.key})  # has begun: what stood there does not count any more
+            write_json(task.result, {"key": task.key})  # the task has begun, and an old result does not count any more
             write_json(task.result, {"key": task.key, "value": task.call()})
-        return task.name, json.loads(task.result.read_text())  # the numbers that every later call reads
+        return task.name, json.loads(task.result.read_text())  # the same numbers that later calls read
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
@@ -80,14 +87,17 @@ def perform(task: Task) -> tuple[str, Record]:
         return task.name, record
 
 
-Answer = tuple[str, Record | BaseException]  # a task's name, and its record, or why its worker gave none
-Stream = Callable[[Sequence[Task]], Iterator[Answer]]  # runs tasks; answers when each ends
-Engine = Callable[[int, str], AbstractContextManager[Stream]]  # of a number of processes, and of an address or ""
+Answer = tuple[str, Record | BaseException]  # a task's name, with its record or the reason why its worker gave none
+Stream = Callable[[Sequence[Task]], Iterator[Answer]]  # runs tasks, and yields an answer whenever one ends
+Engine = Callable[[int, str], AbstractContextManager[Stream]]  # takes a number of processes, and an address or ""
 
 
 @contextlib.contextmanager
 def on_joblib(backend: str, workers: int, address: str) -> Iterator[Stream]:
-    """A backend of joblib. Its pool raises where a worker dies; `sweeps.Sweep` builds it again."""
+    """Run tasks on a backend of joblib.
+
+    If a worker dies, the whole pool raises an error, and `sweeps.Sweep` starts it again.
+    """
     from joblib import Parallel, delayed
 
     if address:
@@ -97,13 +107,16 @@ def on_joblib(backend: str, workers: int, address: str) -> Iterator[Stream]:
 
 
 def _perform_for(parent: int, task: Task) -> tuple[str, Record]:
-    """`perform` in a process that ends with its parent: where that is killed, loky's would work on and then wait."""
+    """Call `perform` in a process that ends with its parent.
+
+    If the parent is killed, a process of loky would otherwise finish its work and then wait for more.
+    """
     if os.getppid() == parent:
         _end_with(parent)
     return perform(task)
 
 
-@functools.cache  # one watch in a process
+@functools.cache  # a process starts only one watch
 def _end_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
@@ -113,13 +126,13 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# Dask is called without joblib: where one worker dies, joblib gives up the whole call, with the jobs of all other
+# Dask is called without joblib: if one worker dies, joblib gives up the whole call, including the jobs on all other
 # machines.
 
 
 @contextlib.contextmanager
 def _dask(workers: int, address: str) -> Iterator[Stream]:
-    """The Dask cluster at ``address`` (``tcp://host:8786``), or one of ``workers`` processes on this machine."""
+    """Run tasks on the Dask cluster at ``address`` (``tcp://host:8786``), or on ``workers`` processes started here."""
     distributed = _package("distributed", "dask")
 
     def stream(tasks: Sequence[Task]) -> Iterator[Answer]:
@@ -142,7 +155,7 @@ def _dask(workers: int, address: str) -> Iterator[Stream]:
 
 
 def _reach(address: str) -> None:
-    """Refuse an address (``tcp://host:port``, ``host:port``) where nobody answers."""
+    """Raise an EngineError if nothing answers at an address (``tcp://host:port`` or ``host:port``)."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         try:
@@ -168,11 +181,11 @@ GONE = {"ray": "dask, which runs on a cluster too; benchmarks/README.md shows ho
 
 @contextlib.contextmanager
 def opened(engine: str = "loky", workers: int | None = None, address: str = "") -> Iterator[Stream]:
-    """An engine, ready to run tasks; what it started is stopped at the end.
+    """Open an engine so that it can run tasks; whatever it started is stopped at the end of the block.
 
     Raises:
-        ValueError: an unknown engine, or no worker.
-        EngineError: its package is not installed, it takes no address, or nothing answers there.
+        ValueError: the engine is unknown, or ``workers`` is below 1.
+        EngineError: the package of the engine is not installed, it takes no address, or nothing answers there.
     """
     if engine not in ENGINES:
         instead = f": take {GONE[engine]}" if engine in GONE else f"; choose one of {', '.join(ENGINES)}"

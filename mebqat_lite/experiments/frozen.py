@@ -1,6 +1,6 @@
-"""A frozen benchmark of few-shot networks at every bitwidth, so that others can compare.
+"""A frozen benchmark: few-shot networks at every bitwidth, on episodes that never change, so that others can compare.
 
-The episodes of each set are fixed by a seed and listed by a checksum over which images they hold and what these show.
+The episodes of each set are determined by a seed. A checksum covers which images they hold and the pixels of these.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from mebqat_lite.methods import METHODS
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.tensors import as_float
 
-SHOWN = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "FP")
-ENROLLED = ("W2A2", "W3A3", "W4A4", "W8A8", "FP")
-ODD = {3, 5, 7}  # widths that a network may never have visited
+SHOWN = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "FP")  # the pairs that the text shows
+ENROLLED = ("W2A2", "W3A3", "W4A4", "W8A8", "FP")  # the pairs of the enrolment matrix
+ODD = {3, 5, 7}  # widths that some networks are never trained at
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Episodes that do not change: the data, and what an episode holds."""
+    """A set of episodes that never change: the dataset they are made from, and the size of an episode."""
 
     data: str
     ways: int
@@ -46,7 +46,7 @@ class Frozen:
     queries: int
 
     def episodes(self, part: str) -> Episodes:
-        """Its episodes on a part of the data."""
+        """Make the episodes of one part of the data: ``train``, ``val`` or ``test``."""
         split = getattr(datasets.load(self.data), part)
         return Episodes(split, self.ways, self.shots, self.queries, EVALUATION_SEED)
 
@@ -57,10 +57,10 @@ SETS = {
     "omniglot-20way": Frozen("omniglot", 20, 1, 5),
     "omniglot-5way": Frozen("omniglot", 5, 1, 15),
 }
-# Of the first 600 episodes, made of the test classes; a test holds those of the embedded data to it.
+# Checksums of the first 600 episodes of test classes. A test makes sure that the embedded data still gives them.
 CHECKSUMS = {"glyphs-20way": "51b684c8990fbb9c", "glyphs-5way": "cd2a2489014cca8d"}
 
-Scores = dict[str, dict[str, dict[int, Tensor]]]  # scores[name][pair][seed], (episodes,)
+Scores = dict[str, dict[str, dict[int, Tensor]]]  # scores[row][pair][seed], each (episodes,)
 
 
 def sheet(
@@ -72,18 +72,25 @@ def sheet(
     count: int = EPISODES,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure checkpoints on a frozen set; those of one method that differ in their seed are one row.
+    """Measure checkpoints on a frozen set of episodes; those of one method that differ only in the seed share a row.
 
-    Prototypical networks are measured under ``recalibrated`` statistics, MAML's under ``support``. ``regret`` is what a
-    row loses against a network trained for one pair (``pn_qat``, ``fomaml_qat``), where one was given.
+    Prototypical networks are measured under ``recalibrated`` statistics, and those of MAML under ``support``. The
+    ``regret`` of a row is how much it loses compared with networks trained for one pair (``pn_qat``, ``fomaml_qat``),
+    if there are any.
 
     Args:
-        checkpoints: files, or folders of such files; what is no few-shot network is passed over.
-        name: one of `SETS`.
-        part: of the data; choose on ``val``, look at ``test`` once.
-        bits: pairs; by default all 73.
-        count: episodes.
-        progress: show bars.
+        checkpoints: files, or folders of files. Networks that do not learn new classes are skipped.
+        name: the set, one of `SETS`.
+        part: the part of the data. Make choices on ``val``, and look at ``test`` only once.
+        bits: the pairs; by default all 73 that need no 1-bit values.
+        count: the number of episodes.
+        progress: whether to show progress bars.
+
+    Returns:
+        The sheet, which `text` formats and `write` saves.
+
+    Raises:
+        ValueError: the set is unknown, or there is no few-shot network among the checkpoints.
     """
     if name not in SETS:
         raise ValueError(f"no frozen set {name!r}; there are {', '.join(SETS)}")
@@ -108,7 +115,7 @@ def sheet(
 
 
 def _files(checkpoints: Iterable[str | Path]) -> list[Path]:
-    """The files, and those in the folders, sorted."""
+    """List the files, where each folder is replaced by the sorted checkpoints in it."""
     found: list[Path] = []
     for path in map(Path, checkpoints):
         found += sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -126,7 +133,7 @@ def _measure(
     found: dict[str, Any],
     progress: bool,
 ) -> None:
-    """Add what one checkpoint scores; a network of one pair is measured there only."""
+    """Add the scores of one checkpoint to its row; a network trained for one pair is measured only there."""
     method = METHODS[extra["method"]]
     recipe = Recipe(**extra["setup"]["recipe"])
     learner = method.learner(recipe, method.teacher)
@@ -138,7 +145,7 @@ def _measure(
     found_scores = episode_scores(model, learner, episodes, mine, count=count, norm_stats=norm_stats, progress=progress)
     for pair, values in zip(mine, found_scores, strict=True):
         scores[row][pair][extra["seed"]] = values
-    if stored and len(mine) > 1 and row not in found["enrolment"]:  # of the first seed
+    if stored and len(mine) > 1 and row not in found["enrolment"]:  # only for the first seed
         matrix = enrolment(model, episodes, ENROLLED, count=count)
         found["enrolment"][row] = {str(enrolled): dict(asked) for enrolled, asked in matrix.iterrows()}
     image = as_float(episodes.split.images[0])
@@ -146,14 +153,14 @@ def _measure(
 
 
 def _cell(runs: Mapping[int, Tensor]) -> Cell:
-    """Mean and interval over seeds, and beside it the interval over episodes of the mean over seeds."""
+    """Compute mean and interval over the seeds, and also the interval over episodes of the seeds' mean."""
     over_seeds = interval([float(values.mean()) for values in runs.values()])
     over_episodes = interval(torch.stack(list(runs.values())).mean(0).tolist())
     return {**over_seeds, "ci95_episodes": over_episodes["ci95"]}
 
 
 def _means(by: Mapping[str, Mapping[int, Tensor]], pairs: Sequence[str]) -> dict[str, Cell]:
-    """Mean over all pairs, and over those with a width of 3, 5 or 7, with intervals over seeds."""
+    """Compute the mean over all pairs, and over those with a width of 3, 5 or 7, with intervals over the seeds."""
     odd = [pair for pair in pairs if ODD & {Bits.parse(pair).w, Bits.parse(pair).a}]
     groups = {"all": list(pairs), "odd_widths": odd}
     return {
@@ -164,7 +171,7 @@ def _means(by: Mapping[str, Mapping[int, Tensor]], pairs: Sequence[str]) -> dict
 
 
 def _regrets(scores: Scores) -> dict[str, dict[str, Any]]:
-    """What each row loses against the networks that were trained for one pair: on average, and where it is most."""
+    """Compute how much each row loses against networks trained for one pair: on average, and at the worst pair."""
     of_one_pair = [row for row in scores if row.split("+")[0].endswith("_qat")]
     dedicated = {pair: runs for row in of_one_pair for pair, runs in scores[row].items()}
     found = {}
@@ -178,7 +185,7 @@ def _regrets(scores: Scores) -> dict[str, dict[str, Any]]:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """The sheet as text."""
+    """Format the sheet as text."""
     about, titles = found["set"], {name: method.title for name, method in METHODS.items()}
     shown = [pair for pair in SHOWN if any(pair in row for row in found["accuracy"].values())]
     lines = [
@@ -200,7 +207,10 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def write(found: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Write the sheet and its figures into ``folder``: JSON, text, accuracy over cost, enrolment heat maps."""
+    """Write the sheet and its figures to ``folder``, and return their paths.
+
+    The files are JSON, text, a figure of accuracy over cost, and a heat map of each enrolment matrix.
+    """
     import pandas as pd
 
     folder = Path(folder)

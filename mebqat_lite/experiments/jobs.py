@@ -1,6 +1,6 @@
-"""One training of a comparison, as a pure function of its description, so that jobs may run anywhere.
+"""Run one training of a comparison. Its result only depends on its description, so jobs may run anywhere.
 
-Every job of a seed starts from the same FP network, trained on the same split, unless it asks for a cold start.
+All jobs of a seed start from the same FP network, trained on the same split, unless a job asks for a cold start.
 """
 
 from __future__ import annotations
@@ -30,15 +30,19 @@ from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import recalibrate
 from mebqat_lite.train import fit
 
-PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")  # what tables and curves show
-ENDS = ("W2A2", "FP")  # where few-shot methods are measured under their own norm policy too
+PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")  # the pairs that tables and curves show
+ENDS = ("W2A2", "FP")  # the pairs at which few-shot methods are measured under their own norm policy too
 PARTS = ("val", "test")
 BUDGETS = ("steps", "backprops", "total")
-ALONE = 200  # images that are also classified one at a time
+ALONE = 200  # this many images are also classified one at a time
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """``lr=0.1`` as a name and a Python value; what is no literal is text."""
+    """Read ``lr=0.1`` as a name and a Python value; a value that is not a literal is text.
+
+    Raises:
+        ValueError: there is no equals sign.
+    """
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected NAME=VALUE, not {text!r}")
@@ -50,7 +54,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, and what it does differently from the recipe: ``mebqat+teacher=next+sandwich=True``."""
+    """A method, and the options in which it differs from the recipe: ``mebqat+teacher=next+sandwich=True``."""
 
     name: str
     method: str
@@ -58,8 +62,13 @@ class Variant:
 
     @classmethod
     def parse(cls, name: str) -> Variant:
-        """Read ``method`` or ``method+option=value+...``; an unknown method or option is an error that says so."""
-        method, *options = re.split(r"\+(?!\d)", name)  # not at the plus of 1e+1
+        """Read a variant from ``method`` or ``method+option=value+...``.
+
+        Raises:
+            ValueError: the method is unknown.
+            TypeError: an option is unknown.
+        """
+        method, *options = re.split(r"\+(?!\d)", name)  # does not split a number such as 1e+1
         methods.get(method)
         found = dict(assignment(text) for text in options)
         Recipe().with_options(**found)
@@ -68,7 +77,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Job:
-    """One training: a variant of a method (for ``qat`` with its pair, perhaps with its own lr) on one seed."""
+    """One training of a variant on one seed; ``qat`` also has a pair, and may have a learning rate of its own."""
 
     variant: str
     seed: int
@@ -77,7 +86,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of its file: ``qat_w2a2-seed0``."""
+        """The name of the job's files, such as ``qat_w2a2-seed0``."""
         parts = [self.variant.replace("=", "-"), *([self.bits.lower()] if self.bits else [])]
         return "_".join(parts) + (f"-lr{self.lr:g}" if self.lr else "") + f"-seed{self.seed}"
 
@@ -86,9 +95,13 @@ class Job:
 class Outcome:
     """What a job measured.
 
-    accuracy: in percent by part and pair under the set-up's norm policy; native: the same under the method's own (of
-    many pairs only those of `PAIRS`); alone: percent of images that get the same class in a batch of one.
-    costs: of this training alone, without the common FP start.
+    Args:
+        job: the job.
+        accuracy: in percent, by part and pair, under the norm policy of the set-up.
+        native: the same under the method's own norm policy; of many pairs, only those in `PAIRS`.
+        alone: the percentage of images, by pair, that get the same class alone as in a large batch.
+        costs: the costs of this training, without those of the common FP network.
+        bytes: the bytes of the model, without recalibrated norm statistics.
     """
 
     job: Job
@@ -100,7 +113,7 @@ class Outcome:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Outcome:
-        """An outcome from its ``asdict`` after JSON, which has null for what was not measured (NaN)."""
+        """Make an outcome from its ``asdict`` after JSON, where null stands for NaN (not measured)."""
 
         def table(parts: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
             return {p: {b: math.nan if v is None else v for b, v in row.items()} for p, row in parts.items()}
@@ -111,7 +124,10 @@ class Outcome:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Several jobs share the cores: each computes with one thread, which is faster for small networks too."""
+    """Inside the block, compute with one thread, because several jobs share the cores.
+
+    For small networks one thread is faster anyway.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -121,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 
 def start_path(folder: Path, base: str, seed: int) -> Path:
-    """Where the common start of a seed is kept."""
+    """Return the file of the FP network that all jobs of a seed start from."""
     return folder / f"{base}-seed{seed}.safetensors"
 
 
@@ -139,23 +155,24 @@ def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
 
 
 def starts_cold(setup: Setup, variant: Variant) -> bool:
-    """Whether a variant starts from the untrained network: it trains, and its recipe asks for no warm start."""
+    """Tell whether a variant starts untrained, because it trains and its recipe asks for no warm start."""
     warm_steps = variant.options.get("warm_steps", setup.recipe.warm_steps)
     return methods.get(variant.method).trains and warm_steps == 0
 
 
 def _cold(setup: Setup, data: Data, seed: int) -> nn.Module:
-    """The network of a seed before any training."""
+    """Build the network of a seed before any training."""
     torch.manual_seed(seed)
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
 
 
 def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, base: str = "fp") -> Recipe:
-    """The recipe with the steps that a method of ``pairs`` back-propagations a step has under a budget.
+    """Change the steps of a recipe so that a method with ``pairs`` back-propagations per step keeps to a budget.
 
-    ``steps``: the recipe's. ``backprops``: each model has the back-propagations of the recipe's steps with m pairs (of
-    MAML's steps with all tasks).
-    ``total``: all the models that a method delivers share them.
+    - ``steps``: the recipe keeps its steps.
+    - ``backprops``: each model gets the back-propagations that the recipe's steps take with m pairs (for MAML: with
+      all tasks).
+    - ``total``: all models that a method delivers share these back-propagations.
     """
     if budget == "steps":
         return recipe
@@ -168,7 +185,7 @@ def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, base:
 def run_job(
     setup: Setup, job: Job, pairs: Sequence[str], folder: Path, budget: str = "steps", models_delivered: int = 1
 ) -> Outcome:
-    """Train one variant from its seed's FP network, save it and measure it."""
+    """Train one variant from the FP network of its seed, save it, and measure it."""
     variant = Variant.parse(job.variant)
     setup, chosen, costs = setup.with_options(**variant.options), methods.get(variant.method), Costs()
     data = datasets.load(setup.data, job.seed)
@@ -177,7 +194,7 @@ def run_job(
     if cold:
         model = _cold(setup, data, job.seed)
     if chosen.trains or "quantizer" in variant.options:
-        methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps of trained weights
+        methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps for the trained weights
     if chosen.trains:
         recipe = setup.recipe.for_images(len(data.train.labels))
         recipe = _recipe(recipe, job, methods.teacher_of(chosen, recipe, warm=not cold))
@@ -191,7 +208,7 @@ def run_job(
 
 
 def _recipe(recipe: Recipe, job: Job, teacher: str) -> Recipe:
-    """The recipe of one job."""
+    """Give the recipe the seed, the pair, the teacher and the learning rate of a job."""
     bits = job.bits or recipe.bits
     return recipe.with_options(seed=job.seed, bits=bits, teacher=teacher, warm_steps=0, lr=job.lr or recipe.lr)
 
@@ -199,11 +216,11 @@ def _recipe(recipe: Recipe, job: Job, teacher: str) -> Recipe:
 def measure(
     setup: Setup, job: Job, model: nn.Module, data: Data, pairs: Sequence[str], folder: Path, costs: Costs, size: int
 ) -> Outcome:
-    """Measure a model on all parts under both norm policies, and save it with what was found."""
+    """Measure a model on validation and test data under both norm policies, and save it with its accuracy."""
     method = Variant.parse(job.variant).method
     accuracy, native = _accuracy(setup, method, model, data, pairs), methods.get(method).norm_stats
     few = [pair for pair in pairs if pair in PAIRS or len(pairs) <= len(PAIRS)]
-    if methods.get(method).learns_new_classes:  # statistics of each episode are measured in each: slow
+    if methods.get(method).learns_new_classes:  # their own policy measures statistics in each episode, which is slow
         few = [pair for pair in few if pair in ENDS]
     own = {part: _row(setup, method, model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {}
@@ -214,7 +231,10 @@ def measure(
 
 
 def _save(setup: Setup, job: Job, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]) -> None:
-    """Save a model with its accuracy, and with what names its split, so that no one tests it on what it knows."""
+    """Save a model with its accuracy, and with its data and seed.
+
+    These determine the split, so that nobody tests the model on images that it was trained on.
+    """
     described: dict[str, Any] = {"method": Variant.parse(job.variant).method, "variant": job.variant, "bits": job.bits}
     described |= {"setup": asdict(setup), "data": setup.data, "seed": job.seed}
     checkpoint.save_model(model, path, accuracy=accuracy, **described)
@@ -223,11 +243,11 @@ def _save(setup: Setup, job: Job, model: nn.Module, path: Path, accuracy: dict[s
 def _accuracy(
     setup: Setup, method: str, model: nn.Module, data: Data, pairs: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Accuracy in percent on both parts, with norm statistics measured once for each pair on training images."""
+    """Measure the accuracy in percent on both parts; norm statistics are measured once per pair on training images."""
     calibration = data.train.images[:CALIBRATION_NORMS] if setup.norm_stats == "recalibrated" else None
     found: dict[str, dict[str, float]] = {}
     for part in PARTS:
-        sample = None if any(found.values()) else calibration  # measured once
+        sample = None if any(found.values()) else calibration  # the second part uses the statistics of the first
         found[part] = _row(setup, method, model, data, part, pairs, setup.norm_stats, sample)
     return found
 
@@ -242,8 +262,9 @@ def _row(
     norm_stats: str,
     calibration: Tensor | None = None,
 ) -> dict[str, float]:
-    """Accuracy in percent by pair on a part of the data, for few-shot methods the mean over episodes; {} if there is
-    no such part, or no pair.
+    """Measure the accuracy in percent at each pair on a part of the data.
+
+    For few-shot methods this is the mean over episodes. The result is {} if the part is empty or there are no pairs.
     """
     images, chosen = getattr(data, part), methods.get(method)
     if not len(images.labels) or not pairs:

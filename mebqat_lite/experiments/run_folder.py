@@ -1,7 +1,7 @@
-"""What a training run leaves in its folder: how it was called, on what machine, a line a step, and what it cost.
+"""Write what a training run leaves in its folder: how it was called, on what machine, each step, and what it cost.
 
-``recipe.json``, ``environment.json``, ``metrics.jsonl``, ``result.json``, and TensorBoard's events where that is
-installed. However often the run is stopped and continued, each step is in ``metrics.jsonl`` once.
+The files are ``recipe.json``, ``environment.json``, ``metrics.jsonl`` and ``result.json``, and TensorBoard's events if
+TensorBoard is installed. However often a run is stopped and continued, ``metrics.jsonl`` has each step once.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any], tensorboard: bool | None = None) -> None:
-        """``tensorboard``: None writes its events where it is installed, True insists."""
+        """``tensorboard``: None writes events if TensorBoard is installed; True raises an error if it is not."""
         self.folder, self.recipe = folder, recipe
         self.writer = None if tensorboard is False else summary_writer(insist=tensorboard is True)
         self.file: TextIO | None = None
         self.board: Any = None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append the record of a step, which is with the system when this returns."""
+        """Append the record of a step; the operating system has it when this returns."""
         if self.file is None:
             self.file = self._begin(record["step"])
         self.file.write(json.dumps(record) + "\n")
@@ -47,7 +47,7 @@ class RunFolder:
         self._draw(record)
 
     def _begin(self, step: int) -> TextIO:
-        """Start a session whose first step is ``step``: what an earlier one left from there on is void."""
+        """Start a session whose first step is ``step``, and drop what earlier sessions wrote from that step on."""
         metrics = self.folder / "metrics.jsonl"
         kept = [record for record in read_metrics(metrics) if record["step"] < step]
         sessions = [s for s in read_sessions(self.folder / "environment.json") if s["first_step"] < step]
@@ -60,7 +60,7 @@ class RunFolder:
         return metrics.open("a", encoding="utf-8")
 
     def _open_board(self, kept: list[dict[str, Any]]) -> None:
-        """Write TensorBoard's events anew: a killed session left too many of them, or too few."""
+        """Write TensorBoard's events anew, because a killed session may have left too many or too few of them."""
         for events in self.folder.glob("events.out.tfevents.*"):
             events.unlink()
         if self.writer is not None:
@@ -74,7 +74,7 @@ class RunFolder:
                 self.board.add_scalar(name, record[name], record["step"])
 
     def finish(self, run: Run) -> Path:
-        """Write what the whole run cost."""
+        """Write ``result.json``, which says what the whole run cost."""
         result = {"method": run.method, "costs": asdict(run.costs), "seconds": run.seconds, "loss": run.losses[-1]}
         return write_json(self.folder / "result.json", {**result, "recipe": asdict(run.recipe)})
 
@@ -87,13 +87,13 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl``, none if there is no such file; a last line that was cut off is left out."""
+    """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
-    """The sessions of a run in ``environment.json``, the last one last."""
+    """Read the sessions of a run from ``environment.json``, in their order."""
     if not path.is_file():
         return []
     last = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 
 
 def summary_writer(insist: bool = False) -> Any:
-    """TensorBoard's writer class, or None where TensorBoard is not installed; to insist makes that an error."""
+    """Return TensorBoard's writer class; if TensorBoard is missing, return None, or ``insist`` and raise an error."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -112,7 +112,7 @@ def summary_writer(insist: bool = False) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What the last digits of a run depend on besides its recipe."""
+    """Describe what the last digits of a run depend on besides its recipe: versions, machine, threads and commit."""
     device = best_device()
     return {
         "python": platform.python_version(),
@@ -127,12 +127,12 @@ def environment() -> dict[str, Any]:
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # on the path, but not installed
+    except importlib.metadata.PackageNotFoundError:  # it can be imported, but was never installed
         return None
 
 
 def revision(root: Path | None) -> dict[str, Any] | None:
-    """The commit of a checkout and whether files differ from it; None without a checkout, git or a commit."""
+    """Return the commit of a checkout and whether files differ from it; None without a checkout, git or a commit."""
     if root is None or (found := _git(root, "rev-parse", "--show-toplevel", "HEAD")) is None:
         return None
     top, commit = found.splitlines()
@@ -143,8 +143,8 @@ def revision(root: Path | None) -> dict[str, Any] | None:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What a git command prints, None if it fails."""
-    command = ["git", "-C", str(root), "--no-optional-locks", *words]  # no lock: others may work there
+    """Return what a git command prints, or None if it fails."""
+    command = ["git", "-C", str(root), "--no-optional-locks", *words]  # no lock, because others may be working there
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):

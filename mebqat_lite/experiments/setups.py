@@ -1,4 +1,4 @@
-"""Named set-ups: what a run or a comparison holds equal. The paper's own, and one for the digits."""
+"""Named set-ups, which say what all methods of a comparison share: the paper's own, and quick ones for this package."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from mebqat_lite.recipe import Recipe
 
 @dataclass(frozen=True)
 class Setup:
-    """Data, network, budget and norm policy of a run or of a comparison."""
+    """The data, network, recipe and norm policy of a run, or of all methods in a comparison."""
 
     data: str = "digits"
     model: str = "digit_net"
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model
     recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
     norm_stats: str = "recalibrated"
-    episodes: int = EPISODES  # a few-shot method is measured on
+    episodes: int = EPISODES  # how many episodes a few-shot method is measured on
 
     def with_options(self, **options: Any) -> Setup:
-        """A copy with other values of the recipe; an unknown name is a TypeError that lists the known ones."""
+        """Return a copy with other values in the recipe; an unknown name is a TypeError that lists the known ones."""
         return replace(self, recipe=self.recipe.with_options(**options))
 
     def build(self, data: Data) -> nn.Module:
-        """The network, with as many classes and input channels as the data has, unless ``options`` say otherwise."""
+        """Build the network with the classes, channels and image size of ``data``, unless ``options`` say otherwise."""
         if self.model not in models.MODELS:
-            return models.build(self.model)  # which says what there is
+            return models.build(self.model)  # raises an error that lists the known models
         _, channels, height, _ = data.train.images.shape
         found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
         known = inspect.signature(models.MODELS[self.model]).parameters
         return models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
 
 
-# Youn et al., ECCV 2022, section 4.1: AdamW, batches of 256; milestones as fractions of the epochs; no sandwich.
+# Youn et al., ECCV 2022, section 4.1: AdamW and batches of 256. Milestones are fractions of the epochs. With sat, no
+# low pair is visited in every step.
 _CIFAR = Recipe(epochs=400, batch_size=256, lr=1e-3, schedule="milestones", pad=4, flip=True)
 _SVHN = Recipe(epochs=100, batch_size=256, lr=1e-3, schedule="milestones", milestones=(0.5, 0.75, 0.9))
 _MOBILE = Recipe(epochs=600, batch_size=256, lr=5e-2, pad=4, flip=True, quantizer="sat", sandwich=False)
 
-# The same, section 4.2: lsq, Adam, pairs drawn uniformly, no guaranteed ones. PN's rate is halved every 4,000 steps.
+# The same paper, section 4.2: lsq and Adam. All pairs are drawn uniformly, and no pair is visited in every step. The
+# learning rate of PN is halved every 4,000 steps.
 _PN = Recipe(
     steps=20_000, lr=1e-3, weight_decay=0.0, schedule="milestones", milestones=(0.2, 0.4, 0.6, 0.8), gamma=0.5
 ).with_options(quantizer="lsq", sandwich=False, teacher="labels", queries=15)
 _MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
 _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 
-# Quick ones on the embedded glyphs, for two cores.
+# Quick set-ups for the embedded glyphs, small enough for two cores.
 _GLYPHS_PN = Recipe(
     warm_steps=1200, steps=400, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
 )
@@ -83,7 +85,7 @@ SETUPS: dict[str, Setup] = {
 
 
 def get(name: str) -> Setup:
-    """A set-up by name; an unknown one is a ValueError that lists the known ones."""
+    """Return a set-up by name; an unknown name is a ValueError that lists the known ones."""
     if name not in SETUPS:
         raise ValueError(f"no recipe {name!r}; known: {', '.join(SETUPS)}")
     return SETUPS[name]

@@ -1,6 +1,6 @@
-"""A comparison's jobs as a sweep: run by an engine, tried again where they fail, and resumed after a kill.
+"""Run the jobs of a comparison as a sweep: an engine runs them, and jobs that fail are tried again.
 
-Each job has one result file. A sweep that is called again runs what has none yet.
+Each job has one result file. If a sweep is killed and called again, it only runs the jobs that have no result yet.
 """
 
 from __future__ import annotations
@@ -23,44 +23,51 @@ from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.paths import PACKAGE
 
-VERSION = 1  # of the result files
-# Wings and modules that ask for jobs or show what came of them: no number depends on them.
+VERSION = 1  # the version of the result files
+# Wings and modules that only ask for jobs or show their results, so that no number depends on them.
 ASKING = {"cli", "course", "deploy", "collect", "compare", "demo", "engines", "frozen", "plots", "results", "sweeps"}
 
 
 class SweepError(RuntimeError):
-    """Jobs that failed."""
+    """Some jobs of a sweep failed."""
 
 
 def key(*parts: Any) -> str:
-    """A checksum of ``parts`` (JSON and dataclasses), of this package's code and of PyTorch's version."""
+    """Compute a checksum of ``parts`` (JSON and dataclasses), of this package's code and of PyTorch's version."""
     text = json.dumps([VERSION, torch.__version__, _code(), parts], sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @functools.cache
 def _code() -> str:
-    """A checksum of the modules that numbers may depend on: who changes one wants no results from before."""
+    """Compute a checksum of all modules that numbers may depend on: if one changes, old results do not count."""
     files = sorted(p for p in PACKAGE.rglob("*.py") if not ASKING & set(p.relative_to(PACKAGE).with_suffix("").parts))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 @dataclass
 class Sweep:
-    """Runs tasks on an engine, what failed once more after the others, and collects what failed for good.
+    """Runs tasks on an engine, tries failed ones again after the others, and collects those that fail for good.
 
-    retries: how often a failed task is tried again. fresh: run what has a result too. tell: called with the number of
-    tasks that just got their result and whether that was there already.
+    Args:
+        stream: what an engine gives to run tasks.
+        retries: how often a failed task is tried again.
+        fresh: whether to run tasks that already have a result too.
+        tell: called with a number of tasks that have just got a result, and whether the result was there before.
+        failed: the tasks that failed for good.
     """
 
     stream: Stream
     retries: int = 1
     fresh: bool = False
     tell: Callable[[int, bool], Any] = lambda count, there: None
-    failed: dict[str, str] = field(default_factory=dict)  # names and reasons
+    failed: dict[str, str] = field(default_factory=dict)  # name -> reason
 
     def run(self, tasks: Iterable[Task]) -> dict[str, Any]:
-        """The values of all tasks that have one, by name, in the order of ``tasks``; the others come to ``failed``."""
+        """Run the tasks and return the values of those that succeed, by name, in the order of ``tasks``.
+
+        The others are added to ``failed``.
+        """
         tasks = list(tasks)
         records = {} if self.fresh else {task.name: record for task in tasks if (record := task.found())}
         self.tell(len(records), True)
@@ -70,15 +77,15 @@ class Sweep:
             again = [task for task in todo if "error" in records[task.name]]
             silent = [task for task in again if "lost" in records[task.name]]
             self._attempt([task for task in again if task not in silent], records)
-            for task in silent:  # alone: it has all the memory then, and takes no other job with it
+            for task in silent:  # one at a time: it then has all the memory, and no other job dies with it
                 self._attempt([task], records)
         self.failed |= {task.name: records[task.name]["error"] for task in tasks if "error" in records[task.name]}
         return {task.name: records[task.name]["value"] for task in tasks if "value" in records[task.name]}
 
     def _attempt(self, todo: Sequence[Task], records: dict[str, Record]) -> None:
-        """Put the record of each task into ``records``; what was lost before it began is asked for again."""
+        """Run tasks and put their records into ``records``; tasks that were lost before they began are run again."""
         for task in todo:
-            if task.read():  # what stands there from before must not look like this attempt's
+            if task.read():  # an old record must not look like one of this attempt
                 task.result.unlink()
         while todo:
             left: dict[str, Task] = {task.name: task for task in todo}
@@ -91,16 +98,18 @@ class Sweep:
                         del left[name]
                         records[name] = answer
                         self.tell("value" in answer, False)
-            except Exception as error:  # of the whole pool: those of jobs are records
+            except Exception as error:  # the whole pool failed; the errors of jobs are records
                 reason = error
             todo = self._without_answer(left, reason, records, len(left) < len(todo))
 
     def _without_answer(
         self, left: dict[str, Task], reason: BaseException, records: dict[str, Record], others: bool
     ) -> list[Task]:
-        """The tasks that had not begun when workers died. Those that ended have their record, those in between none.
+        """Look at the result files of tasks without an answer, and return the tasks that had not begun.
 
-        others: whether there were answers of other tasks; what never begins is not tried for ever.
+        A task that had ended has its record in its file. A task that had begun, but not ended, gets a record that says
+        so. If no task had begun and there were no answers of ``others`` either, all tasks get such a record, because
+        they would be tried for ever.
         """
         files = {name: task.read() for name, task in left.items()}
         ended = {name: record for name, record in files.items() if {"value", "error"} & record.keys()}
@@ -112,7 +121,7 @@ class Sweep:
 
 
 def _lost(error: BaseException) -> Record:
-    """The record of a task whose worker gave no answer: it died, or cannot import what the task needs."""
+    """Make the record of a task whose worker gave no answer, because it died or cannot import what the task needs."""
     cause = getattr(error, "cause", None) or error
     text = " ".join(str(cause).split())[:300]
     return {"error": f"its worker gave no answer ({type(cause).__name__}: {text})", "lost": True}
@@ -137,14 +146,26 @@ def run_jobs(
     fresh: bool,
     progress: bool,
 ) -> tuple[list[Run], list[Outcome]]:
-    """The common starts of all seeds, then all jobs that have theirs, in the order of the lists.
+    """Train the common FP network of each seed, and then run all jobs whose seed has one.
 
-    base: the method of the starts. delivered: models that a method of one pair shares its budget among. The rest as in
-    `compare.compare`.
+    Args:
+        setup: what all jobs share.
+        jobs: the jobs.
+        base: the full-precision method that trains the common networks.
+        pairs: the pairs at which jobs without a pair of their own are measured.
+        budget: as in `jobs.within`.
+        delivered: how many models share a budget, if a method trains one model per pair.
+        folder: the folder of models and results. The other arguments are those of `compare.compare`.
+
+    Returns:
+        The runs of the common networks, by ascending seed, and the outcomes in the order of ``jobs``.
+
+    Raises:
+        SweepError: some jobs failed.
     """
     if retries < 0:
         raise ValueError(f"retries must not be negative: {retries}")
-    folder = Path(folder).resolve()  # workers may stand elsewhere
+    folder = Path(folder).resolve()  # workers may have another current folder
     starts = {seed: _start(setup, seed, base, folder) for seed in sorted({job.seed for job in jobs})}
     tasks = {job: _task(setup, job, pairs, budget, delivered if job.bits else 1, folder) for job in jobs}
     total = len(starts) + len(tasks)
@@ -162,40 +183,43 @@ def run_jobs(
 
 
 def _start(setup: Setup, seed: int, base: str, folder: Path) -> Task:
-    """The common start of a seed; a job may have the same model file, so the result has another name."""
+    """Make the task that trains the common network of a seed.
+
+    A job may write a model file of the same name, so the result file is named differently.
+    """
     path = start_path(folder, base, seed)
     run = partial(_train_start, setup, seed, folder, base)
     return Task(path.with_suffix(".start.json"), run, key("start", setup, seed, base), (path,))
 
 
 def _task(setup: Setup, job: Job, pairs: Sequence[str], budget: str, delivered: int, folder: Path) -> Task:
-    """A job; what its numbers do not depend on is not in its key."""
+    """Make the task of a job; its key only covers what its numbers depend on."""
     path, measured = folder / f"{job.name}.safetensors", [job.bits] if job.bits else list(pairs)
     run = partial(_run_job, setup, job, measured, folder, budget, delivered)
     return Task(folder / f"{job.name}.json", run, key("job", setup, job, measured, budget, delivered), (path,))
 
 
 def _train_start(setup: Setup, seed: int, folder: Path, base: str) -> dict[str, int]:
-    """What is asked of a start besides its model, as JSON."""
+    """Train a common network and return its costs as JSON."""
     return asdict(train_start(setup, seed, folder, base).costs)
 
 
 def _run_job(*arguments: Any) -> dict[str, Any]:
-    """What `run_job` finds, as JSON."""
+    """Run a job and return its outcome as JSON."""
     return asdict(run_job(*arguments))
 
 
 def _show(bar: tqdm, count: int, before: bool) -> None:
-    """Tell a progress bar of results, of those from before as what they are."""
+    """Show ``count`` more results in a progress bar, where those from before do not count for the speed."""
     if not before:
         bar.update(count)
     elif count and not bar.disable:
-        bar.n, bar.initial = bar.n + count, bar.initial + count  # no part of the speed
+        bar.n, bar.initial = bar.n + count, bar.initial + count  # the speed is computed from n - initial
         bar.set_postfix_str(f"{bar.initial} found done")
 
 
 def _complaint(failed: dict[str, str], total: int, folder: Path) -> str:
-    """Which jobs failed and why, those of one reason together, and how to go on."""
+    """Say which jobs failed and why, with those of one reason together, and how to go on."""
     reasons: dict[str, list[str]] = {}
     for name, reason in failed.items():
         reasons.setdefault(reason, []).append(name)

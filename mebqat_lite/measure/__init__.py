@@ -1,1 +1,1 @@
-"""Measuring: accuracy at every bitwidth, episodes, costs, tables and figures."""
+"""Measure trained networks: accuracy at every bitwidth, few-shot episodes, costs, tables and figures."""

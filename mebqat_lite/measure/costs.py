@@ -1,4 +1,7 @@
-"""What a method costs, counted: passes by the training loop, bytes from the tensors that are stored."""
+"""Count what a network costs: the bytes of its tensors, and the bit operations that it needs for an image.
+
+The training loop itself counts the passes that a training takes (`loop.Costs`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from mebqat_lite.tensors import evaluating, place
 
 
 def stored_bytes(model: nn.Module, statistics: bool = True) -> int:
-    """Bytes of all parameters and buffers; ``statistics=False`` leaves out recalibrated norm statistics."""
+    """Count the bytes of all parameters and buffers of a model.
+
+    ``statistics=False`` leaves out the norm statistics that `recalibrate` stored for each pair.
+    """
     state = model.state_dict()
     return sum(
         t.numel() * t.element_size()
@@ -22,8 +28,15 @@ def stored_bytes(model: nn.Module, statistics: bool = True) -> int:
 
 
 def bit_operations(model: nn.Module, image: Tensor, bits: MapOrBits) -> int:
-    """BitOPs of one image, (channels, height, width): over all convolutions and linear layers, multiplications times
-    weight bits times activation bits. A layer that stays full precision counts 32 x 32.
+    """Count the bit operations (BitOPs) that a model needs for one image at ``bits``.
+
+    In each convolution and linear layer, every multiplication counts as the bits of the weight times the bits of the
+    activation. In a layer that stays at full precision this is 32 x 32.
+
+    Args:
+        model: a quantized model.
+        image: (channels, height, width).
+        bits: a pair, or a map of layers to pairs.
     """
     counted: list[int] = []
 
@@ -44,5 +57,5 @@ def bit_operations(model: nn.Module, image: Tensor, bits: MapOrBits) -> int:
 
 
 def saving(cost: float, baseline: float) -> float:
-    """How much less ``cost`` is than ``baseline``, in percent."""
+    """Compute by how many percent ``cost`` is lower than ``baseline``."""
     return 100 * (1 - cost / baseline)

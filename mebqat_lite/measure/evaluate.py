@@ -1,4 +1,4 @@
-"""Evaluation: one model, or one per seed, at every bitwidth pair."""
+"""Measure the accuracy of one model, or of one model per seed, at every bitwidth pair."""
 
 from __future__ import annotations
 
@@ -35,13 +35,32 @@ if TYPE_CHECKING:
 from mebqat_lite.measure.intervals import interval
 
 BATCH = 1024
-CALIBRATION_NORMS = 2048  # training images that suffice to measure norm statistics
+CALIBRATION_NORMS = 2048  # this many training images are enough to measure norm statistics
 
 
 def accuracy(
     model: nn.Module, split: Split, bits: MapOrBits, norm_stats: str | None = None, batch_size: int = BATCH
 ) -> float:
-    """Share of ``split`` that ``model`` classifies correctly at ``bits`` (a pair or a per-layer map), in percent."""
+    """Measure the percentage of ``split`` that ``model`` classifies correctly at ``bits``.
+
+    >>> 0 <= mq.accuracy(model, data.test, "W4A4", norm_stats="batch") <= 100
+    True
+
+    Args:
+        model: a quantized model. Its bits, norm policy and mode do not change.
+        split: the images and their labels.
+        bits: a pair such as ``"W4A4"``, or a map of layers to pairs, see `set_bits`.
+        norm_stats: the statistics that batch norm uses: ``running``, ``batch`` or ``recalibrated``. By default the
+            model's own choice applies, see `set_norm_stats`.
+        batch_size: how many images are classified at a time. Under ``batch`` statistics the accuracy depends on it.
+
+    Returns:
+        The accuracy in percent, or NaN if the model has norm sets, but none for this pair.
+
+    Raises:
+        ValueError: the quantizer does not define these bits.
+        MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
+    """
     hits = [_hits(model, split, [bits], norm_stats, batch_size)]
     return 100 * hits[0][0] / len(split.labels)
 
@@ -57,20 +76,38 @@ def grid(
     batch_size: int = BATCH,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Accuracy in percent at each pair, as a frame with columns ``bits w a mean ci95 n``.
+    """Measure the accuracy at many bitwidth pairs.
+
+    >>> frame = mq.grid(model, data.test, "W2A2,W4A4,FP", norm_stats="batch")
+    >>> list(frame.index)
+    ['W2A2', 'W4A4', 'FP']
+    >>> list(frame.columns)
+    ['w', 'a', 'mean', 'ci95', 'n']
+    >>> len(mq.grid(model, data.test, calibration=data.train.images, norm_stats="recalibrated"))
+    75
 
     Args:
-        models: one model, or one per seed; ``ci95`` is then the half-width of a t-interval over the seeds.
-        splits: the images and labels to classify, one for all models or one each.
-        bits: the pairs, or per-layer maps; by default all candidates of the model's quantizer, 75 or 73.
-        norm_stats: the norm policy; by default the one that the model was left with.
-        calibration: training images, one set or one per model: statistics are measured for each pair first.
-        lend_sets: a pair without a norm set of its own takes gain and shift of the nearest pair that has one; give
-            ``calibration`` with it, so that at least the statistics are its own. Otherwise the pair is NaN.
-        batch_size: images at a time. Under ``batch`` statistics it is part of the policy.
-        progress: show a bar.
+        models: a quantized model, or a list with one model per seed.
+        splits: the images and labels to classify: one split for all models, or a list with one per model.
+        bits: the pairs, or maps of layers to pairs. By default these are all candidates: 75, or 73 if the quantizer
+            defines no 1-bit values.
+        norm_stats: the norm policy; by default that of the first model.
+        calibration: training images, one set for all models or a list with one per model. If they are given, the
+            ``recalibrated`` statistics of every pair are measured on them first.
+        lend_sets: whether a pair without a norm set may use the gain and shift of the nearest pair that has one;
+            otherwise its accuracy is NaN. Also give ``calibration``, so that the statistics are those of the pair.
+        batch_size: how many images are classified at a time. Under ``batch`` statistics the accuracy depends on it.
+        progress: whether to show a progress bar.
 
-    The frame's ``attrs["norm_stats"]`` names the policy.
+    Returns:
+        A frame with a row per pair, indexed by its name (``bits``). ``w`` and ``a`` are its bitwidths, ``mean`` is the
+        accuracy in percent, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for one model), and
+        ``n`` the number of models. ``frame.attrs["norm_stats"]`` names the norm policy.
+
+    Raises:
+        ValueError: the quantizer does not define these bits, or there are not as many splits or calibration sets as
+            models.
+        MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for a pair.
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     parts = [splits] * len(nets) if isinstance(splits, Split) else list(splits)
@@ -91,12 +128,12 @@ def grid(
 
 
 def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
-    """Measure norm statistics for all pairs; one without a norm set has none."""
+    """Measure norm statistics for all pairs, except for those that have no norm set."""
     if not has_norm_sets(model):
         recalibrate(model, images, pairs, progress=progress)
         return
     for pair in tqdm(pairs, desc="norm statistics", disable=not progress, leave=False, delay=2):
-        with contextlib.suppress(MissingNormSetError):  # off the list, and NaN in the grid
+        with contextlib.suppress(MissingNormSetError):  # a pair without a norm set becomes NaN in the grid
             recalibrate(model, images, [pair])
 
 
@@ -109,9 +146,13 @@ def sensitivity(
     norm_stats: str | None = None,
     calibration: Images | None = None,
 ) -> pd.DataFrame:
-    """Accuracy in percent when one layer alone goes down to ``bits`` while the others stay at ``rest``.
+    """Measure the accuracy when a single layer goes down to ``bits`` and all other layers stay at ``rest``.
 
-    A row per quantized layer, with columns ``accuracy`` and ``loss``, the points lost against all layers at ``rest``.
+    If ``calibration`` images are given, norm statistics are measured on them for each of these settings first.
+
+    Returns:
+        A frame with a row per quantized layer: ``accuracy`` in percent, and ``loss``, the percentage points that are
+        lost compared with all layers at ``rest``.
     """
     import pandas as pd
 
@@ -129,7 +170,7 @@ def sensitivity(
 
 @contextlib.contextmanager
 def _lending(model: nn.Module, lend_sets: bool) -> Iterator[None]:
-    """Inside the block pairs without a norm set may borrow one."""
+    """Inside the block, decide whether a pair without a norm set may borrow one."""
     setting = setting_of(model)
     before, setting.lend_sets = setting.lend_sets, lend_sets
     try:
@@ -139,10 +180,16 @@ def _lending(model: nn.Module, lend_sets: bool) -> Iterator[None]:
 
 
 def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str = "recalibrated") -> float:
-    """Percent of ``images``, (count, channels, height, width), that get the same class alone as among the others.
+    """Measure the percentage of images that get the same class alone as in a large batch.
 
-    100 (but for rounding) under stored statistics; less where statistics come from the batch, which a batch of one
-    does not have.
+    Under stored norm statistics this is 100, apart from rounding. It is lower if the statistics are taken from the
+    batch, because those of a single image differ from those of many.
+
+    Args:
+        model: a quantized model.
+        images: (count, channels, height, width).
+        bits: a pair, or a map of layers to pairs.
+        norm_stats: the norm policy.
     """
     device, dtype = place(model)
     images = as_float(images).to(device, dtype)
@@ -153,7 +200,10 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
 
 
 def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
-    """Rows of pairs from runs[seed or episode][pair]; a per-layer map has the bits of ``*``."""
+    """Make the frame that `grid` returns from the accuracies ``runs[seed or episode][pair]``.
+
+    For a map of layers to pairs, ``w`` and ``a`` are the bits of its entry ``*``.
+    """
     import pandas as pd
 
     def row(pair: MapOrBits) -> dict[str, Any]:
@@ -175,7 +225,10 @@ def _hits(
     batch_size: int,
     bar: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> list[float]:
-    """Correct answers at each pair. Weights are quantized once a bitwidth, the stem is run once a batch."""
+    """Count the correct answers at each pair.
+
+    Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
+    """
     device, dtype = place(model)
     hits: list[float] = [0.0] * len(pairs)
     batches = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
@@ -187,19 +240,22 @@ def _hits(
             for index, bits in enumerate(pairs):
                 version = features._version
                 hits[index] += _hits_at(model, body, features, labels, bits, norm_stats)
-                if features._version != version:  # the body works in place
+                if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
     return hits
 
 
 def _is_list(calibration: object) -> bool:
-    """Whether it is a list of calibration sets, one per model; an ``(images, labels)`` tuple is one set."""
+    """Tell a list of calibration sets, one per model, from a single set such as an ``(images, labels)`` tuple."""
     is_pair = isinstance(calibration, tuple) and len(calibration) == 2 and isinstance(calibration[0], Tensor)
     return isinstance(calibration, (list, tuple)) and not is_pair
 
 
 def _after_stem(model: nn.Module, images: Tensor, shared: tuple[MapOrBits, str] | None) -> tuple[Tensor, nn.Module]:
-    """The output of a stem that is the same at all pairs, run as ``shared`` says, and the rest of the network."""
+    """Run the stem if all pairs share it, and return its output and the rest of the network.
+
+    ``shared`` is what `_shares_stem` returns. If it is None, the result is the images and the whole network.
+    """
     if shared is None:
         return images, model
     with at(model, *shared):
@@ -207,10 +263,10 @@ def _after_stem(model: nn.Module, images: Tensor, shared: tuple[MapOrBits, str] 
 
 
 def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str | None) -> tuple[MapOrBits, str] | None:
-    """Bits and norm policy at which one run of the stem serves all pairs; None if there is no such stem.
+    """Find the bits and the norm policy at which one run of the stem serves all pairs, or None if no run does.
 
-    Recalibrated statistics belong to a pair, those of a stem too: they must be equal, as they are if they were
-    measured on the same images.
+    Recalibrated statistics are stored per pair, also in the stem. One run serves all pairs only if these statistics
+    are equal, and they are if they were measured on the same images.
     """
     policy = norm_stats or setting_of(model).norm_stats
     if not has_stem(model) or not pairs:
@@ -241,5 +297,5 @@ def _hits_at(
             return float((body(features).argmax(1) == labels).sum())
         except MissingStatisticsError:
             raise
-        except MissingNormSetError:  # off the list
+        except MissingNormSetError:  # the model has norm sets, but none for this pair
             return math.nan

@@ -1,4 +1,4 @@
-"""Measuring few-shot learners: every bitwidth on the same episodes, so that differences can be paired."""
+"""Measure few-shot learners: all bitwidths see the same episodes, so that their differences can be paired."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from mebqat_lite.tensors import as_float, evaluating, place
 if TYPE_CHECKING:
     import pandas as pd
 
-EPISODES = 600  # that the field measures on
-EVALUATION_SEED = 2022  # of the episodes that everybody is measured on
-STORED = ("running", "recalibrated")  # policies whose statistics do not depend on the episode
+EPISODES = 600  # the usual number of test episodes in few-shot learning
+EVALUATION_SEED = 2022  # all networks are measured on the episodes of this seed
+STORED = ("running", "recalibrated")  # norm policies whose statistics do not depend on the episode
 POLICIES = ("support", "batch", *STORED)
 
 
@@ -38,17 +38,26 @@ def episode_scores(
     norm_stats: str = "support",
     progress: bool = False,
 ) -> Tensor:
-    """Accuracy in percent on each of the first ``count`` episodes, (pairs, count), float64.
+    """Measure the accuracy on each episode, at each pair.
 
     Args:
-        model: quantized, and meta-trained.
-        learner: how it adapts; `ProtoNet` or `FOMAML`.
-        episodes: where they come from; the same ones for every pair.
-        bits: pairs, or per-layer maps.
-        count: how many episodes.
-        norm_stats: ``support`` (statistics of the support set), ``batch`` (those of each batch, so that queries help
-            one another), ``recalibrated`` (stored for the pair) or ``running``.
-        progress: show a bar.
+        model: a quantized, meta-trained model.
+        learner: how the model learns the classes of an episode: a `ProtoNet` or a `FOMAML`.
+        episodes: the episodes; every pair is measured on the same ones.
+        bits: the pairs, or maps of layers to pairs.
+        count: how many episodes are measured, from number 0 on.
+        norm_stats: the norm policy: ``support`` (statistics of the support set), ``batch`` (statistics of each batch,
+            so that the queries of an episode influence one another), ``recalibrated`` (stored for each pair) or
+            ``running``.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The accuracies in percent, (pairs, count), float64.
+
+    Raises:
+        TypeError: the learner does not learn new classes.
+        ValueError: the norm policy is unknown, ``count`` is below 1, or the classifier of the network does not have as
+            many outputs as an episode has classes.
     """
     if not isinstance(learner, ProtoNet | FOMAML):
         raise TypeError(f"{type(learner).__name__} learns no new classes; take ProtoNet or FOMAML")
@@ -81,9 +90,10 @@ def episode_grid(
     norm_stats: str = "support",
     progress: bool = False,
 ) -> pd.DataFrame:
-    """`episode_scores` as a frame with columns ``bits w a mean ci95 n``, the interval over episodes.
+    """Measure the mean accuracy over episodes, as a frame like that of `evaluate.grid`.
 
-    By default all candidates of the model's quantizer are measured.
+    Its intervals are over the episodes. By default all candidate pairs of the model's quantizer are measured. The
+    arguments are those of `episode_scores`.
     """
     pairs = candidates(has_one_bit(model)) if bits is None else parse_settings(bits)
     scores = episode_scores(model, learner, episodes, pairs, count=count, norm_stats=norm_stats, progress=progress)
@@ -91,7 +101,7 @@ def episode_grid(
 
 
 def paired_difference(ours: Tensor, other: Tensor) -> dict[str, float]:
-    """Mean and interval of ``ours - other``, each (count,), on the same episodes."""
+    """Compute the mean of ``ours - other`` and its interval; both are scores, (count,), on the same episodes."""
     return interval((ours - other).tolist())
 
 
@@ -104,9 +114,16 @@ def enrolment(
     norm_stats: str = "recalibrated",
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Cross-bitwidth enrolment: prototypes made at one pair (rows), queries asked at another (columns).
+    """Measure cross-bitwidth enrolment, where prototypes are made at one pair and queries are classified at another.
 
-    Accuracy in percent over ``count`` episodes; a server may enrol at full precision what a device asks at two bits.
+    For example, a server makes the prototypes at full precision, and a device classifies queries at two bits.
+
+    Returns:
+        A frame of accuracies in percent over ``count`` episodes, with a row for each pair of the prototypes and a
+        column for each pair of the queries.
+
+    Raises:
+        ValueError: ``norm_stats`` is not a policy of stored statistics.
     """
     import pandas as pd
 
@@ -124,8 +141,10 @@ def enrolment(
 def embeddings(
     model: nn.Module, episodes: Episodes, pairs: Sequence[MapOrBits], norm_stats: str = "recalibrated"
 ) -> Iterator[Tensor]:
-    """What a network under stored statistics makes of all images, (images, features), pair by pair: once, whatever
-    the number of episodes.
+    """Yield the embeddings of all images of the split, (images, features), for one pair after the other.
+
+    Under stored statistics an embedding does not depend on the episode. So each image goes through the network once
+    per pair, however many episodes it is part of.
     """
     device, dtype = place(model)
     for pair in pairs:
@@ -135,13 +154,13 @@ def embeddings(
 
 
 def _parts(index: Tensor, out: Tensor, shots: int) -> tuple[Tensor, Tensor]:
-    """Prototypes (count, N, features) and queries (count, N, Q, features) of all episodes."""
+    """Return the prototypes, (count, N, features), and the queries, (count, N, Q, features), of all episodes."""
     chosen = out[index]  # (count, N, K + Q, features)
     return chosen[:, :, :shots].mean(2), chosen[:, :, shots:]
 
 
 def _hits(prototypes: Tensor, queries: Tensor) -> Tensor:
-    """Accuracy in percent of each episode, (count,), from the parts of `_parts`."""
+    """Compute the accuracy in percent of each episode, (count,), from what `_parts` returns."""
     ways, asked = queries.shape[1:3]
     labels = torch.arange(ways).repeat_interleave(asked)
     answers = [prototype_logits(q.flatten(0, 1), p).argmax(1) for p, q in zip(prototypes, queries, strict=True)]
@@ -149,7 +168,7 @@ def _hits(prototypes: Tensor, queries: Tensor) -> Tensor:
 
 
 def _scores_of(model: nn.Module, learner: Any, episode: Episode, pairs: Sequence[MapOrBits], norm_stats: str) -> Tensor:
-    """Accuracy in percent at each pair, (pairs,), of a learner that adapts to each episode anew."""
+    """Let the learner adapt to one episode at each pair, and return its accuracies in percent, (pairs,)."""
     device, dtype = place(model)
     support, query = episode.support.to(device, dtype), episode.query.to(device, dtype)
     labels = episode.labels.to(device)
@@ -161,7 +180,7 @@ def _scores_of(model: nn.Module, learner: Any, episode: Episode, pairs: Sequence
 
 
 def _check_head(model: nn.Module, learner: Any, episodes: Episodes) -> None:
-    """A classifier has the ways that it was trained for."""
+    """Refuse episodes with another number of classes than the classifier of the network has outputs."""
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if isinstance(learner, FOMAML) and linear and linear[-1].out_features != episodes.ways:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Figures from results, in one style: colours that survive colour-blindness, markers that survive grey print."""
+"""Draw results in one style: its colours suit colour-blind readers, and its markers differ in grey print too."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def style() -> Any:
 
 
 def accuracy_curves(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "") -> Figure:
-    """Accuracy in percent over bitwidth pairs, a line or points per method, with intervals."""
+    """Plot accuracy in percent over bitwidth pairs, with a line or points and intervals for each method."""
     with style():
         figure, axes = plt.subplots(figsize=(7.5, 4.2))
         for index, (method, row) in enumerate(accuracy.items()):
@@ -65,7 +65,7 @@ def accuracy_curves(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, 
 def _draw(
     axes: Axes, row: Mapping[str, dict[str, float]], pairs: Sequence[str], shift: float, label: str, look: dict
 ) -> None:
-    """One method: means and half-widths at the pairs that it has."""
+    """Draw one method: its means and intervals at the pairs where it was measured."""
     places = [i for i, pair in enumerate(pairs) if pair in row and is_known(row[pair]["mean"])]
     cells = [row[pairs[i]] for i in places]
     halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
@@ -91,7 +91,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
-    """Grey images, (count, 1, height, width), with a title each; a wrong one is framed and crossed."""
+    """Show grey images, (count, 1, height, width), each with a title; ``wrong`` ones get a red frame and a cross."""
     with style():
         figure, axes = plt.subplots(1, len(titles), figsize=(0.85 * len(titles), 1.25), squeeze=False)
         for i, cell in enumerate(axes[0]):
@@ -105,7 +105,7 @@ def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | No
 
 
 def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
-    """Quantizers as pictures: output over input, one panel each, the identity as a thin line."""
+    """Plot quantizers, one panel each: the output over the input ``x``, and the input itself as a dashed line."""
     with style():
         figure, axes = plt.subplots(1, len(curves), figsize=(2.7 * len(curves), 2.7), squeeze=False, sharey=True)
         for cell, (name, y) in zip(axes[0], curves.items(), strict=True):
@@ -127,7 +127,7 @@ def lines(
     log: bool = False,
     mark: float | None = None,
 ) -> Figure:
-    """Curves over a common axis, each with its own colour, dash and marker; ``mark`` draws a vertical line."""
+    """Plot curves over a common axis, each with its own colour, dash and marker, and a vertical line at ``mark``."""
     looks = zip((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"), strict=True)
     with style():
         figure, axes = plt.subplots(figsize=(6.5, 3.4))
@@ -143,7 +143,7 @@ def lines(
 
 
 def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
-    """The distribution of values and, one panel per name, the levels that replace them."""
+    """Show how values are distributed and, in one panel per name, the levels that replace them."""
     with style():
         size = (2.9 * len(levels), 2.7)
         figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False, sharey=True)
@@ -157,14 +157,14 @@ def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figur
 
 
 def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
-    """Accuracy in percent over all pairs of a grid: weight bits upwards, activation bits to the right."""
+    """Show the accuracy at all pairs of a grid: weight bits increase upwards, activation bits to the right."""
     table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
     named = table.rename(index=_width, columns=_width)
     return matrix(named, "activation bits", "weight bits", title)
 
 
 def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Figure:
-    """Accuracy in percent by row and column, as numbers on colours."""
+    """Show a table of accuracies in percent as numbers on coloured cells."""
     with style(), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
         image = axes.imshow(table, cmap="cividis", aspect="auto")
@@ -181,7 +181,7 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Fi
 
 
 def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str]) -> Figure:
-    """Accuracy in percent over the bit operations of an image, a point for each pair of a method."""
+    """Plot accuracy in percent over the bit operations for one image, with a point for each pair of a method."""
     looks = zip((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP", strict=True)
     with style():
         figure, axes = plt.subplots(figsize=(7.0, 4.2))
@@ -199,7 +199,10 @@ def _width(bits: int) -> str:
 
 
 def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, title: str = "") -> Figure:
-    """Differences with their 95 % intervals, a row each, by group: filled where the interval leaves out zero."""
+    """Plot differences with their 95 % intervals, one row each, in named groups.
+
+    A marker is filled if its interval does not contain zero.
+    """
     rows = sum(len(group) + 1 for group in groups.values())
     with style():
         figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.23 * rows))
@@ -223,7 +226,7 @@ def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
 
 
 def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
-    """One row: the mean with its half-width, blue and filled if that leaves out zero."""
+    """Draw one row: the mean with its interval, blue and filled if the interval does not contain zero."""
     half = cell["ci95"] if is_known(cell["ci95"]) else 0.0
     clear = abs(cell["mean"]) > half > 0
     color, fill, fmt = (BLUE, BLUE, "o") if clear else ("#777777", "white", "D")
@@ -231,7 +234,10 @@ def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
 
 
 def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]], xlabel: str = "input x") -> Figure:
-    """Curves above one another over a common axis: ``columns[title][y label][name]``; a column of panels per title."""
+    """Plot curves in columns of panels that share the axis ``x``: a column per title, a panel per label.
+
+    ``columns[title][y label][name]`` holds the values of one curve, of the shape of ``x``.
+    """
     looks = ((BLUE, "-"), (RED, "--"), (GREEN, ":"))
     rows = max(len(panels) for panels in columns.values())
     with style():
@@ -261,7 +267,7 @@ def tables(
     decimals: int = 0,
     colours: str = "cividis",
 ) -> Figure:
-    """Tables of numbers, (rows, columns) each, on one scale of colours, two side by side; NaN is an empty cell."""
+    """Show tables of numbers, (rows, columns) each, two side by side, on one scale of colours; NaN is an empty cell."""
     values = {title: np.asarray(panel, dtype=float) for title, panel in panels.items()}
     low, high = limits or (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values())))
     wide, tall = min(len(values), 2), -(-len(values) // 2)
@@ -286,7 +292,7 @@ def tables(
 
 
 def _numbers(axes: Axes, panel: np.ndarray, image: Any, decimals: int) -> None:
-    """The numbers of a table, white on dark cells and black on light ones."""
+    """Write the numbers of a table into its cells, white on dark cells and black on light ones."""
     for (row, column), value in np.ndenumerate(panel):
         if np.isfinite(value):
             red, green, blue, _ = image.cmap(image.norm(value))
@@ -295,7 +301,7 @@ def _numbers(axes: Axes, panel: np.ndarray, image: Any, decimals: int) -> None:
 
 
 def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
-    """Mean ± standard deviation of each channel, for several (2, channels) means and variances by name."""
+    """Plot mean ± standard deviation of each channel; ``stats`` holds means and variances, (2, channels), by name."""
     with style():
         figure, axes = plt.subplots(figsize=(8.0, 3.6))
         for i, (name, both) in enumerate(stats.items()):
@@ -309,7 +315,10 @@ def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
 
 
 def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:
-    """How many weights take each code, one panel per name; ``counts``, (codes,), begin with the code ``lowest``."""
+    """Show how many weights have each integer code, one panel per name.
+
+    ``counts`` are (codes,) each; their first entry counts the code ``lowest``.
+    """
     used = [c.nonzero()[:, 0] + lowest for c in counts.values()]
     low, high = min(int(u.min()) for u in used), max(int(u.max()) for u in used)
     with style():
@@ -323,8 +332,14 @@ def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:
 
 
 def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Figure:
-    """Support (N, K, 1, height, width) left, query (N, Q, 1, height, width) right, a row for each class; ``answers``,
-    (N, Q), are written under the queries, and a wrong one is framed and crossed."""
+    """Show an episode with a row for each class: support images on the left, queries on the right.
+
+    Args:
+        support: (N, K, 1, height, width).
+        query: (N, Q, 1, height, width).
+        answers: the predicted classes, (N, Q), from 0 to N - 1. They are written under the queries, counted from 1;
+            wrong ones get a red frame and a cross.
+    """
     (ways, shots), count = support.shape[:2], query.shape[1]
     both = np.concatenate([support, query], 1)  # (N, K + Q, 1, height, width)
     with style():

@@ -1,6 +1,6 @@
-"""Results in one JSON schema, and the table printed from it.
+"""Hold results in one JSON schema, write them to files, and format them as text.
 
-``{"accuracy": {method: {bits: {"mean", "ci95", "n"}}}, "norm_stats", "costs", "seconds"}``; accuracies in percent.
+``{"accuracy": {method: {bits: {"mean", "ci95", "n"}}}, "norm_stats", "costs", "seconds"}``; accuracies are in percent.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Table = Mapping[str, Mapping[str, Cell]]
 
 
 def check_frame_name(path: Path) -> None:
-    """Raise a ValueError for a name under which no grid can be written."""
+    """Raise a ValueError if the file name does not end with .csv or .parquet."""
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path.name}: a grid is written as .csv or .parquet")
 
 
 def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
-    """Write a grid atomically, as CSV or parquet by the name's ending.
+    """Write a grid to a file atomically, as CSV or parquet according to the ending of its name.
 
     Raises:
-        ValueError: another ending, or parquet without the package that writes it.
+        ValueError: the name has another ending, or the package that writes parquet is not installed.
     """
     path = Path(path)
     check_frame_name(path)
@@ -45,13 +45,16 @@ def write_frame(path: str | Path, frame: pd.DataFrame) -> Path:
 
 
 def cells(frame: pd.DataFrame) -> dict[str, Cell]:
-    """A row of the table from what `evaluate.grid` returns."""
+    """Make a row of a `table`, ``{bits: {"mean", "ci95", "n"}}``, from a frame of `evaluate.grid`."""
     names = ("mean", "ci95", "n")
     return {str(bits): {name: float(row[name]) for name in names} for bits, row in frame.iterrows()}
 
 
 def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | None = None) -> str:
-    """Rows of methods, columns of pairs, ``mean ± half-width``; a dash where nothing was measured."""
+    """Format a table as text, with a row for each method, a column for each pair, and ``mean ± half-width`` in cells.
+
+    A dash means that nothing was measured. ``titles`` gives the methods other names.
+    """
     rows = [["", *pairs]]
     for method, cells in accuracy.items():
         rows.append([(titles or {}).get(method, method), *(_cell(cells.get(pair)) for pair in pairs)])
@@ -65,9 +68,13 @@ def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | Non
 def report(
     outcome: Mapping[str, Any], pairs: Sequence[str], part: str = "test", titles: Mapping[str, str] | None = None
 ) -> str:
-    """A comparison as text: both norm policies, means over all pairs, paired differences, costs.
+    """Format a comparison as text: accuracy under two norm policies, means over pairs, paired differences, and costs.
 
-    part: ``test``, or ``val`` where something is to be chosen.
+    Args:
+        outcome: what `experiments.compare.compare` returns.
+        pairs: the pairs that the tables show.
+        part: the images that were classified: ``test``, or ``val`` if something is to be chosen.
+        titles: other names for the methods.
     """
     native, key = outcome["native"], {"test": "accuracy", "val": "validation"}[part]
     policies = set(native["norm_stats"].values())
@@ -98,7 +105,7 @@ def report(
 
 
 def _means(means: Mapping[str, Any], many: bool, titles: Mapping[str, str] | None) -> str:
-    """Means over listed and other pairs, where ``many`` were measured, more than the tables show."""
+    """Format the means over all, over listed and over other pairs, if there are ``many``: more than the tables show."""
     groups = [group for group in ("all", "listed", "off_list", "held_out") if group in means]
     if "off_list" not in means or len(means["all"]) < 2 or not many:
         return ""
@@ -110,7 +117,7 @@ def _means(means: Mapping[str, Any], many: bool, titles: Mapping[str, str] | Non
 
 
 def differences(gaps: Mapping[str, Cell]) -> str:
-    """``W2A2 +0.2 ±0.8, ...`` in one line."""
+    """Format paired differences in one line: ``W2A2 +0.2 ±0.8, ...``."""
     half = {bits: f" ±{gap['ci95']:.1f}" if is_known(gap["ci95"]) else "" for bits, gap in gaps.items()}
     return ", ".join(f"{bits} {gap['mean']:+.1f}{half[bits]}" for bits, gap in gaps.items())
 
@@ -128,5 +135,5 @@ def _cell(cell: Cell | None) -> str:
 
 
 def is_known(value: float | None) -> bool:
-    """Whether a number is there: neither NaN nor, read back from JSON, null."""
+    """Tell whether ``value`` is a number: not NaN, and not None, which NaN becomes in JSON."""
     return value is not None and not math.isnan(value)

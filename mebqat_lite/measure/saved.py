@@ -1,4 +1,7 @@
-"""What a saved checkpoint says of itself: what it was trained for, and on which episodes it is measured."""
+"""Read from a checkpoint which pairs it was trained for, and on which episodes it should be measured.
+
+``extra`` is always the description of the checkpoint, as `checkpoint.load_model` returns it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from mebqat_lite.switching.state import MapOrBits, has_one_bit, parse_settings
 
 
 def trained_for(model: nn.Module, extra: Mapping[str, Any]) -> list[Bits]:
-    """The pairs that a checkpoint's method trains for or quantizes to; ``extra`` as `load_model` gives it."""
+    """List the pairs that the method of a checkpoint trains for.
+
+    For post-training quantization these are all candidates, because it can quantize to each of them.
+    """
     name = extra["method"]
     method, recipe = methods.get(name), Recipe(**extra["setup"]["recipe"])
     if name != method.base and not method.trains:
@@ -31,13 +37,13 @@ def trained_for(model: nn.Module, extra: Mapping[str, Any]) -> list[Bits]:
 
 
 def few_shot(method: Method, split: Split, recipe: Recipe) -> tuple[Learner, Episodes]:
-    """The learner of a method, and the frozen episodes of a part of the data, as a recipe asks for them."""
+    """Return the learner of a method, and the evaluation episodes that a recipe describes, made from ``split``."""
     episodes = Episodes(split, recipe.ways, recipe.shots, recipe.queries, EVALUATION_SEED)
     return method.learner(recipe, method.teacher), episodes
 
 
 def learns_new_classes(extra: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint's description, as `checkpoint.load_model` gives it, is of a few-shot network."""
+    """Tell whether a checkpoint holds a few-shot network."""
     name = extra.get("method", "")
     return name in methods.METHODS and methods.METHODS[name].learns_new_classes
 
@@ -45,14 +51,15 @@ def learns_new_classes(extra: Mapping[str, Any]) -> bool:
 def episodes_for(
     model: nn.Module, extra: Mapping[str, Any], data: str | None = None, part: str = "test", **asked: int
 ) -> tuple[Learner, Episodes, str]:
-    """The learner of a checkpoint and the episodes to measure it on, with the name of the data.
+    """Return the learner of a few-shot checkpoint, the episodes to measure it on, and the name of their data.
 
     Args:
-        model: the network; images of a folder take its size and channels.
-        extra: its description.
-        data: by default what it was trained on; a ``folder:PATH`` of class folders is all ``test``.
-        part: of the data.
-        asked: ``ways``, ``shots``, ``queries``; what is not named is as in training.
+        model: the network. Images from a folder are loaded with the size and the channels that it expects.
+        extra: the description of the checkpoint.
+        data: the name of a dataset, by default the one of the training. All classes of a ``folder:PATH``, which holds
+            a folder per class, belong to its part ``test``.
+        part: ``train``, ``val`` or ``test``.
+        asked: ``ways``, ``shots`` or ``queries``; the others are those of the training.
     """
     recipe = Recipe(**extra["setup"]["recipe"]).with_options(**asked)
     name = data or extra["data"]
@@ -65,7 +72,10 @@ def episodes_for(
 
 
 def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: Iterable[MapOrBits] | None = None) -> None:
-    """Measure the norm statistics that a checkpoint lacks, on the images that it was trained on."""
+    """Measure the recalibrated norm statistics that a checkpoint lacks, on images that it was trained on.
+
+    ``bits`` are the pairs that need statistics, by default all candidates.
+    """
     pairs = candidates(has_one_bit(model)) if bits is None else parse_settings(bits)
     missing = [pair for pair in pairs if not is_recalibrated(model, str(pair))]
     if missing:

@@ -1,4 +1,4 @@
-"""What `quantize` made of a model: a line per layer."""
+"""Show what `quantize` made of a model, one line per layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,21 @@ HEADER = ("layer", "kind", "weights", "inputs", "signed", "bytes", "why")
 
 
 def summary(model: nn.Module) -> str:
-    """A table with a line per layer: bits in force, signed inputs, packed bytes of its weights, and why.
+    """Describe a quantized model as text, with one line per layer.
 
-    Bytes are what the layer's weights take when packed at the bits in force (a bias counts 4 bytes a value).
+    >>> with mq.at(model, "W2A4"):
+    ...     print(mq.summary(model))  # doctest: +ELLIPSIS
+    layer     kind    weights  inputs  signed  bytes  why
+    stem.0    Conv2d  FP       FP      no      ...  float: first layer
+    body.0.0  Conv2d  2        4       no      ...  quantized
+    ...
+    3 of 5 layers quantized; ... bytes at W2A4
+
+    A line shows the current bits, whether the layer's inputs can be negative, and why the layer is quantized or not.
+    The bytes are those of the layer when its weights are packed at these bits; each value of a bias takes 4 bytes.
+
+    Raises:
+        NotQuantizedError: the model was not quantized.
     """
     setting, rows = setting_of(model), _rows(model)
     total = packed_bytes(model)
@@ -28,13 +40,13 @@ def summary(model: nn.Module) -> str:
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of all layers when their weights are packed at the bits in force: the total of `summary`."""
+    """Count the bytes of all layers when their weights are packed at the current bits, as `summary` does."""
     return sum(row[5] for row in _rows(model))
 
 
 def _rows(model: nn.Module) -> list[tuple[str, str, str, str, str, int, str]]:
-    """A row per layer, those that `quantize` skipped last."""
-    setting_of(model)  # or its error, which says what to do
+    """Make a row per layer; the layers that `quantize` skipped come last."""
+    setting_of(model)  # raises an error that says what to do if the model is not quantized
     plan = plan_of(model)
     rows = [_row(model.get_submodule(site.name), site) for site in plan.sites]
     for name, reason in plan.skipped.items():
@@ -76,6 +88,6 @@ def _bytes(layer: nn.Module, bits: int) -> int:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Left-aligned columns."""
+    """Align columns to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,1 +1,1 @@
-"""The same training, faster: mixed precision, compiled, all tasks in one pass, or several processes."""
+"""Train faster: in mixed precision, with compiled passes, with all tasks in one pass, or in several processes."""

@@ -1,4 +1,4 @@
-"""Start the processes of `mebqat-lite train --devices 2`, and let one of them speak for all."""
+"""Start the processes of ``mebqat-lite train --devices 2``, and report an error that all of them have only once."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ if TYPE_CHECKING:
 
 
 def fabric_for(devices: int = 1, nodes: int = 1, words: Sequence[str] | None = None) -> Fabric | None:
-    """What starts a process for each device, unless torchrun did, and connects them; None for one device.
+    """Make the Fabric that runs a process on each device, or return None for a single device.
 
-    Its ``launch()`` does: new processes run this command line again. GPUs if there are any, else the CPU.
+    Its ``launch()`` starts the other processes, which run this command line again, and connects them. Where torchrun
+    has started them already, it only connects them. They use the GPUs if there are any, else the CPU.
 
     Args:
-        devices: on each machine.
-        nodes: machines. The command is to be given on each, with ``MASTER_ADDR`` and ``MASTER_PORT`` (of the first)
-            and ``NODE_RANK`` (0, 1, ...) in its environment, or by torchrun, which sets them.
-        words: what a command was called with, which has to be this process's own command line.
+        devices: how many devices each machine has.
+        nodes: how many machines there are. The command must be given on each of them, either by torchrun, or with
+            ``MASTER_ADDR`` and ``MASTER_PORT`` (those of the first machine) and ``NODE_RANK`` (0, 1, ...) in its
+            environment.
+        words: the arguments of the command. They must be those of this process, because new processes repeat its
+            command line.
+
+    Raises:
+        ValueError: a number is below 1, there are fewer GPUs than ``devices``, torchrun started several processes for
+            a single device, or ``words`` are not this process's command line.
+        RuntimeError: Lightning Fabric is not installed.
     """
     if devices < 1 or nodes < 1:
         raise ValueError(f"--devices and --nodes must be at least 1, not {devices} and {nodes}")
@@ -46,20 +54,22 @@ def fabric_for(devices: int = 1, nodes: int = 1, words: Sequence[str] | None = N
 
 
 def _fabric_class() -> Any:
-    """``Fabric``, by itself or, as conda-forge has it, a part of ``lightning``."""
+    """Import ``Fabric`` from its own package or from ``lightning``, which contains it on conda-forge."""
     for package in ("lightning_fabric", "lightning.fabric"):
         try:
             found = importlib.import_module(package).Fabric
         except ImportError:
             continue
-        logging.getLogger(package).setLevel(logging.WARNING)  # not how processes find one another
+        logging.getLogger(package).setLevel(logging.WARNING)  # hides how the processes find one another
         return found
     raise RuntimeError('--devices needs Lightning Fabric: pip install "mebqat_lite[fabric]"')
 
 
 def as_one(fabric: Fabric | None, work: Callable[[], int]) -> int:
-    """Run a command's work in each process. An error of the input or of the training, which all have, is reported by
-    the first alone; any other, as a `parallel.ProcessError`, by the process that has it.
+    """Run the work of a command in each process, and return its exit code.
+
+    Errors of the input or of the training occur in all processes alike, so only the first process raises them. Other
+    errors, such as a `parallel.ProcessError`, are raised by the process in which they occur.
     """
     if fabric is None:
         return work()
@@ -75,4 +85,4 @@ def as_one(fabric: Fabric | None, work: Callable[[], int]) -> int:
         return 130
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()  # its threads must not outlive Python
+            dist.destroy_process_group()  # ends its threads, which must not run on when Python exits

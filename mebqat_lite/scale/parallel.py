@@ -1,13 +1,16 @@
-"""Several processes train one network: each learns its part of every batch, and their gradients are added up.
+"""Train one network in several processes: each learns a part of every batch, and their gradients are added up.
 
-Lightning Fabric starts the processes (its ``ddp`` strategy, or torchrun does) and gives each its device. PyTorch's DDP
-wrapper is left out: a step goes backward several times, at bitwidths that change and that leave out other parameters
-each time. So gradients are added once a step, after all its tasks. All processes draw the same pairs, because their
-samplers have the same seed, and batch norm takes its statistics over all of them: gradients are those of one process
-with the whole batch, up to rounding. (Sums of few-bit products are often equal, and which of them max pooling takes
-for the largest is then a matter of the last digit: from there on two runs differ.) Two things are not the same:
-dropout, whose masks each process draws by itself, and the authors' form of LSQ (``lsq_shared``), which counts the
-images of a process's own part in the scale of its gradients.
+Lightning Fabric starts the processes with its strategy ``ddp``, unless torchrun does, and gives each one its device.
+PyTorch's DDP wrapper is not used, because a step has several backward passes, and the bitwidth of each pass decides
+which parameters get a gradient. Instead, gradients are added once per step, after all its tasks.
+
+All processes draw the same pairs, because their samplers have the same seed, and batch norm takes its statistics over
+all processes. The gradients are therefore those of one process with the whole batch, up to rounding. In the long run
+two trainings may still differ: sums of few-bit products are often equal, and then the last digit decides which of them
+max pooling takes as the largest.
+
+Two things are not the same as in one process. Each process draws its own masks for dropout. And the authors' form of
+LSQ (``lsq_shared``) scales its gradients by the number of images, but a process only counts those of its own part.
 """
 
 from __future__ import annotations
@@ -33,33 +36,37 @@ Norm = Callable[[Tensor, nn.Module, bool], Tensor]
 
 
 class ProcessError(RuntimeError):
-    """What one of several processes ran into, and the others did not."""
+    """An error that occurred in one of several processes, but not in the others."""
 
 
 class Processes:
-    """The processes of one run, and which of them this one is. Of one alone, nothing here changes anything.
+    """The processes of one run, and what this one does together with the others.
+
+    If there is only one process, no method changes anything.
 
     Args:
-        fabric: launched; None is one process.
+        fabric: a launched Fabric, or None for a single process.
     """
 
     def __init__(self, fabric: Fabric | None = None) -> None:
         self.rank, self.count = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
         self.device = torch.device("cpu") if fabric is None else fabric.device
-        self.sizes = [1] * self.count  # images of a batch, by process
+        self.sizes = [1] * self.count  # how many images of a batch each process learns
         if self.count > 1 and not dist.is_initialized():
             raise ValueError("call fabric.launch() before fit(..., fabric=fabric)")
 
     @property
     def share(self) -> float:
-        """This process's part of a batch."""
+        """The fraction of a batch that this process learns."""
         return self.sizes[self.rank] / sum(self.sizes)
 
     def cut(self, source: object) -> None:
-        """Let a source of batches give this process its part of each; the first parts have an image more if need be.
+        """Make a source of batches return only this process's part of each batch.
+
+        If a batch cannot be divided evenly, the first parts have one image more.
 
         Raises:
-            ValueError: a source of episodes, or fewer images than processes.
+            ValueError: the source returns episodes, or a batch has fewer images than there are processes.
         """
         if self.count == 1:
             return
@@ -74,12 +81,12 @@ class Processes:
         self.sizes = [len(part) for part in torch.arange(source.size).tensor_split(self.count)]
 
     def copy(self, model: nn.Module) -> None:
-        """Give ``model`` the values that it has in process 0."""
+        """Give the parameters and buffers of ``model`` the values that they have in process 0."""
         if self.count > 1:
             self._each([*model.parameters(), *model.buffers()], lambda bucket: dist.broadcast(bucket, 0))
 
     def join(self, *networks: nn.Module | None) -> None:
-        """Let batch norms that go by their batch go by that of all processes, until `leave`."""
+        """Make batch norm take its batch statistics over all processes, until `leave` is called."""
         if self.count > 1:
             self._give(networks, self.norm)
 
@@ -93,23 +100,26 @@ class Processes:
                 setting_of(network).norm = norm
 
     def weigh(self, loss: Tensor) -> Tensor:
-        """The mean loss of a part as its part of the whole batch's mean."""
+        """Scale the mean loss of this part, so that the sum over all processes is the mean of the whole batch."""
         return loss if self.count == 1 else loss * self.share
 
     def total(self, loss: Tensor) -> float:
-        """The sum of the processes' losses: not finite in one of them, it is so in all."""
+        """Add up the losses of all processes, so that all of them notice if one loss is not finite."""
         if self.count > 1:
             loss = loss.detach().clone()
             dist.all_reduce(loss)
         return loss.item()
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up the processes' gradients; a parameter that no task used still has none."""
+        """Add up the gradients of all processes; the gradient of a parameter that no task used stays None."""
         if self.count > 1:
             self._each([p.grad for p in parameters if p.grad is not None], dist.all_reduce)
 
     def _each(self, tensors: Sequence[Tensor], work: Callable[[Tensor], Any]) -> None:
-        """Let ``work`` change tensors in place, those of one type as one flat tensor: one message, not hundreds."""
+        """Let ``work`` change tensors in place.
+
+        All tensors of a type become one flat tensor, so that the processes exchange one message and not hundreds.
+        """
         with torch.no_grad():
             for dtype in dict.fromkeys(t.dtype for t in tensors):
                 alike = [t for t in tensors if t.dtype == dtype]
@@ -119,7 +129,7 @@ class Processes:
                     tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """The values of all processes, of one shape, on the CPU."""
+        """Collect the values of all processes on the CPU; they must have the same shape."""
         if self.count == 1:
             return [value]
         values = [torch.empty_like(value, device=self.device) for _ in range(self.count)]
@@ -127,13 +137,17 @@ class Processes:
         return [v.cpu() for v in values]
 
     def agree(self, value: bool, problem: str) -> bool:
-        """``value``, if it is that of all processes; else ``problem`` is a ValueError in all."""
+        """Return ``value`` if it is the same in all processes; otherwise raise a ValueError that says ``problem``."""
         if self.count > 1 and len({int(v) for v in self.gather(torch.tensor(int(value)))}) > 1:
             raise ValueError(problem)
         return value
 
     def first(self, work: Callable[[], Any]) -> None:
-        """Let process 0 do something, as writing a file, while the others wait; if it fails, it fails in all."""
+        """Call ``work`` in process 0, for example to write a file, while the others wait.
+
+        Raises:
+            OSError: ``work`` failed in process 0, which itself raises the original error.
+        """
         if self.count == 1:
             work()
             return
@@ -152,7 +166,10 @@ class Processes:
 
     @contextlib.contextmanager
     def naming_errors(self, common: type[Exception]) -> Iterator[None]:
-        """Inside the block an error, if it is not one that all processes have in common, names its process."""
+        """Inside the block, turn an error into a `ProcessError` that names this process.
+
+        Errors of the type ``common`` occur in all processes alike and stay as they are.
+        """
         try:
             yield
         except common:
@@ -163,9 +180,9 @@ class Processes:
             raise ProcessError(f"rank {self.rank} of {self.count}: {type(error).__name__}: {error}") from error
 
     def norm(self, x: Tensor, layer: Any, track: bool) -> Tensor:
-        """Batch norm of ``x``, this process's part of (batch, channels, ...), on statistics of the whole batch.
+        """Normalize ``x``, this process's part of (batch, channels, ...), by the statistics of the whole batch.
 
-        ``layer``: whose gain, shift and (with ``track``) running statistics.
+        Gain and shift are those of the batch norm ``layer``. With ``track`` its running statistics are updated too.
         """
         count = x.numel() // x.shape[1] * sum(self.sizes) // self.sizes[self.rank]
         mean, var = self._statistics(x.detach())
@@ -177,7 +194,10 @@ class Processes:
         return _Norm.apply(x, layer.weight, layer.bias, mean, var, layer.eps, count)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance over all processes, each (channels,), from those of the parts (Chan et al., 1979)."""
+        """Compute mean and variance over all processes, each (channels,), from those of the parts.
+
+        The formula is that of Chan, Golub and LeVeque (1979).
+        """
         var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), _dims(x), correction=0)
         own = torch.stack([mean, var])  # (2, channels)
         parts = [torch.empty_like(own) for _ in range(self.count)]
@@ -189,15 +209,18 @@ class Processes:
 
 
 def _dims(x: Tensor) -> list[int]:
-    """All dimensions but the channels'."""
+    """List all dimensions of ``x`` except for the channels, which are dimension 1."""
     return [d for d in range(x.dim()) if d != 1]
 
 
 class _Norm(Function):
-    """gain (x - mean) / sqrt(var + eps) + shift, where mean and var are of ``count`` values a channel in all processes.
+    """Batch norm with given statistics: gain (x - mean) / sqrt(var + eps) + shift.
 
-    With u = (x - mean) / sqrt(var + eps), dx = gain / sqrt(var + eps) (g - sum(g) / count - u sum(g u) / count): the
-    sums go over all processes (Ioffe and Szegedy, 2015, section 3). Gradients of gain and shift are this process's.
+    ``mean`` and ``var`` are taken over the ``count`` values that a channel has in all processes. With the output's
+    gradient g and u = (x - mean) / sqrt(var + eps), the gradient of x is
+    gain / sqrt(var + eps) (g - sum(g) / count - u sum(g u) / count), where the sums go over all processes (Ioffe and
+    Szegedy, 2015, section 3). The gradients of gain and shift are sums over this process only; `add_gradients` adds
+    them up.
     """
 
     @staticmethod
@@ -212,10 +235,10 @@ class _Norm(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, mean, var = ctx.saved_tensors
-        wide = [1, -1] + [1] * (x.dim() - 2)  # of (channels,), beside x
+        wide = [1, -1] + [1] * (x.dim() - 2)  # the shape in which (channels,) broadcasts against x
         scale, dims, grad = (var + ctx.eps).rsqrt(), _dims(x), grad.to(mean.dtype)
         unit = (x - mean.view(wide)).mul_(scale.view(wide))
-        own = torch.stack([grad.sum(dims), (grad * unit).sum(dims)])  # (2, channels): of shift and gain
+        own = torch.stack([grad.sum(dims), (grad * unit).sum(dims)])  # (2, channels): gradients of shift and gain
         sums = own.clone()
         dist.all_reduce(sums)
         sums /= ctx.count

@@ -1,4 +1,4 @@
-"""Faster passes for the same gradients: mixed precision, compiled, all tasks in one, or shared among processes."""
+"""Make the passes of a training step faster: mixed precision, compiled, all tasks in one, or in several processes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 
 
 class Fast(Passes):
-    """Faster passes, as in ``fit(model, data, passes=Fast(amp=True))``; a warm-up has them too.
+    """Make passes faster, as in ``fit(model, data, passes=Fast(amp=True))``; they also serve a warm-up.
 
-    Roundings may fall another way than in plain passes: a checkpoint is continued only with the same settings.
+    Their results may be rounded differently from those of plain passes. So a checkpoint is continued only with the
+    settings with which it was begun.
 
     Args:
-        amp: automatic mixed precision: forward passes in bfloat16 where PyTorch deems it safe. Activations then have
-            8 significant bits at most. Offered, not measured on a GPU yet.
-        compiled: compile the forward passes with `torch.compile`, once for each pair that is visited, which takes
-            seconds each. Offered, not measured on a GPU yet.
-        vectorized: adapt all tasks of a FOMAML step in one pass (`scale.vectorized`). By default what is measured to be
-            faster on CUDA, and one task after the other on the CPU.
-        fabric: a launched ``lightning_fabric.Fabric``. Its processes, which all call `fit` alike, share each batch, to
-            the same gradients (`scale.parallel`); the first one logs and writes. Methods for new classes refuse.
+        amp: whether to use automatic mixed precision, where forward passes run in bfloat16 if PyTorch considers it
+            safe. Activations then have at most 8 significant bits. This has not been measured on a GPU yet.
+        compiled: whether to compile the forward passes with `torch.compile`, once for each pair that is visited. Each
+            time this takes seconds. It has not been measured on a GPU yet.
+        vectorized: whether to adapt all tasks of a FOMAML step in one pass (`scale.vectorized`). By default this is
+            done where it is measured to be faster on CUDA, and never on the CPU.
+        fabric: a launched ``lightning_fabric.Fabric``. All its processes call `fit` with the same arguments and share
+            each batch, which gives the same gradients (`scale.parallel`). Only the first one logs and writes files.
+            Methods that learn new classes cannot run in several processes.
 
     Raises:
-        ValueError: settings that do not go together. `fit` raises it for ``vectorized`` where that cannot be
-            (`scale.vectorized.refusal`).
+        ValueError: the settings cannot be combined. If the tasks cannot be ``vectorized`` (`scale.vectorized.refusal`),
+            it is `fit` that raises the error.
     """
 
     def __init__(
@@ -51,32 +53,32 @@ class Fast(Passes):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is not plain, by name."""
+        """Name the settings that differ from plain passes."""
         ways = {"amp": self.amp, "compile": self.compiled, "vectorized": bool(self.vectorized)}
         several = {"devices": self.processes.count} if self.processes.count > 1 else {}
         return {name: on for name, on in ways.items() if on} | several
 
     def adopt(self, settings: dict[str, Any]) -> None:
-        """Vectorize where nothing was asked for and the run did before: it is not measured again."""
+        """Vectorize as the checkpoint's run did, if nothing else was asked for, instead of measuring again."""
         if self.vectorized is None:
             self.vectorized = settings.get("vectorized", False)
 
     def start(self, model: nn.Module, device: str | torch.device | None) -> None:
-        """Bring the model to its device, in all processes with the values of the first."""
+        """Move the model to its device, and give it the values of the first process in all processes."""
         own = device if self.fabric is None or device is not None else self.fabric.device
         super().start(model, own)
         self.processes.copy(model)
 
     def share(self, source: object) -> None:
-        """Let a source of batches give this process its part of each."""
+        """Make a source of batches return only this process's part of each batch."""
         self.processes.cut(source)
 
     def begin(self, loop: Loop) -> None:
-        """Compile, count passes, and join the batch norms of all processes."""
+        """Compile the forward passes, count passes from here on, and join the batch norms of all processes."""
         self.vectorized, self.decided = self.asked, False
         super().begin(loop)
         self.parts = compile_forwards(loop.model) if self.compiled else []
-        if self.parts:  # within a compiled part the count would be a constant, and each pass a new one
+        if self.parts:  # inside a compiled part the count would be a constant, and each pass would compile again
             self.counters[0].remove()
             self.counters[0] = count_forwards(self.parts[-1], loop.run)
         self.processes.join(loop.model, loop.learner.frozen)
@@ -89,7 +91,7 @@ class Fast(Passes):
             del part.forward
 
     def backpropagate(self, loop: Loop) -> list[float]:
-        """Add up the gradients of all processes; returns each task's mean loss."""
+        """Add up the gradients of all tasks in all processes, and return the mean loss of each task."""
         with self.processes.naming_errors(TrainingError):
             if not self.decided:
                 self.vectorized, self.decided = self._decide(loop), True
@@ -98,11 +100,11 @@ class Fast(Passes):
         return losses
 
     def losses(self, loop: Loop, task: Any, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Tensor]]:
-        """The learner's ``(bits, loss)``, in mixed precision if asked for, each as this process's part of the mean.
+        """Yield the learner's ``(bits, loss)``, in mixed precision if asked for, scaled to this process's part.
 
-        `backward` must stay outside of autocast, which keeps no cast weights: in some versions those of a teacher would
-        have no gradient in the next pass. That a learner goes backward through a shared stem in here gives the same
-        gradients as outside.
+        `backward` must be called outside of autocast. The cache of autocast is off, because in some versions weights
+        that it keeps from a teacher's pass would have no gradient in the next pass. A learner with a shared stem goes
+        backward through it in here, and this gives the same gradients as outside.
         """
         kind, found = place(loop.model)[0].type, super().losses(loop, task, pairs)
         while True:
@@ -113,11 +115,11 @@ class Fast(Passes):
             yield pair[0], self.processes.weigh(pair[1])
 
     def value(self, loss: Tensor) -> float:
-        """The loss of the whole batch: not finite in one process, it is so in all."""
+        """Return the loss of the whole batch, so that all processes notice if it is not finite in one."""
         return self.processes.total(loss)
 
     def _decide(self, loop: Loop) -> bool:
-        """Whether steps are vectorized: as asked for, else as measured; by itself never on the CPU."""
+        """Decide whether steps are vectorized: as asked for, else as measured on CUDA, and not on the CPU."""
         together = " and ".join(name for name in ("amp", "compile") if name in self.settings)
         asked = self.vectorized
         if asked is False or (asked is None and (together or place(loop.model)[0].type != "cuda")):
@@ -127,7 +129,7 @@ class Fast(Passes):
         loop.sampler.load_state_dict(state)  # the next step draws the same again
         if asked is None:
             found = faster(loop.model, loop.learner, episodes, pairs)
-            loop.run.costs.forwards = forwards  # measuring is no training
+            loop.run.costs.forwards = forwards  # passes that only measure do not count as training
             return found
         reason = f"vectorized tasks do not go with {together}" if together else ""
         if reason := reason or refusal(loop.model, loop.learner, pairs):
@@ -135,29 +137,29 @@ class Fast(Passes):
         return True
 
     def _together(self, loop: Loop) -> list[float]:
-        """Go backward through the losses of all tasks in one pass, with the counts of one task after the other."""
+        """Go backward through the losses of all tasks in one pass, and count it like one task after the other."""
         costs, before = loop.run.costs, loop.run.costs.forwards
         episodes, pairs = drawn_tasks(loop)
         losses = query_losses(loop.model, loop.learner, episodes, pairs)  # type: ignore[arg-type]
-        costs.forwards += (costs.forwards - before) * (len(pairs) - 1)  # a pass of all was counted once
+        costs.forwards += (costs.forwards - before) * (len(pairs) - 1)  # each pass over all tasks was counted once
         values = [loop.finite(value, bits) for value, bits in zip(losses.tolist(), pairs, strict=True)]
         losses.sum().backward()
-        loop.gradients.uses |= uses(loop.model, pairs)  # type: ignore[arg-type]  # backward has counted one each
+        loop.gradients.uses |= uses(loop.model, pairs)  # type: ignore[arg-type]  # backward counted one use each
         costs.backprops += len(pairs)
         return values
 
-    # What only one of several processes does, and what all of them have to agree on.
+    # What several processes do together: one of them works for all, or they compare values.
 
     def first(self, work: Callable[[], Any]) -> None:
-        """Let the first process do something, as writing a file."""
+        """Call ``work`` in the first process only, for example to write a file."""
         self.processes.first(work)
 
     def gather(self, value: Tensor) -> list[Tensor]:
-        """The values of all processes, on the CPU."""
+        """Collect the values of all processes on the CPU."""
         return self.processes.gather(value)
 
     def agree(self, value: bool, problem: str) -> bool:
-        """``value``, if all processes have the same; otherwise ``problem`` is a ValueError."""
+        """Return ``value`` if it is the same in all processes; otherwise raise a ValueError that says ``problem``."""
         return self.processes.agree(value, problem)
 
 
@@ -165,17 +167,18 @@ AUTOMATIC["cuda"] = Fast
 
 
 def drawn_tasks(loop: Loop) -> tuple[list[Any], list[Pair]]:
-    """What the next step learns: each task once for each of its pairs, and these pairs."""
+    """Draw the tasks and the pairs of the next step; a task is listed once for each of its pairs."""
     drawn = [(index, pair) for index, pairs in enumerate(loop.sampler.draw()) for pair in pairs]
     return [loop.source.task(loop.run.costs.steps, index) for index, _ in drawn], [pair for _, pair in drawn]
 
 
 def compile_forwards(model: nn.Module) -> list[nn.Module]:
-    """Compile the parts of a model that a learner calls, in place; ``del part.forward`` undoes it.
+    """Compile the parts of a model that a learner calls, in place, and return these parts.
 
-    Only ``forward`` is replaced: classes, names, and the hooks of the parts themselves stay as they are.
+    Only ``forward`` is replaced; the classes, the names and the hooks of the parts stay as they are. For each part,
+    ``del part.forward`` undoes it.
     """
-    limits = torch._dynamo.config  # by default the ninth pair, and every one after it, would not be compiled
+    limits = torch._dynamo.config  # by default only the first eight pairs would be compiled
     limits.cache_size_limit, limits.accumulated_cache_size_limit = 1024, 4096
     called = (model.stem, model.body) if has_stem(model) else (model,)
     parts = [part for part in called if isinstance(part, nn.Module)]

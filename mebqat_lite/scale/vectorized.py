@@ -1,9 +1,9 @@
-"""FOMAML's tasks in one pass: bits as tensors, so that one `torch.vmap` adapts tasks of different bitwidths.
+"""Adapt all tasks of a FOMAML step in one pass: bits are tensors, so one `torch.vmap` covers different bitwidths.
 
-The same losses and gradients as one task after the other (`maml.FOMAML.losses`), in another order of addition. On a
-GPU small tasks are too little work each, and a pass over all of them may be faster (`faster` measures it); on a CPU it
-is slower. For LSQ with a step per bitwidth, first order and batch statistics; `refusal` names what is left to serial
-tasks.
+The losses and gradients are those of one task after the other (`maml.FOMAML.losses`), added up in another order. A
+single small task is too little work for a GPU, where one pass over all tasks may be faster (`faster` measures it). On
+a CPU it is slower. It works for LSQ with a step per bitwidth, in first order, on batch statistics; `refusal` names the
+cases where tasks must be learned one after the other.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from mebqat_lite.tensors import place
 
 
 class _TensorStepClip(Function):
-    """`quantizers.step_clip` (LSQ, Esser et al., 2020, equations 1 to 3) where the clip is tensors too.
+    """The function `quantizers.step_clip` (LSQ, Esser et al., 2020, equations 1 to 3), with tensors as limits.
 
-    ``step``, ``low``, ``high`` and ``grad_scale`` are scalars of one task: under vmap each task has its own.
+    ``step``, ``low``, ``high`` and ``grad_scale`` are scalars of one task, and under vmap each task has its own.
     """
 
     generate_vmap_rule = True
@@ -56,27 +56,27 @@ class _TensorStepClip(Function):
 
 
 class _Widths(NamedTuple):
-    """One kind of bits of all tasks, each (tasks,); inside vmap of one task, each a scalar."""
+    """The weight bits or the activation bits of all tasks, as tensors (tasks,), which are scalars inside vmap."""
 
-    choice: Tensor  # which of the steps in use; any where ``full``
-    low: Tensor  # codes: quantizers.integer_range
-    high: Tensor
-    full: Tensor  # 32 bits: not quantized
+    choice: Tensor  # index of the task's step among the steps in use; without meaning where ``full``
+    low: Tensor  # lowest code, see quantizers.integer_range
+    high: Tensor  # highest code
+    full: Tensor  # whether the bits are 32, so that nothing is quantized
 
 
 class _TensorLSQ(LSQ):
-    """LSQ at the bits of ``now``, whatever bits a layer asks for; lent to the layers for one pass."""
+    """LSQ at the bits in ``now``, whatever bits a layer asks for. The layers use it for one pass."""
 
-    clips_at_zero = False  # a ReLU has to work: there may be FP among the tasks, and nothing branches on bits in here
+    clips_at_zero = False  # every ReLU must run: a task may be at FP, and under vmap nothing can branch on bits
 
     def __init__(self, pairs: Sequence[Bits]) -> None:
         super().__init__()
         self.asked = {"w": [b.w for b in pairs], "a": [b.a for b in pairs]}
-        self.in_use = {kind: sorted(set(bits) - {FULL}) for kind, bits in self.asked.items()}  # steps in use
+        self.in_use = {kind: sorted(set(bits) - {FULL}) for kind, bits in self.asked.items()}  # bits that have a step
         self.now: dict[str, _Widths] = {}
 
     def tables(self, like: Tensor) -> dict[str, _Widths]:
-        """The widths of weights, and of unsigned and signed activations, where and of the type that ``like`` is."""
+        """Make the widths of weights, of unsigned and of signed activations, with the device and type of ``like``."""
         return {name: self._table(name[0], name != "a", like) for name in ("w", "a", "a signed")}
 
     def _table(self, kind: str, signed: bool, like: Tensor) -> _Widths:
@@ -88,36 +88,40 @@ class _TensorLSQ(LSQ):
         return _Widths(torch.tensor(choice, device=like.device), low, high, full)
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """LSQ's weights, or ``w`` of a task at 32 bits."""
+        """Return LSQ's weights, or ``w`` itself for a task at 32 bits."""
         return self._clip(w, "w", self.now["w"], params, w.numel())
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
-        """LSQ's activations, (batch, ...), or ``x`` of a task at 32 bits; N counts the features of one sample."""
+        """Return LSQ's activations, (batch, ...), or ``x`` itself for a task at 32 bits.
+
+        The N in the gradient scale 1 / sqrt(N p) is the number of features of one sample.
+        """
         now = self.now["a signed" if site.signed else "a"]
         return self._clip(x, "a", now, params, math.prod(x.shape[1:]))
 
     def _clip(self, x: Tensor, kind: str, now: _Widths, params: Params, count: int) -> Tensor:
-        if not self.in_use[kind]:  # no task quantizes it
+        if not self.in_use[kind]:  # all tasks are at 32 bits
             return x
         steps = torch.stack([params[f"{kind}{bits}"] for bits in self.in_use[kind]])
-        step = steps.index_select(0, now.choice.reshape(1)).reshape(())  # steps[choice] would call item()
+        step = steps.index_select(0, now.choice.reshape(1)).reshape(())  # vmap does not support steps[choice]
         scale = (count * now.high).sqrt().reciprocal()  # 1 / sqrt(N p)
         return torch.where(now.full, x, _TensorStepClip.apply(x, step, now.low, now.high, scale))
 
 
 def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode], pairs: Sequence[Bits]) -> Tensor:
-    """The query losses, (tasks,), each of the weights that one episode adapts at its pair; all tasks in one vmap.
+    """Adapt to each episode at its own pair, all in one vmap, and return the query losses, (tasks,).
 
     The gradient of their sum is the sum of the gradients that `FOMAML.losses` gives task by task: first order, at the
-    adapted weights (MEBQAT-MAML, ECCV 2022, algorithm 2). A step that no task uses gets none. `uses` says how many
-    tasks have a part in each sum.
+    adapted weights (MEBQAT-MAML, ECCV 2022, algorithm 2). A quantizer step that no task uses gets no gradient. `uses`
+    counts how many tasks contribute to the gradient of each parameter.
 
     Raises:
-        ValueError: what `refusal` names, bits that the quantizer does not define, episodes of different shapes.
+        ValueError: `refusal` has a reason, the quantizer does not define some bits, episodes differ in shape, or there
+            are not as many episodes as pairs.
     """
     _check(model, learner, episodes, pairs)
     quantizer, counts = _TensorLSQ(pairs), uses(model, pairs)
-    start = {n: p for n, p in adaptable(model).items() if counts[p]}  # type: ignore[index]  # others have no part
+    start = {n: p for n, p in adaptable(model).items() if counts[p]}  # type: ignore[index]  # without unused steps
 
     def support_loss(fast: dict[str, Tensor], task: Episode) -> Tensor:
         logits = functional_call(model, fast, (task.support.flatten(0, 1),))  # (N K, N)
@@ -126,7 +130,7 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
     def query_loss(task: Episode, widths: dict[str, _Widths]) -> Tensor:
         quantizer.now, fast = widths, start
         for _ in range(learner.inner_steps):
-            with torch.no_grad():  # to the outer backward inner gradients are constants
+            with torch.no_grad():  # first order: the outer backward takes inner gradients for constants
                 grads = grad(support_loss)(fast, task)
             fast = {name: updated(name, value, grads[name], learner.inner_lr) for name, value in fast.items()}
         logits = functional_call(model, fast, (task.query.flatten(0, 1),))  # (N Q, N)
@@ -138,9 +142,10 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
 
 
 def uses(model: nn.Module, pairs: Sequence[Bits]) -> dict[nn.Parameter, int]:
-    """How many tasks use each parameter that learns, for the mean of its gradients (`optim.GradientMean`).
+    """Count how many tasks use each parameter that learns, so that `optim.GradientMean` can average its gradient.
 
-    A step of LSQ: the tasks of its bitwidth, and none if the layer's input is quantized by its leader's. All else: all.
+    A step of LSQ is used by the tasks of its bitwidth. An activation step is used by none if another layer, the leader,
+    quantizes the input of this layer. All other parameters are used by all tasks.
     """
     counts = {p: len(pairs) for p in model.parameters() if p.requires_grad}
     for layer in quantized_layers(model).values():
@@ -152,9 +157,9 @@ def uses(model: nn.Module, pairs: Sequence[Bits]) -> dict[nn.Parameter, int]:
 
 
 def refusal(model: nn.Module, learner: Learner, pairs: Sequence[Pair]) -> str:
-    """Why these tasks cannot be vectorized, or an empty string."""
+    """Say why these tasks cannot be vectorized; the answer is an empty string if they can."""
     layers, norms, setting = quantized_layers(model).values(), norm_layers(model).values(), setting_of(model)
-    amp = torch.is_autocast_enabled(place(model)[0].type)  # its inner backward meets two types under vmap
+    amp = torch.is_autocast_enabled(place(model)[0].type)  # under vmap the inner backward would mix two types
     reasons = {
         "another learner than FOMAML": not isinstance(learner, FOMAML),
         "second order": getattr(learner, "second_order", False),
@@ -171,7 +176,7 @@ def refusal(model: nn.Module, learner: Learner, pairs: Sequence[Pair]) -> str:
 
 
 def _is_plain(layer: QuantizedLayer) -> bool:
-    """Whether a layer's quantizer is LSQ with a trained step for each bitwidth."""
+    """Tell whether a layer's quantizer is LSQ itself, with a trained step for each bitwidth, and no variant of it."""
     return type(layer.quantizer) is LSQ
 
 
@@ -189,11 +194,11 @@ def _check(model: nn.Module, learner: Learner, episodes: Sequence[Episode], pair
 
 @contextlib.contextmanager
 def _lent(model: nn.Module, quantizer: _TensorLSQ) -> Iterator[None]:
-    """Inside the block all layers quantize by ``quantizer``, on batch statistics; afterwards all is as before."""
+    """Inside the block, let all layers use ``quantizer``, and batch norm use the batch without tracking statistics."""
     setting, layers = setting_of(model), list(quantized_layers(model).values())
     before, own = dict(vars(setting)), [layer.quantizer for layer in layers]
     try:
-        setting.bits, setting.per_layer = Bits(2, 2), {}  # any pair below 32: at it each layer asks its quantizer
+        setting.bits, setting.per_layer = Bits(2, 2), {}  # any pair below 32 makes each layer call its quantizer
         setting.track_running = setting.keep_weights = False
         for layer in layers:
             layer.quantizer = quantizer
@@ -207,10 +212,13 @@ def _lent(model: nn.Module, quantizer: _TensorLSQ) -> Iterator[None]:
 def faster(
     model: nn.Module, learner: Learner, episodes: Sequence[Episode], pairs: Sequence[Pair], repeats: int = 5
 ) -> bool:
-    """Whether the gradients of these tasks come faster vectorized than serially, measured where the model is.
+    """Measure whether these tasks give their gradients faster vectorized than serially, on the model's device.
 
-    The median of ``repeats`` of each in turn, after one to warm up. False where `refusal` has a reason or memory does
-    not suffice. Model, gradients, their hooks and random state are left as they were; hooks on forward passes run.
+    Both ways run in turns, once to warm up and then ``repeats`` times, and their median times are compared. The model,
+    its gradients and the random state do not change, but hooks on forward passes are called.
+
+    Returns:
+        Whether vectorized tasks are faster; False if `refusal` has a reason or there is not enough memory.
     """
     if refusal(model, learner, pairs):
         return False
@@ -245,12 +253,15 @@ def _vectorized_gradients(
 
 
 def _gradients(model: nn.Module, loss: Tensor) -> None:
-    """Compute all gradients and drop them: unlike `backward` this touches no ``grad`` and calls no hook of it."""
+    """Compute all gradients and drop them; unlike `backward`, this changes no ``grad`` and calls none of its hooks."""
     torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
 
 
 def _seconds(device: torch.device, work: Callable[..., None], *arguments: Any) -> float:
-    """Wall-clock seconds of ``work``; a GPU, which works while Python goes on, is waited for before and after."""
+    """Measure the wall-clock seconds of ``work``.
+
+    A GPU works in the background while Python goes on, so it is waited for before and after.
+    """
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
     wait(device)
     start = time.perf_counter()

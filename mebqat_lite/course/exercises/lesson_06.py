@@ -328,6 +328,14 @@ def _wrong_logits(model: nn.Module, support: Tensor, query: Tensor, bits: str) -
         ("support and query run in one batch under its statistics, so that queries leak into the prototypes: " + policy,
          leak),
         ("it uses the statistics of FP at other bits: those of a pair belong to it", foreign["statistics of FP"]),
+        *_wrong_prototypes(right, known, asked),
+    ]  # fmt: skip
+
+
+def _wrong_prototypes(right: Tensor, known: Tensor, asked: Tensor) -> list[tuple[str, Tensor]]:
+    """Mistakes after the passes, whose embeddings are ``known``, (N, K, features), and ``asked``, (count, features)."""
+    ways, shots = known.shape[:2]
+    return [
         ("a prototype is the mean of its examples: you take the sum",
          -(asked[:, None] - known.sum(1)).square().sum(2)),
         ("a prototype is the mean of its examples: you take only the first",
