@@ -3,8 +3,14 @@
 import ast
 import functools
 import graphlib
+import inspect
+import io
+import re
 import subprocess
 import sys
+import tokenize
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,6 +127,14 @@ def test_rooms_know_rooms_below_them_only():
         assert not UPPER & set(KNOWS[name].split())
 
 
+def test_the_picture_of_the_house_draws_imports_that_are_there():
+    picture = re.search(r"```mermaid\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.DOTALL)
+    arrows = re.findall(r"(?m)^ *(\w+)(?:\[.*\])? --> (\w+)$", picture[1])
+    assert len(arrows) > 12 and {room for arrow in arrows for room in arrow} >= WINGS
+    known = {here: set(line.split()) for here, line in KNOWS.items()}
+    assert [(here, there) for here, there in arrows if there not in known[here] | {"core"}] == []
+
+
 def test_no_module_knows_itself_by_way_of_others():
     graph = {module: {target for target in imports(module) if target != room(module)} for module in MODULES}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
@@ -140,3 +154,171 @@ def loaded(code: str) -> set[str]:
 def test_importing_the_package_loads_nothing_heavy():
     unavoidable = loaded("import torch, torchvision, tqdm.auto, safetensors.torch")
     assert HEAVY & (loaded("import mebqat_lite") - unavoidable) == set()
+
+
+# ---------------------------------------------------------------- what a reader meets
+
+# Lines of code of what a reader of training meets. Later work may raise this by 15 % at most, and says why.
+READ = [
+    "*.py",
+    "learners/*.py",
+    "switching/*.py",
+    *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
+]
+MOST_LINES = 2050
+LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def documented(node: ast.AST) -> bool:
+    """Whether a module, class or function begins with a docstring."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
+
+
+def code_lines(text: str) -> int:
+    """Lines with code: no docstring, no comment, nothing blank."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in nothing:
+            found |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if documented(node):
+            found -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(found)
+
+
+def functions(text: str) -> Iterator[tuple[str, int]]:
+    """Each function and its lines from the first statement after the docstring to the last."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, Function):
+            first = node.body[1] if documented(node) and len(node.body) > 1 else node.body[0]
+            yield node.name, node.body[-1].end_lineno - first.lineno + 1
+
+
+def test_lines_are_counted_as_a_reader_does():
+    text = '"""Two\nlines."""\n\n# why\n\ndef f(x):\n    """One."""\n    y = """a\n    b"""\n    return y\n'
+    assert code_lines(text) == 4 and dict(functions(text)) == {"f": 3}
+
+
+def test_the_core_stays_small():
+    paths = {path for pattern in READ for path in PACKAGE.glob(pattern) if not path.name.startswith("__")}
+    assert len(paths) > 25
+    assert sum(code_lines(path.read_text(encoding="utf-8")) for path in paths) <= MOST_LINES
+
+
+def test_no_function_is_long():
+    paths = [path for folder in ("mebqat_lite", "benchmarks", "data") for path in (ROOT / folder).rglob("*.py")]
+    long = {
+        f"{path.relative_to(ROOT)}: {name}": lines
+        for path in paths
+        for name, lines in functions(path.read_text(encoding="utf-8"))
+        if lines > LONGEST_FUNCTION
+    }
+    assert not long
+
+
+def test_the_algorithm_is_read_on_one_screen():
+    """A step, and what goes backward through its tasks and pairs: they stand together, and are about nothing else."""
+    text = MODULES["loop"].read_text(encoding="utf-8")
+    screen = re.search(r"    def step\(self\).*?return means\n", text, re.DOTALL)
+    assert screen and screen[0].count("\n") < 60
+    assert not re.search(r"(?i)device|cuda|precision|\bamp\b|autocast|vmap|vectori|compile", screen[0])
+
+
+def test_fit_is_short():
+    parameters = inspect.signature(mebqat_lite.fit).parameters
+    assert len([p for p in parameters.values() if p.kind != p.VAR_KEYWORD]) <= 10
+    assert dict(functions(MODULES["train"].read_text(encoding="utf-8")))["fit"] <= LONGEST_FUNCTION
+
+
+def test_no_test_file_is_long():
+    files = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {name: lines for name, lines in files.items() if lines > LONGEST_TEST_FILE}
+
+
+def test_tests_mirror_the_wings():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))}
+    assert folders - {"browser"} == WINGS
+
+
+# ---------------------------------------------------------------- nothing lies about, nothing is taken undeclared
+
+KNOWN_BY_NAME = {".gitignore", "LICENSE", "CITATION.cff", "run", "ruff.toml", "setup.py"}  # tools look for them
+
+
+def tracked() -> list[Path]:
+    """All files of the repository."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_every_file_is_used():
+    """Its name, or its stem, stands in another file: read, linked or run. Tests are found by their names."""
+    text = {path: path.read_text(encoding="utf-8", errors="ignore") for path in tracked() if path.suffix != ".npz"}
+    words = {path: set(re.findall(r"[\w-]+", content)) for path, content in text.items() if path.suffix != ".json"}
+    unused = []
+    for path in tracked():
+        is_found = path.name in KNOWN_BY_NAME or path.name.startswith(("test_", "conftest", "__", "assignment_0"))
+        others = (there for other, there in words.items() if other != path)
+        if not is_found and not any(path.stem in there or set(path.stem.split("-", 1)) <= there for there in others):
+            unused.append(str(path.relative_to(ROOT)))
+    assert not unused
+
+
+def test_every_module_is_imported():
+    pages = [path for path in tracked() if path.suffix in (".py", ".ipynb", ".toml")]
+    text = {path: path.read_text(encoding="utf-8") for path in pages}
+    for module, path in MODULES.items():
+        wing, _, name = module.rpartition(".")
+        where = rf"mebqat_lite\.{wing}" if wing else "mebqat_lite"
+        named = re.compile(rf"(mebqat_lite|mq)\.{re.escape(module)}\b|from {where} import [^\n]*\b{name}\b")
+        several = re.compile(rf"from {where} import \([^)]*\b{name}\b")
+        others = [content for other, content in text.items() if other != path]
+        is_start = module in ("__init__", "__main__")
+        assert is_start or any(named.search(content) or several.search(content) for content in others), module
+
+
+# What is imported under another name than it is declared by, or comes with what is declared.
+DECLARED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lightning_fabric": "lightning-fabric"}
+DECLARED_AS |= {
+    "IPython": "ipywidgets",
+    "packaging": "pytest",
+    "traitlets": "ipywidgets",
+    "jupyter_core": "jupyterlab",
+    "nbformat": "nbclient",
+}
+OWN = {"mebqat_lite", "benchmarks", "__future__"} | {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"answers"}
+
+
+def third_party(path: Path, top: bool = False) -> set[str]:
+    """The libraries that a file imports, by their declared names; with ``top`` only those at its top level."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in tree.body if top else ast.walk(tree):
+        found |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        found |= {node.module} if isinstance(node, ast.ImportFrom) and node.module and not node.level else set()
+    names = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - OWN
+    return {DECLARED_AS.get(name, name) for name in names}
+
+
+def requirements() -> dict[str, set[str]]:
+    """The declared libraries, of the core and of each extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = {"core": project["dependencies"], **project["optional-dependencies"]}
+    return {name: {re.split(r"[>=\[;]", line)[0].strip() for line in lines} for name, lines in lists.items()}
+
+
+def test_what_is_imported_is_declared():
+    declared, core = set().union(*requirements().values()), requirements()["core"]
+    for path in tracked():
+        if path.suffix == ".py" and path.name not in ("setup.py",):
+            assert third_party(path) <= declared, path
+    for module, path in MODULES.items():
+        if room(module) not in ("course", "cli"):
+            assert third_party(path, top=True) <= core, module
+
+
+def test_the_core_takes_nothing_that_it_does_not_import():
+    used = set().union(*(third_party(path) for path in MODULES.values()))
+    assert requirements()["core"] <= used

@@ -5,12 +5,12 @@ Each job has one result file. If a sweep is killed and called again, it only run
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ def key(*parts: Any) -> str:
 def _code() -> str:
     """Compute a checksum of all modules that numbers may depend on: if one changes, old results do not count."""
     files = sorted(p for p in PACKAGE.rglob("*.py") if not ASKING & set(p.relative_to(PACKAGE).with_suffix("").parts))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return hashlib.sha256("".join(_statements(path.read_text(encoding="utf-8")) for path in files).encode()).hexdigest()
+
+
+def _statements(source: str) -> str:
+    """The code of a module without its comments and docstrings, on which no number depends."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 @dataclass
@@ -170,7 +179,7 @@ def run_jobs(
     tasks = {job: _task(setup, job, pairs, budget, delivered if job.bits else 1, folder) for job in jobs}
     total = len(starts) + len(tasks)
     with opened(engine, workers, address) as stream, tqdm(total=total, desc="training", disable=not progress) as bar:
-        sweep = Sweep(stream, retries, fresh, partial(_show, bar))
+        sweep = Sweep(stream, retries, fresh, functools.partial(_show, bar))
         costs = sweep.run(starts.values())
         found = sweep.run(task for job, task in tasks.items() if starts[job.seed].name in costs)
     for job, task in tasks.items():
@@ -188,14 +197,14 @@ def _start(setup: Setup, seed: int, base: str, folder: Path) -> Task:
     A job may write a model file of the same name, so the result file is named differently.
     """
     path = start_path(folder, base, seed)
-    run = partial(_train_start, setup, seed, folder, base)
+    run = functools.partial(_train_start, setup, seed, folder, base)
     return Task(path.with_suffix(".start.json"), run, key("start", setup, seed, base), (path,))
 
 
 def _task(setup: Setup, job: Job, pairs: Sequence[str], budget: str, delivered: int, folder: Path) -> Task:
     """Make the task of a job; its key only covers what its numbers depend on."""
     path, measured = folder / f"{job.name}.safetensors", [job.bits] if job.bits else list(pairs)
-    run = partial(_run_job, setup, job, measured, folder, budget, delivered)
+    run = functools.partial(_run_job, setup, job, measured, folder, budget, delivered)
     return Task(folder / f"{job.name}.json", run, key("job", setup, job, measured, budget, delivered), (path,))
 
 

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
 from mebqat_lite.datasets.base import Split
+from mebqat_lite.measure.intervals import interval
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.switching.norms import recalibrate
 from mebqat_lite.switching.state import (
@@ -32,7 +33,6 @@ from mebqat_lite.tensors import Images, as_float, evaluating, place
 
 if TYPE_CHECKING:
     import pandas as pd
-from mebqat_lite.measure.intervals import interval
 
 BATCH = 1024
 CALIBRATION_NORMS = 2048  # this many training images are enough to measure norm statistics
@@ -111,7 +111,8 @@ def grid(
     """
     nets = [models] if isinstance(models, nn.Module) else list(models)
     parts = [splits] * len(nets) if isinstance(splits, Split) else list(splits)
-    images: list[Any] = list(calibration) if _is_list(calibration) else [calibration] * len(nets)  # type: ignore[arg-type]
+    several = _is_list(calibration)
+    images: list[Any] = list(calibration) if several else [calibration] * len(nets)  # type: ignore[arg-type]
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
     pairs = candidates(has_one_bit(nets[0])) if bits is None else parse_settings(bits)
