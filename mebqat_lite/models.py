@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.switching.inputs import InputReLU
+from mebqat_lite.switching.stem import StemAndBody
 
 MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
@@ -46,17 +47,6 @@ def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = F
     """
     layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), InputReLU(inplace=True))
-
-
-class StemAndBody(nn.Module):
-    """A network in two parts, ``stem`` and ``body``, which run one after the other."""
-
-    stem: nn.Module
-    body: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits, (batch, classes), of images ``x``, (batch, channels, height, width)."""
-        return self.body(self.stem(x))
 
 
 class GlobalMean(nn.Module):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.learners.base import cross_entropies
-from mebqat_lite.switching.state import at, has_norm_sets, has_stem, setting_of
+from mebqat_lite.switching.state import at, has_norm_sets, setting_of
+from mebqat_lite.switching.stem import has_stem
 
 TEACHERS = ("labels", "fp", "next", "start")
 

@@ -23,12 +23,12 @@ from mebqat_lite.switching.state import (
     frozen_weights,
     has_norm_sets,
     has_one_bit,
-    has_stem,
     norm_layers,
     parse_settings,
     quantized_layers,
     setting_of,
 )
+from mebqat_lite.switching.stem import has_stem
 from mebqat_lite.tensors import Images, as_float, evaluating, place
 
 if TYPE_CHECKING:

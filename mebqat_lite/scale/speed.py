@@ -12,7 +12,7 @@ from mebqat_lite.bits import Pair
 from mebqat_lite.loop import AUTOMATIC, Loop, Passes, TrainingError, count_forwards
 from mebqat_lite.scale.parallel import Processes
 from mebqat_lite.scale.vectorized import faster, query_losses, refusal, uses
-from mebqat_lite.switching.state import has_stem
+from mebqat_lite.switching.stem import has_stem
 from mebqat_lite.tensors import place
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from mebqat_lite.switching.state import (
     MapOrBits,
     at,
     frozen_weights,
-    has_stem,
     norm_layers,
     parse_settings,
     setting_of,
 )
+from mebqat_lite.switching.stem import has_stem
 from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 

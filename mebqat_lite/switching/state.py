@@ -81,18 +81,6 @@ def has_one_bit(model: nn.Module) -> bool:
     return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
 
 
-def has_stem(model: nn.Module) -> bool:
-    """Whether a model has the parts ``stem`` and ``body``, and its stem computes the same at every bitwidth."""
-    return hasattr(model, "stem") and hasattr(model, "body") and is_shareable(model.stem)
-
-
-def is_shareable(stem: object) -> bool:
-    """Whether a stem computes the same at every bitwidth: it has no quantized layers and no norm sets."""
-    if not isinstance(stem, nn.Module):
-        return True
-    return not has_norm_sets(stem) and not any(isinstance(m, QuantizedLayer) for m in stem.modules())
-
-
 def has_norm_sets(model: nn.Module) -> bool:
     """Whether some batch norm has its own set for each pair (`norms.give_norm_sets`)."""
     return any(isinstance(m, SwitchableNorm) and len(m.sets) for m in model.modules())
