@@ -19,9 +19,9 @@ def call_with(model: nn.Module, weights: dict[str, Tensor], images: Tensor) -> T
     The images are put into channels-last order, which the layers then pass on. The weights alone cannot do this:
     adapted weights of a first convolution with one input channel do not show that order.
     """
-    if images.dim() == 4:
-        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
-    return functional_call(model, weights, (images,))
+    order = torch.channels_last if images.dim() == 4 else torch.preserve_format
+    own = torch.empty_like(images, memory_format=order).copy_(images)  # a network may begin with an operation in place
+    return functional_call(model, weights, (own,))
 
 
 def run_adapted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mebqat_lite.learners.base import cross_entropies
 from mebqat_lite.switching.state import at, has_norm_sets, setting_of
 from mebqat_lite.switching.stem import has_stem
 
+Body = Callable[[Tensor], Tensor]
 TEACHERS = ("labels", "fp", "next", "start")
 
 
@@ -78,7 +79,7 @@ class Supervised:
         if stem is not None and stem.requires_grad:
             stem.backward(features.grad)
 
-    def _teach(self, model: nn.Module, body: nn.Module, task: Any, features: Tensor) -> Tensor | None:
+    def _teach(self, model: nn.Module, body: Body, task: Any, features: Tensor) -> Tensor | None:
         """Compute the class probabilities of the teacher ``fp`` or ``start``, (batch, classes); None for the others."""
         if self.teacher in ("labels", "next"):
             return None
@@ -86,12 +87,12 @@ class Supervised:
         with torch.no_grad():
             if self.frozen is not None:
                 with at(self.frozen, FP, "batch"):
-                    return self.score(self.frozen(self.read(task)[0]), task).softmax(1)
+                    return self.score(self.frozen(self.read(task)[0].clone()), task).softmax(1)
             with at(model, FP):
-                return self.score(body(features.detach()), task).softmax(1)
+                return self.score(body(features.detach().clone()), task).softmax(1)
 
 
-def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, nn.Module, Tensor]:
+def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, Body, Tensor]:
     """Run the full-precision stem once for all ``count`` pairs of a step, because it is the same for all of them.
 
     Returns ``(stem, body, features)``. The pairs run ``body`` on ``features``, the output of the stem as a tensor of
@@ -99,9 +100,9 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
     ``stem.backward(features.grad)`` goes backward through the stem once. As ``stem`` is the output divided by
     ``count``, the stem's parameters get the mean gradient of the pairs.
 
-    For a model that has no such stem, ``stem`` is None, ``body`` the model and ``features`` the images.
+    For a model that has no such stem, ``stem`` is None, ``body`` runs the model and ``features`` are the images.
     """
     if not has_stem(model):
-        return None, model, images
-    out = model.stem(images)  # type: ignore[operator]
+        return None, lambda x: model(x.clone()), images  # a network may begin with an operation in place
+    out = model.stem(images.clone())  # type: ignore[operator]
     return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]

@@ -49,7 +49,7 @@ def bit_operations(model: nn.Module, image: Tensor, bits: MapOrBits) -> int:
     device, dtype = place(model)
     try:
         with torch.no_grad(), evaluating(model), at(model, bits, "batch"):
-            model(image[None].to(device, dtype))
+            model(image[None].to(device, dtype, copy=True))
     finally:
         for hook in hooks:
             hook.remove()

@@ -195,8 +195,8 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
     device, dtype = place(model)
     images = as_float(images).to(device, dtype)
     with evaluating(model), frozen_weights(model), at(model, bits, norm_stats):
-        together = torch.cat([model(batch).argmax(1) for batch in images.split(BATCH)])
-        alone = torch.cat([model(image).argmax(1) for image in images.split(1)])
+        together = torch.cat([model(batch.clone()).argmax(1) for batch in images.split(BATCH)])
+        alone = torch.cat([model(image.clone()).argmax(1) for image in images.split(1)])
     return 100 * float((alone == together).double().mean())
 
 
@@ -257,6 +257,7 @@ def _after_stem(model: nn.Module, images: Tensor, shared: tuple[MapOrBits, str] 
 
     ``shared`` is what `_shares_stem` returns. If it is None, the result is the images and the whole network.
     """
+    images = images.clone()  # they are the caller's, and a network may begin with an operation in place
     if shared is None:
         return images, model
     with at(model, *shared):

@@ -149,7 +149,9 @@ def embeddings(
     device, dtype = place(model)
     for pair in pairs:
         with evaluating(model), frozen_weights(model), at(model, pair, norm_stats):
-            parts = [model(as_float(images).to(device, dtype)) for images in episodes.split.images.split(BATCH)]
+            parts = [
+                model(as_float(images).to(device, dtype, copy=True)) for images in episodes.split.images.split(BATCH)
+            ]
         yield torch.cat(parts).cpu()
 
 

@@ -223,6 +223,7 @@ def restore_float(model: nn.Module) -> nn.Module:
                 module._modules.pop(name, None)
             for name in [name for name in module._buffers if name.startswith("stats_")]:
                 del module._buffers[name]
-    for name in ("plan", "setting"):
-        model.__dict__.pop(name, None)
+        for name, kind in (("plan", Plan), ("setting", Setting)):
+            if isinstance(module.__dict__.get(name), kind):  # also of a part that was quantized by itself
+                del module.__dict__[name]
     return model

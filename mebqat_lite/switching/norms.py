@@ -117,11 +117,11 @@ def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) ->
     if not has_stem(model):
         for bits in settings:
             with at(model, bits, "measure"):
-                model(images)
+                model(images.clone())  # a network may begin with an operation in place
         return
     keys = []
     with at(model, settings[0], "measure"):
-        first, features = setting_of(model).key, model.stem(images)  # type: ignore[operator]
+        first, features = setting_of(model).key, model.stem(images.clone())  # type: ignore[operator]
     for bits in settings:
         with at(model, bits, "measure"):
             keys.append(setting_of(model).key)

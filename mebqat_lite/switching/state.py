@@ -39,7 +39,7 @@ class NotQuantizedError(TypeError):
 
 def is_quantized(model: nn.Module) -> bool:
     """Whether `quantize` has converted this model."""
-    return "setting" in model.__dict__
+    return isinstance(model.__dict__.get("setting"), Setting)
 
 
 def setting_of(model: nn.Module) -> Setting:
@@ -47,15 +47,26 @@ def setting_of(model: nn.Module) -> Setting:
 
     Raises:
         NotQuantizedError: the model is a float model.
+        ValueError: it holds several quantized models, each with bits of its own.
     """
-    if "setting" in model.__dict__:
+    if is_quantized(model):
         return model.__dict__["setting"]
-    for module in model.modules():
-        if "setting" in module.__dict__:
-            return module.__dict__["setting"]
+    found = {id(m.__dict__["setting"]): (name, m) for name, m in reversed(_with_setting(model))}
+    if len(found) > 1:
+        names = sorted(name for name, _ in found.values())
+        raise ValueError(
+            f"this {type(model).__name__} holds several quantized models ({', '.join(names)}): switch each"
+        )
+    for _, module in found.values():
+        return module.__dict__["setting"]
     raise NotQuantizedError(
         f"this {type(model).__name__} has no bitwidths yet; call quantize(model, sample=images) first"
     )
+
+
+def _with_setting(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The parts of a model that read a setting, the outermost first."""
+    return [(name, module) for name, module in model.named_modules() if is_quantized(module)]
 
 
 def plan_of(model: nn.Module) -> Plan:
