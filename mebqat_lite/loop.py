@@ -92,6 +92,12 @@ class Loop:
             f"(now {self.recipe.lr:g}) or look for bad values in the images"
         )
 
+    def check(self) -> None:
+        """Raise a TrainingError if a weight or a norm statistic is not a finite number any more."""
+        bad = [name for name, t in self.model.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+        if bad:
+            raise TrainingError(f"{bad[0]} is not finite after step {self.run.costs.steps}: lower lr")
+
     def step(self) -> None:
         """Do one training step: compute the losses of all tasks at their pairs, average the gradients, update once.
 

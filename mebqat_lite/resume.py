@@ -22,6 +22,7 @@ Meta = dict[str, Any]
 
 def save(loop: Loop, path: str | Path) -> None:
     """Write the state of the run to ``path``; all processes must call this, and the first one writes."""
+    loop.check()  # the checkpoint of before is better than one of a run that has diverged
     random = _random_states(loop)
     loop.passes.first(lambda: _write(loop, path, random))
 

@@ -11,13 +11,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mebqat_lite import methods, resume
+from mebqat_lite.bits import FULL, Bits
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.loop import AUTOMATIC, Loop, Passes, Run
 from mebqat_lite.optim import learning_rate
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import forget_stats
-from mebqat_lite.switching.state import NotQuantizedError, plan_of, set_norm_stats, setting_of
+from mebqat_lite.switching.state import NotQuantizedError, plan_of, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.tensors import best_device
 
 Log = Callable[[dict[str, Any]], None]
@@ -95,6 +96,7 @@ def fit(
                 resume.save(loop, path)
     finally:
         loop.close()
+    loop.check()
     model.eval()
     chosen.finish(model, data)
     set_norm_stats(model, chosen.norm_stats)
@@ -129,9 +131,25 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
 
 def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: Recipe, passes: Passes) -> None:
     """Build sampler, learner and source once, so that they raise their errors before any work is done."""
-    chosen.sampler(model, recipe)
+    data.train.check()
+    _refuse_untrainable(model, chosen.sampler(model, recipe))
     chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
     passes.share(chosen.source(data.train, recipe))
+
+
+def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
+    """Raise a ValueError if a quantized pair would give the weights no gradient: such a network would not learn."""
+    pairs = [pair for task in sampler.draw() for pair in task if isinstance(pair, Bits) and pair.w < FULL]
+    layers = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
+    for layer in [layer for layer in layers if layer.weight.requires_grad][:1] if pairs else []:
+        weight = layer.quantizer.weight(layer.weight, pairs[0].w, layer.quant, layer.site)
+        loss = (weight * layer.weight.detach()).sum()  # any loss that depends on all weights
+        [found] = torch.autograd.grad(loss, [layer.weight], allow_unused=True) if loss.requires_grad else [None]
+        if found is None or not found.any():
+            raise ValueError(
+                f"the quantizer {layer.quantizer} gives weights no gradient, so that nothing would be trained at "
+                f"{pairs[0]}: quantize with one that is trained, such as dorefa, sat or lsq"
+            )
 
 
 def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mebqat_lite.tensors import as_float
@@ -23,6 +24,28 @@ class Split(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+    def check(self, classes: int | None = None) -> Split:
+        """Return this split, unless its labels cannot be those of its images.
+
+        Args:
+            classes: how many outputs the network has; by default labels may be as large as they are.
+
+        Raises:
+            DataError: there is not one label for each image, or a label is no class number.
+        """
+        if self.labels.dim() != 1 or len(self.labels) != len(self.images):
+            shape = tuple(self.labels.shape)
+            raise DataError(f"{len(self.images)} images need one label each, but the labels have the shape {shape}")
+        if self.labels.dtype.is_floating_point or self.labels.dtype == torch.bool:
+            raise DataError(f"labels are whole numbers, the index of a class, not {self.labels.dtype}")
+        if not len(self.labels):
+            return self
+        lowest, highest = int(self.labels.min()), int(self.labels.max())
+        if lowest < 0 or (classes is not None and highest >= classes):
+            known = f"0 to {classes - 1}" if classes is not None else "0 or more"
+            raise DataError(f"labels are {known}, but these go from {lowest} to {highest}")
+        return self
 
     def take(self, index: Tensor) -> Split:
         """Return the examples at ``index``, (count,), with float images in [0, 1], for a network."""

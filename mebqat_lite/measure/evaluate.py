@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
-from mebqat_lite.datasets.base import Split
+from mebqat_lite.datasets.base import DataError, Split
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.switching.norms import recalibrate
@@ -231,6 +231,7 @@ def _hits(
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
     device, dtype = place(model)
+    highest = int(split.check().labels.max()) if len(split.labels) else 0
     hits: list[float] = [0.0] * len(pairs)
     batches = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
@@ -240,7 +241,7 @@ def _hits(
             features, body = _after_stem(model, images, shared)
             for index, bits in enumerate(pairs):
                 version = features._version
-                hits[index] += _hits_at(model, body, features, labels, bits, norm_stats)
+                hits[index] += _hits_at(model, body, features, labels, bits, norm_stats, highest)
                 if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
     return hits
@@ -293,11 +294,15 @@ def _hits_at(
     labels: Tensor,
     bits: MapOrBits,
     norm_stats: str | None,
+    highest: int,
 ) -> float:
     with at(model, bits, norm_stats):
         try:
-            return float((body(features).argmax(1) == labels).sum())
+            logits = body(features)  # (batch, classes)
         except MissingStatisticsError:
             raise
         except MissingNormSetError:  # the model has norm sets, but none for this pair
             return math.nan
+    if logits.shape[1] <= highest:
+        raise DataError(f"labels go up to {highest}, but this network has {logits.shape[1]} outputs")
+    return float((logits.argmax(1) == labels).sum())

@@ -1,0 +1,132 @@
+"""A training or a measurement that could only end in a wrong number is refused, with what to do."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import mebqat_lite as mq
+from mebqat_lite import files
+from mebqat_lite.datasets.base import Data, DataError, Split
+from mebqat_lite.quantizers import Quantizer, register
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(24) % 3
+SHORT = {"steps": 2, "batch_size": 12, "progress": False, "device": "cpu"}
+
+
+def data(images=IMAGES, labels=LABELS):
+    return Data("noise", Split(images, labels), None, None, tuple("abc"))
+
+
+def net(quantizer="dorefa", classes=3):
+    torch.manual_seed(0)
+    return mq.quantize(mq.models.digit_net(widths=(4, 4, 4, 4), classes=classes), quantizer, sample=IMAGES)
+
+
+def untouched(model, before):
+    return all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+# ---------------------------------------------------------------- nothing would be trained
+
+
+class Rounds(Quantizer):
+    """A quantizer of one's own without a straight-through gradient."""
+
+    def weight(self, w, bits, params, site):
+        return (w.detach() * 2**bits).round() / 2**bits
+
+    def activation(self, x, bits, params, site):
+        return x
+
+
+@pytest.mark.parametrize("method", ["qat", "mebqat", "adabits", "any_precision_recursive"])
+@pytest.mark.parametrize("quantizer", ["least_squares", "mine"])
+def test_weights_that_get_no_gradient_are_refused(method, quantizer, monkeypatch):
+    monkeypatch.setattr(mq.quantizers.base, "QUANTIZERS", dict(mq.quantizers.QUANTIZERS))
+    register("mine", Rounds())
+    model = net(quantizer)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(
+        ValueError, match=f"the quantizer {quantizer} gives weights no gradient, so that nothing would be"
+    ):
+        mq.fit(model, data(), method, bits="W2A2" if method == "qat" else (), **SHORT)
+    assert untouched(model, before)
+
+
+def test_full_precision_is_trained_whatever_the_quantizer():
+    model = net("least_squares")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    mq.fit(model, data(), "fp", **SHORT)
+    assert not untouched(model, before)
+
+
+def test_weights_that_somebody_froze_are_nobodys_fault():
+    model = net("least_squares")
+    for layer in mq.switching.state.quantized_layers(model).values():
+        layer.weight.requires_grad_(False)
+    mq.fit(model, data(), "qat", bits="W2A2", **SHORT)
+
+
+# ---------------------------------------------------------------- labels
+
+BAD = {
+    "ignored ones": (torch.where(LABELS == 2, -100, LABELS), "labels are 0 or more, but these go from -100 to 1"),
+    "too few": (LABELS[:10], r"24 images need one label each, but the labels have the shape \(10,\)"),
+    "a column": (LABELS[:, None], r"have the shape \(24, 1\)"),
+    "probabilities": (torch.rand(24), "labels are whole numbers, the index of a class, not torch.float32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_labels_that_cannot_be_are_refused_before_any_step(name):
+    labels, message = BAD[name]
+    model = net()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(DataError, match=message):
+        mq.fit(model, data(labels=labels), **SHORT)
+    for measure in (mq.accuracy, mq.grid):
+        with pytest.raises(DataError, match=message):
+            measure(model, Split(IMAGES, labels), "W2A2", norm_stats="batch")
+    assert untouched(model, before)
+
+
+def test_a_network_of_fewer_outputs_than_classes_is_refused():
+    model = net(classes=3)
+    split = Split(IMAGES, torch.arange(24) % 10)
+    with pytest.raises(DataError, match="labels go up to 9, but this network has 3 outputs"):
+        mq.grid(model, split, "W2A2,FP", norm_stats="batch")
+    with pytest.raises(DataError, match="labels go up to 9"):
+        mq.accuracy(model, split, "FP", "batch")
+    assert 0 <= mq.accuracy(model, Split(IMAGES, LABELS), "FP", "batch") <= 100
+
+
+def test_no_images_have_no_labels_to_check():
+    empty = Split(IMAGES[:0], LABELS[:0])
+    assert empty.check() is empty
+
+
+# ---------------------------------------------------------------- divergence
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(math.inf, 1), (math.inf, 2), (1e30, 2)])
+def test_a_run_that_diverges_is_an_error_and_leaves_the_checkpoint_before(rate, steps, tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(mq.TrainingError, match=r"not finite after step \d: lower lr|the loss is"):
+        mq.fit(net(), data(), path=path, save_every=1, **SHORT | {"steps": steps, "lr": rate, "clip": 1e30})
+    if path.exists():
+        tensors, _ = files.read(path, "training")
+        assert all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/"))
+
+
+def test_a_norm_statistic_that_is_not_finite_counts_too(tmp_path):
+    model = net()
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.running_var.fill_(math.inf)
+    with pytest.raises(mq.TrainingError, match=r"running_var is not finite after step 2"):
+        mq.fit(model, data(), "fp", path=tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
