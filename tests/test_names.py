@@ -16,7 +16,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.
 PAGES += [*ROOT.glob("notebooks/*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("notebooks/assignments/*.md")]
 LESSONS = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/assignments/source/*/*.ipynb")]
 # `learners.ProtoNet`, `mq.at`, `scale.speed.Fast`; not a file, a tensor's attribute or an option.
-NAME = re.compile(r"`((?:mq\.|mebqat_lite\.)?[a-z_]+\d*(?:\.[A-Za-z_]\w*)+)(?:\(.*?\))?`")
+NAME = re.compile(r"(?<!`)`((?:mq\.|mebqat_lite\.)?[a-z_]+\d*(?:\.[A-Za-z_]\w*)+)(?:\(.*?\))?`(?!`)")
 FILES = ("py", "md", "json", "png", "ipynb", "toml", "npz", "csv", "parquet", "html", "safetensors", "txt", "run")
 
 

@@ -5,10 +5,13 @@ The training loop itself counts the passes that a training takes (`loop.Costs`).
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP
+from mebqat_lite.switching.audit import uncounted
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
 from mebqat_lite.switching.state import MapOrBits, at
 from mebqat_lite.tensors import evaluating, place
@@ -45,6 +48,9 @@ def bit_operations(model: nn.Module, image: Tensor, bits: MapOrBits) -> int:
         weight = layer.get_parameter("weight")  # (out, in, ...)
         counted.append(out.numel() * weight[0].numel() * pair.w * pair.a)
 
+    if left_out := uncounted(model):
+        names = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in left_out.items())
+        warnings.warn(f"bit_operations leaves out what is no convolution or linear layer: {names}", stacklevel=2)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, tuple(LAYERS))]
     device, dtype = place(model)
     try:

@@ -6,6 +6,7 @@ from torch import nn
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.quantizers import Site
+from mebqat_lite.switching.audit import audit, own_bytes, uncounted
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import plan_of, setting_of
 
@@ -33,10 +34,9 @@ def summary(model: nn.Module) -> str:
     total = packed_bytes(model)
     quantized = sum(site.role == "body" for site in plan_of(model).sites)
     lines = _table([HEADER, *((*row[:5], f"{row[5]:,}", row[6]) for row in rows)])
-    lines.append(f"{quantized} of {len(rows)} layers quantized; {total:,} bytes at {setting.key}")
-    if not quantized:
-        lines.append("WARNING: nothing was quantized; every bitwidth gives the float model")
-    return "\n".join(lines)
+    layers = len(plan_of(model).sites) + len(plan_of(model).skipped)
+    lines.append(f"{quantized} of {layers} layers quantized; {total:,} bytes at {setting.key}")
+    return "\n".join([*lines, *(f"WARNING: {words}" for words in audit(model))])
 
 
 def packed_bytes(model: nn.Module) -> int:
@@ -45,13 +45,19 @@ def packed_bytes(model: nn.Module) -> int:
 
 
 def _rows(model: nn.Module) -> list[tuple[str, str, str, str, str, int, str]]:
-    """Make a row per layer; the layers that `quantize` skipped come last."""
+    """Make a row per layer. Those that `quantize` skipped come after the others, and then all other parameters.
+
+    Batch norms have no row: what they store is counted by `costs.stored_bytes`.
+    """
     setting_of(model)  # raises an error that says what to do if the model is not quantized
     plan = plan_of(model)
     rows = [_row(model.get_submodule(site.name), site) for site in plan.sites]
     for name, reason in plan.skipped.items():
         layer = model.get_submodule(name)
         rows.append((name, type(layer).__name__, "FP", "FP", "", _bytes(layer, FULL), f"float: {reason}"))
+    for name, module in uncounted(model).items():
+        why = "float: parameters of no convolution or linear layer"
+        rows.append((name or "(itself)", type(module).__name__, "FP", "", "", own_bytes(module), why))
     return rows
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mebqat_lite import quantizers
 from mebqat_lite.bits import FP, FULL
 from mebqat_lite.quantizers import Quantizer, Site
+from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import NORMS
 from mebqat_lite.switching.inputs import InputReLU, QuantizedInput
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
@@ -69,8 +70,8 @@ def quantize(
             module.__class__ = NORMS[type(module)]
             module.setting, module.sets = setting, nn.ModuleDict()
     model.plan, model.setting = plan, setting  # type: ignore[assignment]
-    if not any(site.role == "body" for site in plan.sites):
-        warnings.warn("quantize found no layer to quantize: see summary(model) for the reasons", stacklevel=2)
+    for words in audit(model) if sample is not None else []:  # a model from a file was warned of when it was made
+        warnings.warn(f"quantize found {words}", stacklevel=2)
     return model
 
 

@@ -1,0 +1,78 @@
+"""What the bits of a quantized model do not reach, in words: `quantize` warns of it, and `summary` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mebqat_lite.bits import FULL
+from mebqat_lite.switching.batchnorm import NORMS, SwitchableNorm
+from mebqat_lite.switching.state import plan_of, quantized_layers, setting_of
+
+
+def audit(model: nn.Module) -> list[str]:
+    """Say what the bits and the norm policies of a quantized model do not reach; an empty list if they reach all.
+
+    >>> mq.switching.audit.audit(model)
+    []
+    """
+    return [words for words in (_nothing(model), _float_inputs(model), _other_norms(model)) if words]
+
+
+def _nothing(model: nn.Module) -> str:
+    """Whether every bitwidth gives the float model."""
+    quantized = any(site.role == "body" for site in plan_of(model).sites)
+    return "" if quantized else "no layer to quantize: see summary(model) for the reasons"
+
+
+def _float_inputs(model: nn.Module) -> str:
+    """Inputs that stay float at every activation bitwidth, because they can be negative."""
+    body = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
+    signed = [layer.site.name for layer in body if layer.site.signed and not layer.quantizer.signed_inputs]
+    if not signed:
+        return ""
+    return (
+        f"{len(signed)} of {len(body)} layer inputs that can be negative: they stay float at every activation bitwidth "
+        f"({_names(signed)}), because {setting_of(model).quantizer} has no negative values; lsq has"
+    )
+
+
+def _other_norms(model: nn.Module) -> str:
+    """Batch norms of a class that no norm policy reaches."""
+    found = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if _is_other_norm(m)]
+    plain = ", ".join(kind.__name__ for kind in NORMS)
+    words = (
+        f"{len(found)} norms of other classes than {plain}: no norm policy reaches their statistics ({_names(found)})"
+    )
+    return words if found else ""
+
+
+def _is_other_norm(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm | nn.SyncBatchNorm) and not isinstance(module, SwitchableNorm)
+
+
+def uncounted(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the modules whose own parameters belong to no convolution, linear layer or batch norm, by name.
+
+    Their parameters stay float, and the operations that they do are not counted as BitOPs.
+    """
+    known = {site.name for site in plan_of(model).sites} | set(plan_of(model).skipped)
+    inside = (nn.ParameterDict, _BatchNorm)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name not in known and not isinstance(module, inside) and list(module.parameters(recurse=False))
+    }
+
+
+def own_bytes(module: nn.Module) -> int:
+    """Count the bytes of a module's own parameters, which stay float: 4 for each value."""
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False)) * FULL // 8
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
