@@ -91,7 +91,8 @@ def grid(
         splits: the images and labels to classify: one split for all models, or a list with one per model.
         bits: the pairs, or maps of layers to pairs. By default these are all candidates: 75, or 73 if the quantizer
             defines no 1-bit values.
-        norm_stats: the norm policy; by default that of the first model.
+        norm_stats: the norm policy; by default ``recalibrated`` where ``calibration`` is given, else that of the first
+            model.
         calibration: training images, one set for all models or a list with one per model. If they are given, the
             ``recalibrated`` statistics of every pair are measured on them first.
         lend_sets: whether a pair without a norm set may use the gain and shift of the nearest pair that has one;
@@ -116,7 +117,7 @@ def grid(
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
     pairs = candidates(has_one_bit(nets[0])) if bits is None else parse_settings(bits)
-    norm_stats = norm_stats or setting_of(nets[0]).norm_stats
+    norm_stats = _policy(nets[0], norm_stats, calibration)
     runs = []
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
     for net, split, sample in zip(nets, parts, images, strict=True):
@@ -149,7 +150,8 @@ def sensitivity(
 ) -> pd.DataFrame:
     """Measure the accuracy when a single layer goes down to ``bits`` and all other layers stay at ``rest``.
 
-    If ``calibration`` images are given, norm statistics are measured on them for each of these settings first.
+    If ``calibration`` images are given, norm statistics are measured on them for each of these settings first, and
+    used, unless ``norm_stats`` asks for others.
 
     Returns:
         A frame with a row per quantized layer: ``accuracy`` in percent, and ``loss``, the percentage points that are
@@ -159,14 +161,20 @@ def sensitivity(
 
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
     settings: dict[str, MapOrBits] = {"": rest} | {name: {"*": rest, name: bits} for name in body}
-    found = {}
+    found, policy = {}, _policy(model, norm_stats, calibration)
     for name, setting in settings.items():
         if calibration is not None:
             recalibrate(model, calibration, setting)
-        found[name] = accuracy(model, split, setting, norm_stats)
+        found[name] = accuracy(model, split, setting, policy)
     whole = found.pop("")
     rows = [{"layer": name, "accuracy": value, "loss": whole - value} for name, value in found.items()]
     return pd.DataFrame(rows).set_index("layer")
+
+
+def _policy(model: nn.Module, asked: str | None, calibration: object) -> str:
+    """The norm policy: the one asked for, else that of the calibration images, else the model's own."""
+    measured = "recalibrated" if calibration is not None else setting_of(model).norm_stats
+    return asked or measured
 
 
 @contextlib.contextmanager

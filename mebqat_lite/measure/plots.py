@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def lines(
     mark: float | None = None,
 ) -> Figure:
     """Plot curves over a common axis, each with its own colour, dash and marker, and a vertical line at ``mark``."""
-    looks = zip((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"), strict=True)
+    looks = _looks((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"))
     with style():
         figure, axes = plt.subplots(figsize=(6.5, 3.4))
         for (name, y), (color, dash, marker) in zip(curves.items(), looks, strict=False):
@@ -140,6 +141,17 @@ def lines(
         if len(curves) > 1:
             axes.legend()
     return figure
+
+
+def _looks(*parts: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield looks without end, such as a colour and a dash, and repeat a combination as late as possible.
+
+    After each round every part but the first moves on by one more place, so that 6 colours and 6 markers give 36 looks.
+    """
+    size = len(parts[0])
+    for number in itertools.count():
+        shift, place = divmod(number, size)
+        yield tuple(part[(place + shift * index) % size] for index, part in enumerate(parts))
 
 
 def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
@@ -182,7 +194,7 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Fi
 
 def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str]) -> Figure:
     """Plot accuracy in percent over the bit operations for one image, with a point for each pair of a method."""
-    looks = zip((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP", strict=True)
+    looks = _looks((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP")
     with style():
         figure, axes = plt.subplots(figsize=(7.0, 4.2))
         for (name, row), (color, marker) in zip(accuracy.items(), looks, strict=False):
@@ -238,13 +250,13 @@ def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 
     ``columns[title][y label][name]`` holds the values of one curve, of the shape of ``x``.
     """
-    looks = ((BLUE, "-"), (RED, "--"), (GREEN, ":"))
     rows = max(len(panels) for panels in columns.values())
     with style():
         size = (0.6 + 3.2 * len(columns), 0.9 + 1.6 * rows)
         figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, sharex=True)
         for column, (title, panels) in zip(axes.T, columns.items(), strict=True):
             for cell, (label, curves) in zip(column, panels.items(), strict=True):
+                looks = _looks((BLUE, RED, GREEN), ("-", "--", ":"))
                 for (name, y), (color, dash) in zip(curves.items(), looks, strict=False):
                     cell.plot(x, y, color=color, linestyle=dash, label=name)
                 cell.set(ylabel=label)

@@ -36,7 +36,7 @@ class Quantizer:
     one_bit = False  # whether one bit is defined
     signed_inputs = False  # whether it quantizes negative activations; if not, signed inputs stay full precision
     clips_at_zero = False  # whether unsigned activations are clipped at 0, so that a ReLU before is not needed
-    edge_bits = FULL  # weight bits of the first, the last and kept layers, except at FP
+    edge_bits = FULL  # weight bits of the first and the last layer, except at FP
     step_lr = 1.0  # learning rate of its learned values, as a multiple of that of the weights
     float_weights = True  # whether 32 bits mean the layer's own weights; if not, `weight` computes those too
     predicts_only = False  # whether it belongs to a packed network, which has integers and no float weights

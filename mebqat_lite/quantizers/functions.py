@@ -7,6 +7,7 @@ functions can be differentiated twice.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -126,11 +127,14 @@ class _StepClip(Function):
     The backward pass uses d out / dx = 1 inside the clip and 0 outside. For the step it uses
     d out / dstep = round(x / step) - x / step inside (LSQ, Esser et al., 2020, equation 3), or 0 inside with
     ``inside=False`` (PACT); outside it is low or high. The gradient of the step is multiplied by ``grad_scale``.
+
+    An optimizer may move a learned step below zero; the step is then taken as its absolute value.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool) -> Tensor:
-        out = x.div(step).clamp_(low, high).round_().mul_(step)
+        size = step.abs().clamp_min_(TINY)
+        out = x.div(size).clamp_(low, high).round_().mul_(size)
         ctx.save_for_backward(x, step, out)
         ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, inside
         return out
@@ -139,12 +143,12 @@ class _StepClip(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, out = ctx.saved_tensors
-        size = float(step)
+        size = max(abs(float(step)), TINY)
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
         # d out / dstep is out / step, which is the code, everywhere; inside the clip, where grad_x is not 0, x / step
         # is subtracted from it (LSQ), or the code itself, which leaves 0 (PACT).
         lost = inner_product(grad_x, x if ctx.inside else out)
-        grad_step = (inner_product(grad, out) - lost) * (ctx.grad_scale / size)
+        grad_step = (inner_product(grad, out) - lost) * math.copysign(ctx.grad_scale / size, float(step))
         return grad_x, grad_step.reshape(step.shape), None, None, None, None
 
 

@@ -74,11 +74,12 @@ class LSQ(Quantizer):
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
         """The weights are multiples of the learned step; code 0 stands for the lowest, -2^(b-1) steps."""
-        return self.step("w", bits, params).detach(), float(2 ** (bits - 1))
+        return self.step("w", bits, params).detach().abs().clamp_min(TINY), float(2 ** (bits - 1))
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """The activations are multiples of the learned step."""
-        return self.step("a", bits, params).detach(), integer_range(bits, site.signed)[0], self.highest(bits, site)
+        step = self.step("a", bits, params).detach().abs().clamp_min(TINY)
+        return step, integer_range(bits, site.signed)[0], self.highest(bits, site)
 
 
 register("lsq", LSQ())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mebqat_lite.bits import nearest
 from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
-from mebqat_lite.quantizers.functions import pact_activation, tanh_weight, unit_grid
+from mebqat_lite.quantizers.functions import TINY, pact_activation, tanh_weight, unit_grid
 
 
 class SAT(Quantizer):
@@ -75,7 +75,7 @@ class SAT(Quantizer):
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """The activations are multiples of alpha / (2^b - 1)."""
         levels = 2**bits - 1
-        return self._clip(bits, params).detach() / levels, 0, levels
+        return (self._clip(bits, params).detach() / levels).abs().clamp_min(TINY), 0, levels
 
 
 register("sat", SAT())

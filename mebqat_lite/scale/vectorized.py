@@ -25,7 +25,7 @@ from mebqat_lite.bits import FULL, Bits, Pair
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners import Learner
 from mebqat_lite.learners.maml import FOMAML, adaptable, updated
-from mebqat_lite.quantizers import LSQ, Params, Site, integer_range
+from mebqat_lite.quantizers import LSQ, TINY, Params, Site, integer_range
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import has_norm_sets, norm_layers, quantized_layers, setting_of
 from mebqat_lite.tensors import place
@@ -102,7 +102,7 @@ class _TensorLSQ(LSQ):
     def _clip(self, x: Tensor, kind: str, now: _Widths, params: Params, count: int) -> Tensor:
         if not self.in_use[kind]:  # all tasks are at 32 bits
             return x
-        steps = torch.stack([params[f"{kind}{bits}"] for bits in self.in_use[kind]])
+        steps = torch.stack([params[f"{kind}{bits}"] for bits in self.in_use[kind]]).abs().clamp_min(TINY)
         step = steps.index_select(0, now.choice.reshape(1)).reshape(())  # vmap does not support steps[choice]
         scale = (count * now.high).sqrt().reciprocal()  # 1 / sqrt(N p)
         return torch.where(now.full, x, _TensorStepClip.apply(x, step, now.low, now.high, scale))

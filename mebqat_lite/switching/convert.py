@@ -44,7 +44,7 @@ def quantize(
             once, as one batch and in its present mode, to find the first and the last layer, the inputs with negative
             values, and the start values of learned steps. This run leaves the model unchanged.
         keep: names of the layers whose bitwidth is not switched. By default these are the first and the last layer
-            that the sample executed. They stay full precision, or have 8-bit weights with sat.
+            that the sample executed. They stay full precision; with sat the first and the last have 8-bit weights.
         plan: the plan of an equal model that was quantized before, for example from a checkpoint. It replaces the
             sample.
 
@@ -61,7 +61,7 @@ def quantize(
     setting = Setting(quantizer=chosen)
     modules = dict(model.named_modules())
     for site in plan.sites:
-        if site.role == "body" or chosen.edge_bits != FULL:
+        if site.role == "body" or (site.role != "kept" and chosen.edge_bits != FULL):
             _swap_layer(modules[site.name], site, chosen, setting, inputs.get(site.name))
     _share_inputs(modules, plan.sites)
     _connect_readers(modules, plan.readers)

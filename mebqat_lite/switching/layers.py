@@ -29,7 +29,7 @@ class QuantizedLayer(nn.Module):
     def bits(self) -> Bits:
         """The current bits of this layer.
 
-        Except at FP, the first, the last and kept layers have weights of `Quantizer.edge_bits`; their inputs are never
+        Except at FP, the first and the last layer have weights of `Quantizer.edge_bits`; their inputs are never
         quantized. A signed input is not quantized either, if the quantizer cannot represent negative values.
         """
         bits = self.setting.of(self.site.name)
