@@ -141,7 +141,8 @@ def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
     """Raise a ValueError if a quantized pair would give the weights no gradient: such a network would not learn."""
     pairs = [pair for task in sampler.draw() for pair in task if isinstance(pair, Bits) and pair.w < FULL]
     layers = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
-    for layer in [layer for layer in layers if layer.weight.requires_grad][:1] if pairs else []:
+    layers = [layer for layer in layers if layer.weight.requires_grad and not layer.quantizer.leaves_weights]
+    for layer in layers[:1] if pairs else []:
         weight = layer.quantizer.weight(layer.weight, pairs[0].w, layer.quant, layer.site)
         loss = (weight * layer.weight.detach()).sum()  # any loss that depends on all weights
         [found] = torch.autograd.grad(loss, [layer.weight], allow_unused=True) if loss.requires_grad else [None]

@@ -65,6 +65,16 @@ def test_full_precision_is_trained_whatever_the_quantizer():
     assert not untouched(model, before)
 
 
+def test_a_quantizer_may_leave_the_weights_on_purpose(monkeypatch):
+    monkeypatch.setattr(mq.quantizers.base, "QUANTIZERS", dict(mq.quantizers.QUANTIZERS))
+    monkeypatch.setattr(Rounds, "leaves_weights", True)
+    register("mine", Rounds())
+    model = net("mine")
+    weight = model.body[0][0].weight.detach().clone()
+    mq.fit(model, data(), "qat", bits="W2A2", weight_decay=0.0, **SHORT)
+    assert torch.equal(model.body[0][0].weight, weight)
+
+
 def test_weights_that_somebody_froze_are_nobodys_fault():
     model = net("least_squares")
     for layer in mq.switching.state.quantized_layers(model).values():

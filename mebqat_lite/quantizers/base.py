@@ -39,6 +39,7 @@ class Quantizer:
     edge_bits = FULL  # weight bits of the first and the last layer, except at FP
     step_lr = 1.0  # learning rate of its learned values, as a multiple of that of the weights
     float_weights = True  # whether 32 bits mean the layer's own weights; if not, `weight` computes those too
+    leaves_weights = False  # set it for a quantizer without a gradient for the weights, which `fit` would refuse
     predicts_only = False  # whether it belongs to a packed network, which has integers and no float weights
 
     def check(self, bits: int) -> None:

@@ -58,12 +58,17 @@ def uncounted(model: nn.Module) -> dict[str, nn.Module]:
 
     Their parameters stay float, and the operations that they do are not counted as BitOPs.
     """
-    known = {site.name for site in plan_of(model).sites} | set(plan_of(model).skipped)
+    plan = plan_of(model)
+    known = {site.name for site in plan.sites} | set(plan.skipped)
+    below = tuple(f"{name}." for name in known)  # parts of a layer, such as parametrizations of its weight
     inside = (nn.ParameterDict, _BatchNorm)
     return {
         name: module
         for name, module in model.named_modules()
-        if name not in known and not isinstance(module, inside) and list(module.parameters(recurse=False))
+        if name not in known
+        and not name.startswith(below)
+        and not isinstance(module, inside)
+        and list(module.parameters(recurse=False))
     }
 
 
