@@ -1,4 +1,4 @@
-"""Fixtures of several rooms."""
+"""Fixtures of several wings."""
 
 import socket
 import urllib.error
@@ -6,6 +6,10 @@ import urllib.request
 
 import pytest
 import torch
+from tiny_few_shot import TINY, made
+
+from mebqat_lite import datasets
+from mebqat_lite.experiments.setups import SETUPS
 
 
 @pytest.fixture
@@ -21,10 +25,18 @@ def home(tmp_path_factory, monkeypatch):
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Small networks, and tests beside tests, are fastest with one thread each."""
-    before = torch.get_num_threads()
+    """Small networks, and tests beside tests, are fastest with one thread each; equal bits need equal threads."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder of its own, where the data "made" and two tiny few-shot set-ups are known by name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEBQAT_DATA", str(tmp_path / "downloads"))
+    monkeypatch.setitem(datasets.DATASETS, "made", made)
+    for name, setup in TINY.items():
+        monkeypatch.setitem(SETUPS, name, setup)
+    return tmp_path

@@ -2,22 +2,24 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import accuracy, steps, timing
+from benchmarks import accuracy, deploy, steps, timing
 from benchmarks.__main__ import BENCHMARKS, block, main
+from mebqat_lite import paths
 from mebqat_lite.bits import Bits, parse_all
-from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.jobs import Variant
 from mebqat_lite.experiments.setups import Setup, get
 from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import QUANTIZERS
 from mebqat_lite.recipe import Recipe
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = paths.checkout()
+
+FOLDER = ROOT / "benchmarks"
 
 
 def test_the_page_shows_the_stored_results():
@@ -217,8 +219,8 @@ def sheet(name):
     """A stored sheet of the frozen benchmark, which the page shows."""
     found = json.loads((FOLDER / f"{name}.json").read_text())
     shown = (FOLDER / "README.md").read_text().split(f"<!-- {name} -->\n")[1].split(f"<!-- /{name} -->")[0]
-    assert shown == f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
-    assert found["set"]["checksum"] == benchmark.CHECKSUMS["glyphs-20way"]
+    assert shown == f"```text\n{frozen.text(found)}\n{found['machine']}\n```\n"
+    assert found["set"]["checksum"] == frozen.CHECKSUMS["glyphs-20way"]
     return found
 
 
@@ -244,3 +246,38 @@ def test_the_frozen_sheet_is_the_stored_one():
     assert min(every) > 89.9 and max(every) < 91.3
     matrix = [value for row in found["enrolment"]["mebqat_pn"].values() for value in row.values()]
     assert len(matrix) == 25 and max(matrix) - min(matrix) < 1.4 and min(matrix) > 89.75
+
+
+# --- deployment ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_was_measured_and_all_of_it_agrees():
+    stored = json.loads((deploy.FOLDER / "deploy.json").read_text())
+    page = (deploy.FOLDER / "README.md").read_text()
+    assert f"<!-- deploy -->\n{deploy.block(stored)}\n<!-- /deploy -->" in page
+    found = stored["onnx"]["found"]
+    shipped = {file.stem for file in paths.shipped("checkpoints").glob("digits-*.safetensors")}
+    assert set(found["agreement"]) == shipped and found["agreement"]["digits-mebqat"]["pairs"] == 75
+    assert min(row["lowest"] for row in found["agreement"].values()) >= 99.9
+    assert min(found["few_shot"]["share"].values()) >= 99.9
+    for row in found["files"]:  # smaller and no faster, least so if weights are unpacked at load
+        ratios = {key: cell["ratio"] for key, cell in row["times"].items()}
+        assert 1 < ratios["1"] < 1.5 < ratios["1 plain"] and 1 < ratios["64"] < 1.5 < ratios["64 plain"]
+        assert row["bytes"][0] < 0.6 * row["bytes"][1]
+
+
+@pytest.mark.slow
+def test_a_section_is_measured_shown_and_kept_beside_the_others(tmp_path, monkeypatch, capsys):
+    assert deploy.main(["speed"]) == 2 and "there are packed, onnx" in capsys.readouterr().err
+    found = deploy.agreements("digits-qat_w2a2", tmp_path)
+    assert found == {"pairs": 1, "images": 540, "lowest": 100.0, "disagreements": {}}
+    monkeypatch.setattr(deploy, "FOLDER", tmp_path)
+    monkeypatch.setattr(deploy, "SECTIONS", {"a": (dict, lambda found: "A"), "b": (dict, lambda found: "B")})
+    (tmp_path / "README.md").write_text("before\n<!-- deploy -->\nold\n<!-- /deploy -->\nafter\n")
+    assert deploy.main(["a", "--store"]) == deploy.main(["b", "--store"]) == 0
+    stored, text = json.loads((tmp_path / "deploy.json").read_text()), (tmp_path / "README.md").read_text()
+    assert (
+        set(stored) == {"a", "b"}
+        and text == f"before\n<!-- deploy -->\n{deploy.block(stored)}\n<!-- /deploy -->\nafter\n"
+    )
+    assert deploy.block(stored).count("```text") == 2

@@ -30,7 +30,7 @@ EXAMPLES = {example.name.removeprefix("mebqat_lite."): example for example in ex
 @pytest.fixture
 def names(tmp_path):
     """What an example may use."""
-    data = mq.datasets.digits()
+    data = mq.datasets.load("digits,count=200,test=60")
     model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images[:64])
     return {"mq": mq, "data": data, "images": data.train.images[:64], "model": model, "folder": tmp_path}
 

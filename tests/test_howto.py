@@ -20,7 +20,7 @@ from mebqat_lite import cli, datasets
 from mebqat_lite.cli import doctor, training
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
-from mebqat_lite.experiments import setups as recipes
+from mebqat_lite.experiments import setups
 from mebqat_lite.paths import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -169,7 +169,7 @@ def test_the_commands_are_those_of_the_command_line(capsys):
         for name in getattr(arguments, "methods", "mebqat").split(","):
             plain, *options = name.split("+")
             assert plain in mq.METHODS
-            recipes.get("digits").recipe.with_options(**dict(option.split("=") for option in options))
+            setups.get("digits").recipe.with_options(**dict(option.split("=") for option in options))
 
 
 def test_targets_of_make_and_extras_exist():
@@ -294,8 +294,8 @@ def said(action) -> str:
     return "\n".join([*(f"UserWarning: {warning.message}" for warning in caught), str(returned)])
 
 
-# A message of an installation that is broken: tests/test_doctor.py breaks one and reads it.
-ELSEWHERE = {"RuntimeError: operator torchvision::nms does not exist": ROOT / "tests" / "test_doctor.py"}
+# A message of an installation that is broken: tests/cli/test_doctor.py breaks one and reads it.
+ELSEWHERE = {"RuntimeError: operator torchvision::nms does not exist": ROOT / "tests" / "cli" / "test_doctor.py"}
 
 
 def pattern(message: str) -> re.Pattern:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mebqat_lite import METHODS, Recipe, accuracy, fit, grid, models, quantize, recalibrate, resume, sensitivity
-from mebqat_lite.bits import FP, Bits, height
+from mebqat_lite.bits import FP, WIDTHS, Bits, height
 from mebqat_lite.datasets import Data, Split
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Loop
@@ -184,3 +184,42 @@ def test_who_teaches_few_shot_networks():
         "mebqat_pn": ("fp", "fp"),
         "mebqat_maml": ("labels", "labels"),
     }
+
+
+# --- widths that a method never visits -----------------------------------------------------------------------------
+
+
+def draws(quantizer="dorefa", count=500, **options):
+    sampler = METHODS["mebqat"].sampler(net(quantizer=quantizer), Recipe(**options))
+    return [sampler.draw()[0] for _ in range(count)]
+
+
+def widths_of(steps):
+    pairs = [pair for step in steps for pair in step]
+    layers = [list(pair.values()) if isinstance(pair, dict) else [pair] for pair in pairs]
+    return {width for layer in layers for b in layer for width in (b.w, b.a)}
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("exclude", [(3, 5, 7), (1,), (2,), (1, 16)])
+def test_an_excluded_width_is_never_drawn_and_all_others_are(exclude, per_layer):
+    assert widths_of(draws(exclude=exclude, per_layer=per_layer)) == set(WIDTHS) - set(exclude)
+    assert widths_of(draws("lsq", exclude=exclude, per_layer=per_layer)) == set(WIDTHS) - {1} - set(exclude)
+
+
+def test_without_one_bit_w1a1_is_not_guaranteed():
+    assert {tuple(map(str, step[:2])) for step in draws(exclude=(3,), count=20)} == {("FP", "W1A1")}
+    steps = draws(exclude=(1,), sandwich=False, count=200)
+    assert {step[0] for step in steps} == {FP} and len({step[1] for step in steps}) > 20
+    sandwich = draws(exclude=(1,), sandwich=True, count=20)
+    assert {tuple(map(str, step[:2])) for step in sandwich} == {("FP", "W2A2")}
+
+
+def test_sandwich_does_not_bring_an_excluded_width_back():
+    assert 2 not in widths_of(draws("lsq", exclude=(2,), sandwich=True, count=3))
+
+
+@pytest.mark.parametrize("exclude", [(32,), (3, 32), (9,), (0,), ("3",), WIDTHS[:-1]])
+def test_widths_that_cannot_be_excluded_are_answered_with_those_that_can(exclude):
+    with pytest.raises(ValueError, match=r"^exclude must hold some of the widths \(1, 2, 3, 4, 5, 6, 7, 8, 16\)"):
+        Recipe(exclude=exclude)

@@ -3,11 +3,14 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-LESSONS = sorted((Path(__file__).parent.parent / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+from mebqat_lite import paths
+
+ROOT = paths.checkout()
+
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)

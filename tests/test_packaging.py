@@ -97,12 +97,14 @@ def wheel(tmp_path_factory) -> Path:
     return build(source, tmp_path_factory.mktemp("wheel"))
 
 
+@pytest.mark.slow
 def test_wheel_carries_what_is_shipped_and_no_downloads(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "/_data/" in name}
     shipped = {"README.md", "a.json", "glyphs.npz", "checkpoints/a.safetensors"}
     assert names == {f"mebqat_lite/_data/{name}" for name in shipped}
 
 
+@pytest.mark.slow
 def test_wheel_carries_every_module_and_widget_file(wheel):
     sources = [path for path in (ROOT / "mebqat_lite").rglob("*") if path.suffix in {".py", ".js", ".css"}]
     wanted = {path.relative_to(ROOT).as_posix() for path in sources if ".ipynb_checkpoints" not in path.parts}
@@ -111,6 +113,7 @@ def test_wheel_carries_every_module_and_widget_file(wheel):
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "data/"))}
 
 
+@pytest.mark.slow
 def test_installed_wheel_finds_its_data_away_from_the_checkout(wheel, tmp_path):
     target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -6,7 +6,7 @@ import pytest
 
 from mebqat_lite import paths
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

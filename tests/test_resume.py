@@ -2,68 +2,32 @@
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from interrupted_runs import (
+    DATA,
+    FAST,
+    IMAGES,
+    RUNS,
+    assert_same,
+    kill_and_restart,
+    net,
+    result,
+    train,
+    wait_for_lines,
+    work,
+)
 
-from mebqat_lite import CheckpointError, TrainingError, files, fit, models, quantize
+from mebqat_lite import CheckpointError, TrainingError, files, fit
 from mebqat_lite.bits import FP, Bits
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.learners import Supervised
 from mebqat_lite.loop import Loop
-from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.state import setting_of
-
-STEPS = 12
-RUNS = {  # name: quantizer, method, options
-    "mebqat dorefa": ("dorefa", "mebqat", {}),
-    "mebqat lsq": ("lsq", "mebqat", {"schedule": "milestones"}),
-    "qat start": ("dorefa", "qat", {"bits": "W2A2", "teacher": "start"}),
-    "dropout": ("dorefa", "mebqat", {"m": 3}),
-}
-
-
-IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-DATA = Data("made", Split(IMAGES, torch.arange(64) % 10), None, None, ())
-FAST = Recipe(steps=4, batch_size=16, lr=0.003, schedule="constant", teacher="fp")
-
-
-def net(quantizer="dorefa", seed=0, dropout=False):
-    torch.manual_seed(seed)
-    model = models.digit_net(widths=(4, 4, 4, 4))
-    if dropout:
-        model.body.insert(2, nn.Dropout(0.4))
-        model = nn.Sequential(model)  # no stem to share: each pair draws its own mask
-    return quantize(model, quantizer, sample=IMAGES)
-
-
-def train(name, path=None, seed=0, **options):
-    """One of RUNS; a continued run starts from other weights and another random state, which must not matter."""
-    quantizer, method, extra = RUNS[name]
-    seed = seed if path is not None and Path(path).exists() else 0
-    model = net(quantizer, seed, dropout=name == "dropout")
-    fixed = {"steps": STEPS, "batch_size": 16, "progress": False, "device": "cpu"}
-    run = fit(model, DATA, method, path=path, **{**fixed, **extra, **options})
-    return run, model
-
-
-def result(run, model):
-    return {"losses": run.losses, "costs": asdict(run.costs)}, model.state_dict()
-
-
-def assert_same(mine, other):
-    assert mine[0] == other[0]
-    assert mine[1].keys() == other[1].keys()
-    assert [n for n in mine[1] if not torch.equal(mine[1][n], other[1][n])] == []
 
 
 class Interrupted(BaseException):
@@ -88,14 +52,6 @@ def interrupt(monkeypatch, name, path, point, seed, save_every=3):
 Tensor_backward = torch.Tensor.backward
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # bit-identical holds for one number of threads
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", list(RUNS))
 def test_an_interrupted_run_ends_as_if_it_had_not_been(name, tmp_path, monkeypatch):
     whole = result(*train(name))
@@ -108,54 +64,21 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(name, tmp_path, monkeypat
     assert_same(result(*train(name, path, seed=9)), whole)  # a finished run is not trained again
 
 
-def kill_and_restart(command, moment, kills=3, **options):
-    """Run a command until it ends by itself, after it was killed ``kills`` times, each when ``moment`` returns."""
-    killed = 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _attempt in range(kills + 6):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **options) as worker:
-            if killed < kills:
-                moment(worker)
-                worker.kill()
-            worker.stdout.read()
-        killed += worker.returncode == -9
-        if worker.returncode == 0:
-            break
-    assert (killed, worker.returncode) == (kills, 0)
-
-
 @pytest.mark.slow
 def test_runs_that_are_killed_at_random_end_the_same(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)  # shown if the test fails
     rng = random.Random(seed)
 
-    def moment(worker):
-        for _ in range(rng.randint(2, 11)):  # of 48 steps, a line each
-            worker.stdout.readline()
+    def moment(process):
+        wait_for_lines(tmp_path / "steps", rng.randint(2, 11), process)  # of 48 steps, a line each
         time.sleep(rng.uniform(0, 0.03))  # within a step or the writing of a checkpoint
 
-    kill_and_restart([sys.executable, __file__, str(tmp_path)], moment)
+    kill_and_restart(work, [tmp_path], moment)
     for name in RUNS:
         numbers = json.loads((tmp_path / f"{name}.json").read_text())
         tensors, _ = files.read(tmp_path / f"{name}.end", "end")
         assert_same((numbers, tensors), result(*train(name)))
-
-
-def work(folder):
-    """What the killed process does: all RUNS, one after the other, each from its checkpoint."""
-    torch.set_num_threads(1)
-    step = Loop.step
-
-    def told(loop):
-        step(loop)
-        print(loop.run.costs.steps, flush=True)
-
-    Loop.step = told
-    for name in RUNS:
-        numbers, state = result(*train(name, folder / name, seed=os.getpid(), save_every=1))
-        files.write(folder / f"{name}.end", state, {"kind": "end"})
-        (folder / f"{name}.json").write_text(json.dumps(numbers))
 
 
 # --- files of other runs ------------------------------------------------------------------------------------
@@ -293,5 +216,6 @@ def test_a_failed_run_leaves_no_hooks_and_a_model_that_tracks():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+def test_save_every_must_be_a_number_of_steps():
+    with pytest.raises(ValueError, match="save_every must be at least 1, not 0"):
+        fit(net(), DATA, "fp", FAST, save_every=0, progress=False)

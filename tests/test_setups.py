@@ -45,6 +45,7 @@ def gigabytes(libraries: dict[str, metadata.Distribution]) -> float:
     return sum(path.stat().st_size for path in paths if path.exists()) / 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the README's sizes are those of Linux")
 @pytest.mark.parametrize(("target", "extras"), [("demo", []), ("lab", ["lab"]), ("check", ["lab", "test"])])
 def test_the_readme_says_what_each_set_up_weighs(target, extras):
@@ -57,6 +58,7 @@ def test_the_readme_says_what_each_set_up_weighs(target, extras):
     assert abs(gigabytes(libraries) - float(said)) < 0.1 * float(said)
 
 
+@pytest.mark.slow
 def test_the_readme_says_what_pytorch_without_cuda_saves():
     """What is left of the core without CUDA's libraries: PyTorch itself weighs 0.7 GB then instead of 1.2 GB."""
     libraries = installed(needed([]))

@@ -6,7 +6,7 @@ import pytest
 
 from mebqat_lite import paths
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.experiments import frozen as benchmark
+from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.recipe import Recipe
 
@@ -35,10 +35,11 @@ def test_they_are_of_the_recipes(path):
     )
 
 
+@pytest.mark.slow
 def test_the_prototypical_ones_score_what_the_sheet_says():
     files = [path for path in FILES if "pn" in path.stem]
     wanted = SHEETS["glyphs-20way"]
-    found = benchmark.sheet(files, "glyphs-20way", part="val", bits=["W2A2", "FP"], progress=False)
+    found = frozen.sheet(files, "glyphs-20way", part="val", bits=["W2A2", "FP"], progress=False)
     assert found["set"] == wanted["set"]
     for row, cells in found["accuracy"].items():
         for pair, cell in cells.items():  # 60,000 answers; roundings fall another way on another machine

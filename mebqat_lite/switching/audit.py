@@ -61,15 +61,12 @@ def uncounted(model: nn.Module) -> dict[str, nn.Module]:
     plan = plan_of(model)
     known = {site.name for site in plan.sites} | set(plan.skipped)
     below = tuple(f"{name}." for name in known)  # parts of a layer, such as parametrizations of its weight
-    inside = (nn.ParameterDict, _BatchNorm)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if name not in known
-        and not name.startswith(below)
-        and not isinstance(module, inside)
-        and list(module.parameters(recurse=False))
-    }
+    found = {}
+    for name, module in model.named_modules():
+        is_part = name in known or name.startswith(below) or isinstance(module, nn.ParameterDict | _BatchNorm)
+        if not is_part and list(module.parameters(recurse=False)):
+            found[name] = module
+    return found
 
 
 def own_bytes(module: nn.Module) -> int:

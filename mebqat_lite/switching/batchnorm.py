@@ -117,14 +117,17 @@ class SwitchableNorm(nn.Module):
         return {key: torch.stack([mean, square / total]) for key, (total, mean, square) in moments.items()}
 
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
-        """Load a state dict: its recalibrated statistics become buffers; statistics that it does not have are kept."""
+        """Load a state dict. Its recalibrated statistics become buffers.
+
+        If it brings another norm without statistics, those of before are dropped: they belong to other weights.
+        """
+        if any(key.startswith(prefix) for key in state):
+            for name in [name for name in self._buffers if name.startswith("stats_") and prefix + name not in state]:
+                delattr(self, name)
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
                 like = self.weight if self.weight is not None else value
                 self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, like.dtype))
-        for name, value in self._buffers.items():
-            if name.startswith("stats_") and value is not None:
-                state.setdefault(prefix + name, value)
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
 
 

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,7 +77,8 @@ class QuantizedLayer(nn.Module):
     def _load_from_state_dict(self, state: dict, prefix: str, local: dict, strict: bool, *rest: list) -> None:
         """Load a state dict of a quantized or of a float layer.
 
-        A float state dict has no learned steps, so the layer keeps its own. If the file has a clip for a bitwidth
+        A float state dict has no learned steps. If it brings other weights, the steps of the weights start anew from
+        them, and a warning says that those of the activations still have to. If the file has a clip for a bitwidth
         (`convert.give_clips`) and the layer has none, the clip is added.
         """
         start = f"{prefix}quant.alpha"
@@ -82,9 +86,26 @@ class QuantizedLayer(nn.Module):
             self.quant.setdefault(
                 key.removeprefix(f"{prefix}quant."), nn.Parameter(self.quant["alpha"].detach().clone())
             )
-        for name, value in self.quant.items():
+        brought = [name for name in self.quant if f"{prefix}quant.{name}" in state]
+        for name, value in (self.quant if brought else self._steps_for(state.get(f"{prefix}weight"))).items():
             state.setdefault(f"{prefix}quant.{name}", value.detach())
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
+
+    def _steps_for(self, weight: Tensor | None) -> dict[str, Tensor]:
+        """The learned values with which ``weight`` is loaded: those of weights start from it, the others stay."""
+        own = dict(self.quant.items())
+        if weight is None or not own or weight.shape != self.weight.shape:
+            return own
+        weight = weight.to(self.weight)
+        if torch.equal(weight, self.weight) or self.site.role != "body":
+            return own
+        warnings.warn(
+            "float weights were loaded into a quantized model, but its activation steps were measured with others: "
+            "measure them again by quantize(model, quantizer, sample=images)",
+            stacklevel=2,
+        )
+        fresh = self.quantizer.parameters(weight, weight.new_ones(1), self.site)  # of an input that is not known
+        return own | {name: value for name, value in fresh.items() if name.startswith("w")}
 
 
 class QuantConv1d(QuantizedLayer, nn.Conv1d):

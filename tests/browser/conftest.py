@@ -16,7 +16,10 @@ from statistics import median, quantiles
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from mebqat_lite import paths
+
+ROOT = paths.checkout()
+
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -32,7 +35,7 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     """Chromium, driven by playwright."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
@@ -48,9 +51,9 @@ def browser():
         chromium.close()
 
 
-@pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory):
-    """The address of a page of a JupyterLab over copies of the lessons, as ``lab(notebook)``."""
+@pytest.fixture(scope="session")
+def server(browser, tmp_path_factory):
+    """A JupyterLab over copies of the lessons: its folder, its address, its token."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "root")
     settings = folder / "config_dir" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
@@ -59,7 +62,19 @@ def lab(browser, tmp_path_factory):
     token = secrets.token_hex(16)
     port = free_port()
     with running(command(port, token, folder), folder, f"http://127.0.0.1:{port}/api?token={token}"):
-        yield lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}?token={token}&reset"
+        yield folder / "root", f"http://127.0.0.1:{port}", token
+
+
+@pytest.fixture
+def lab(server):
+    """The address of a page of the JupyterLab, as ``lab(notebook)``; the kernels end with the test."""
+    _, address, token = server
+    yield lambda notebook: f"{address}/lab/tree/{notebook}?token={token}&reset"
+    sessions = f"{address}/api/sessions"
+    with urllib.request.urlopen(f"{sessions}?token={token}") as answer:
+        names = [session["id"] for session in json.load(answer)]
+    for name in names:
+        urllib.request.urlopen(urllib.request.Request(f"{sessions}/{name}?token={token}", method="DELETE")).close()
 
 
 @pytest.fixture

@@ -30,10 +30,9 @@ TITLE = "() => document.querySelector('.mq-widget svg title')?.textContent"
 
 
 @pytest.fixture
-def pad(browser, lab, tmp_path_factory):
+def pad(browser, server, lab):
     """A page with the widget alone, emptied; it must not have logged an error when the test ends."""
-    folder = next(path for path in tmp_path_factory.getbasetemp().glob("lab*/root"))
-    (folder / "pad.ipynb").write_text(json.dumps(NOTEBOOK), encoding="utf-8")
+    (server[0] / "pad.ipynb").write_text(json.dumps(NOTEBOOK), encoding="utf-8")
     errors = []
     context = browser.new_context(viewport={"width": 1250, "height": 1400})
     page = context.new_page()

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from mebqat_lite import paths
+
+ROOT = paths.checkout()
+
 try:
     from playwright.sync_api import TimeoutError
 except ModuleNotFoundError:  # the fixture `browser` says so
     TimeoutError = None
 
 pytestmark = pytest.mark.browser
-ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SECONDS = 1000  # playwright counts milliseconds
 # What JupyterLab itself writes as errors, whatever the notebook holds.

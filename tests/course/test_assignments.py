@@ -1,0 +1,173 @@
+"""The assignments: masters solve themselves, hand-outs hold no solution, graders name mistakes and kill mutants."""
+
+import importlib
+import inspect
+import json
+import re
+import textwrap
+
+import nbformat
+import pytest
+import torch
+from guide import ASSIGNMENTS, FOLDER, master, rows
+from mutants import mutants
+
+from mebqat_lite.course.classroom import worker
+from mebqat_lite.course.classroom.grading import Part, grade_function
+from mebqat_lite.course.classroom.submission import Submission
+
+ANSWERS = {name: importlib.import_module(f"answers.assignment_{name[:2]}") for name in ASSIGNMENTS}
+PARTS = [(name, part) for name, assignment in ASSIGNMENTS.items() for part in assignment.parts]
+SEEDS = (0, pytest.param(1, marks=pytest.mark.slow))
+
+
+def label(item):
+    """The same name for a case in every process."""
+    return item.function if isinstance(item, Part) else item[:30] if isinstance(item, str) else "answer"
+
+
+every = pytest.mark.parametrize("name", ASSIGNMENTS)
+parts = pytest.mark.parametrize(("name", "part"), PARTS, ids=label)
+
+
+def trains(part):
+    """The marks of a part each of whose checks trains a network."""
+    return [pytest.mark.slow] if part.function == "choose" else []
+
+
+def here(function):
+    """A function of this process, called as one in a sandbox."""
+
+    def call(*args, upstream=None):
+        answer = worker.call(function, list(args), upstream)
+        return answer["value"] if upstream is None else (answer["value"], answer["grads"])
+
+    return call
+
+
+def messages(function, part, seed):
+    return [outcome.message for outcome in grade_function(here(function), part, seed)]
+
+
+def solution(name, function):
+    """Source of the master's imports and of its solution of a part, and the function."""
+    submission = Submission.read(master(name), "master")
+    cells = submission.cells_for(function)
+    space: dict = {}
+    for cell in cells:
+        exec(cell, space)
+    return cells, space[function]
+
+
+# --- masters and hand-outs -------------------------------------------------------------------------------------
+
+
+@every
+def test_a_master_opens_with_what_a_student_needs_and_its_points_add_up(name):
+    cells, assignment = nbformat.read(master(name), as_version=4).cells, ASSIGNMENTS[name]
+    card = cells[0].source
+    assert "**Time** about" in card and "**You need**" in card
+    assert f"**Points** {assignment.points} by machine, {sum(assignment.written.values())} by hand" in card
+    for part in assignment.parts:
+        assert re.search(rf"`{part.function}` \| {part.points} \| {part.minutes} ", card)
+        assert any(f"`{part.function}({', '.join(part.arguments)})`" in cell.source for cell in cells)
+    by_hand = {c.metadata.nbgrader.grade_id: c.metadata.nbgrader.points for c in cells
+               if "nbgrader" in c.metadata and c.metadata.nbgrader.grade}  # fmt: skip
+    assert by_hand == assignment.written
+    assert 60 <= sum(part.minutes for part in assignment.parts) + 10 <= 130
+
+
+@every
+def test_a_hand_out_holds_no_solution(name):
+    pytest.importorskip("nbgrader")
+    from mebqat_lite.course.classroom.release import student_version
+
+    handed = student_version(nbformat.read(master(name), as_version=4))
+    text = json.dumps(handed)
+    assert "BEGIN SOLUTION" not in text and "HIDDEN" not in text
+    for part in ASSIGNMENTS[name].parts:
+        cells, _ = solution(name, part.function)
+        for line in textwrap.dedent(cells[-1]).splitlines():
+            if len(line.strip()) > 25 and not line.startswith("def ") and "###" not in line:
+                assert line.strip() not in text
+        [stub] = [
+            cell.source for cell in handed.cells if cell.cell_type == "code" and f"def {part.function}(" in cell.source
+        ]
+        space: dict = {}
+        exec(stub, space)
+        assert all(message.startswith("not attempted") for message in messages(space[part.function], part, 0))
+    for cell in nbformat.read(master(name), as_version=4).cells:
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            assert cell.source not in text
+
+
+# --- graders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "part"), [pytest.param(*case, marks=trains(case[1])) for case in PARTS], ids=label)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_masters_solution_gets_all_points(name, part, seed):
+    assert not any(messages(solution(name, part.function)[1], part, seed))
+
+
+@parts
+def test_there_are_many_answers(name, part):
+    assert len(ANSWERS[name].RIGHT[part.function]) >= 2 and len(ANSWERS[name].WRONG[part.function]) >= 6
+    assert tuple(inspect.signature(solution(name, part.function)[1]).parameters) == part.arguments
+
+
+RIGHT = [
+    pytest.param(part, answer, marks=trains(part))
+    for name, part in PARTS
+    for answer in ANSWERS[name].RIGHT[part.function]
+]
+WRONG = [
+    pytest.param(part, *case, marks=trains(part)) for name, part in PARTS for case in ANSWERS[name].WRONG[part.function]
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("part", "answer"), RIGHT, ids=label)
+def test_right_answers_written_otherwise_get_all_points(part, answer, seed):
+    assert not any(messages(answer, part, seed))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("part", "words", "answer"), WRONG, ids=label)
+def test_wrong_answers_lose_points_and_are_named(part, words, answer, seed):
+    found = [message for message in messages(answer, part, seed) if message]
+    assert found and any(re.search(words, message) for message in found), found
+
+
+@parts
+def test_no_mutant_of_the_solution_survives(name, part):
+    """Each small change loses points, or stands in EQUIVALENT with the reason why it changes nothing."""
+    cells, _ = solution(name, part.function)
+    survived = []
+    for change, source in mutants(cells[-1]):
+        space: dict = {"_same": lambda value: value}
+        for cell in [*cells[:-1], source]:
+            exec(cell, space)
+        if not any(messages(space[part.function], part, 0)):
+            survived.append(f"{part.function}: {change}")
+    assert [change for change in survived if change not in ANSWERS[name].EQUIVALENT] == []
+
+
+@every
+def test_equivalent_mutants_have_a_reason(name):
+    assert all(len(reason) > 10 for reason in ANSWERS[name].EQUIVALENT.values())
+
+
+def test_the_seed_decides_the_input_and_the_random_state_is_left_alone():
+    name, part = PARTS[0]
+    torch.manual_seed(0)
+    want = torch.rand(2)
+    torch.manual_seed(0)
+    messages(solution(name, part.function)[1], part, 3)
+    assert torch.equal(torch.rand(2), want)
+
+
+def test_the_guide_lists_the_assignments():
+    """``python tests/guide.py`` writes the table."""
+    text = (FOLDER / "INSTRUCTOR.md").read_text()
+    assert text.split("<!-- assignments -->\n")[1].split("<!-- /assignments -->")[0] == rows()

@@ -1,0 +1,53 @@
+"""What crosses to a student's process and back."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mebqat_lite.course.classroom import wire
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+VALUES = st.recursive(
+    NUMBERS,
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def same(a, b):
+    if isinstance(a, float) and math.isnan(a):
+        return math.isnan(b)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+@given(VALUES)
+@settings(max_examples=200, deadline=None)
+def test_plain_values_come_back_as_they_were(value):
+    assert same(value, wire.decode(wire.encode(value)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8, torch.int64, torch.bool, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3), (1, 2, 3, 4)])
+def test_tensors_come_back_as_they_were(dtype, shape):
+    x = torch.randint(0, 2, shape).to(dtype)
+    back = wire.decode(wire.encode({"x": [x, x.mT if len(shape) > 1 else x]}))
+    assert torch.equal(back["x"][0], x) and back["x"][0].dtype == dtype
+
+
+def test_what_does_not_travel_keeps_its_types_name():
+    back = wire.decode(wire.encode([{1, 2}, object(), torch.nn.Linear(1, 1), ..., NotImplemented]))
+    assert [type(value).__name__ for value in back[:3]] == ["set", "object", "Linear"]
+    assert back[3] is ... and back[4] is NotImplemented
+
+
+@pytest.mark.parametrize("message", [b"", b"123", b"\0\0\0\x05nonsense", b"\0\0\0\x02{}", b"\xff" * 40])
+def test_bytes_that_are_no_message_are_refused(message):
+    with pytest.raises(wire.WireError):
+        wire.decode(message)

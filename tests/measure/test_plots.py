@@ -1,0 +1,64 @@
+"""Figures of results, fresh or read back."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from known_results import ACCURACY, PAIRS, TITLES, read_back
+
+from mebqat_lite.measure import plots
+
+
+@pytest.fixture(autouse=True)
+def closing():
+    yield
+    plt.close("all")
+
+
+def curves(accuracy):
+    """Per label: the points that a figure shows, and the heights of its intervals."""
+    axes = plots.accuracy_curves(accuracy, PAIRS, TITLES, "a title").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == PAIRS and axes.get_title() == "a title"
+    shown = {}
+    for container in axes.containers:
+        line, _, bars = container.lines
+        halves = [np.ptp(segment[:, 1]) / 2 for bar in bars for segment in bar.get_segments()]
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        shown[container.get_label()] = (np.round(x), y, np.round(halves, 6))
+    return shown
+
+
+def test_curves_show_each_mean_at_its_pair_with_its_interval():
+    row = {b: {"mean": m, "ci95": m / 10, "n": 2} for b, m in zip(PAIRS, (20, 30, 40), strict=True)}
+    whole = {"qat": ACCURACY["qat"], "x": row}
+    shown = curves(whole)
+    assert shown["QAT"][0].tolist() == [1] and shown["QAT"][1].tolist() == [98.04]
+    assert shown["QAT"][2].tolist() == [0.26]
+    assert shown["x"][0].tolist() == [0, 1, 2] and shown["x"][1].tolist() == [20, 30, 40]
+    assert shown["x"][2].tolist() == [2, 3, 4]
+
+
+def test_an_interval_that_is_known_is_shown_beside_one_that_is_not():
+    shown = curves({"mebqat": {b: ACCURACY["mebqat"][b] for b in ("W1A1", "W2A2")}})
+    assert shown["mebqat"][1].tolist() == [9.96, 100]
+    assert np.nanmax(shown["mebqat"][2]) == pytest.approx(12.345)
+
+
+def test_curves_of_results_read_back_are_the_same(tmp_path):
+    fresh, again = curves(ACCURACY), curves(read_back(ACCURACY, tmp_path / "r.json"))
+    for label, (x, y, _) in fresh.items():
+        known = np.isfinite(y)
+        assert again[label][0][: len(x)][known].tolist() == x[known].tolist()
+        assert again[label][1][known].tolist() == y[known].tolist()
+
+
+def test_methods_are_told_apart_without_colour():
+    lines = [(str(look["marker"]), str(look["linestyle"])) for look in plots.LOOKS.values()]
+    assert len(set(lines)) == len(lines)
+    assert len({look["color"] for look in plots.LOOKS.values()}) == len(lines)
+
+
+def test_a_style_ends_with_its_block():
+    before = dict(plt.rcParams)
+    with plots.style():
+        assert plt.rcParams["font.size"] == 11
+    assert dict(plt.rcParams) == before

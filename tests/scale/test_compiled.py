@@ -1,0 +1,87 @@
+"""Mixed precision and compiled passes train what plain passes train."""
+
+import functools
+
+import pytest
+import torch
+from interrupted_runs import DATA, FAST, assert_same, net, result
+
+from mebqat_lite import CheckpointError, fit
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.scale.speed import Fast
+
+
+def trained(path=None, method="mebqat", model=None, fast=None, data=DATA, **options):
+    model = model or net()
+    passes = Fast(**fast) if fast else None
+    run = fit(model, data, method, FAST, path=path, progress=False, device="cpu", passes=passes, **options)
+    return result(run, model)
+
+
+def test_mixed_precision_runs_the_layers_in_bfloat16_and_keeps_the_weights(monkeypatch):
+    seen, linear, models = [], torch.nn.functional.linear, [net(), net()]
+
+    def watched(x, *rest):
+        out = linear(x, *rest)
+        seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    plain = trained(model=models[0])
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    mixed = trained(model=models[1], fast={"amp": True})
+    assert set(seen) == {torch.bfloat16}
+    assert {t.dtype for t in mixed[1].values()} == {t.dtype for t in plain[1].values()}
+    assert mixed[0]["costs"] == plain[0]["costs"] and mixed[0]["losses"] != plain[0]["losses"]
+    assert mixed[0]["losses"] == pytest.approx(plain[0]["losses"], rel=0.05)
+
+
+def test_mixed_precision_trains_all_that_plain_precision_trains():
+    """Also the last layer, whose weights the teacher casts first, without a gradient."""
+    before = net().state_dict()
+    for amp in (False, True):
+        _, state = trained(method="qat", bits="W2A2", teacher="fp", fast={"amp": amp}, steps=1, weight_decay=0)
+        moved = {name for name, t in state.items() if not torch.equal(t, before[name])}
+        assert {name for name, _ in net().named_parameters()} <= moved
+
+
+def eagerly(monkeypatch):
+    """Compile without a code generator: the same numbers as without compiling, but the last digit, in a second."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mebqat", "qat"])
+def test_compiled_passes_train_the_same_network(method, monkeypatch):
+    eagerly(monkeypatch)
+    options = {"bits": "W2A2", "teacher": "start"} if method == "qat" else {"m": 2}
+    torch._dynamo.utils.counters.clear()
+    exact = Data("exact", Split(DATA.train.images.double(), DATA.train.labels), None, None, DATA.classes)
+    model, plain = net().double(), net().double()
+    compiled = trained(method=method, model=model, data=exact, fast={"compiled": True}, **options)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch.testing.assert_close(compiled, trained(method=method, model=plain, data=exact, **options), rtol=0, atol=1e-12)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert 2 <= graphs <= 5  # stem, and body at each pair: no step of the four compiles what another one has
+
+
+@pytest.mark.parametrize("option", ["amp", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_run_is_continued_with_the_same_options(option, tmp_path, monkeypatch):
+    eagerly(monkeypatch)
+    whole, path = trained(fast={option: True}, m=2), tmp_path / "run"
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trained(path, save_every=2, log=stop, fast={option: True}, m=2)
+    word = {"amp": "amp", "compiled": "compile"}[option]
+    with pytest.raises(CheckpointError, match=f"trained with {word}, this run is with plain passes"):
+        trained(path, m=2)
+    assert_same(trained(path, fast={option: True}, m=2), whole)
