@@ -159,7 +159,7 @@ def test_importing_the_package_loads_nothing_heavy():
 # ---------------------------------------------------------------- what a reader meets
 
 # Lines of code of what a reader of training meets. Later work may raise this by 15 % at most, and says why:
-# 2,036 when the wings were built; 2,140 since what would end in a wrong number is refused or said (audit, stem, checks).
+# 2,036 when the wings were built; 2,140 since what would end in a wrong number is refused or said (audit, checks).
 READ = [
     "*.py",
     "learners/*.py",

@@ -4,7 +4,7 @@
 To add one, write a file like `protonet` and an entry of `mebqat_lite.methods.METHODS`.
 """
 
-from mebqat_lite.learners.adapting import call_with, run_adapted, support_stats
+from mebqat_lite.learners.adapting import call_with, put_weights, run_adapted, support_stats
 from mebqat_lite.learners.base import Learner, Predictor, cross_entropies
 from mebqat_lite.learners.maml import FOMAML, adaptable, updated
 from mebqat_lite.learners.protonet import ProtoNet, prototype_logits
@@ -23,6 +23,7 @@ __all__ = [
     "call_with",
     "cross_entropies",
     "prototype_logits",
+    "put_weights",
     "run_adapted",
     "support_stats",
     "updated",

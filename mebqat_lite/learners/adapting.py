@@ -24,6 +24,13 @@ def call_with(model: nn.Module, weights: dict[str, Tensor], images: Tensor) -> T
     return functional_call(model, weights, (own,))
 
 
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Replace the named parameters of ``model``, in place, by the values of ``weights``; all others stay."""
+    with torch.no_grad():
+        for name, value in weights.items():
+            model.get_parameter(name).copy_(value)
+
+
 def run_adapted(
     model: nn.Module,
     images: Tensor,

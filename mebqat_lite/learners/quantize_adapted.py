@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP
-from mebqat_lite.learners.adapting import run_adapted, support_stats
+from mebqat_lite.learners.adapting import put_weights, run_adapted, support_stats
 from mebqat_lite.learners.base import Predictor
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.switching.convert import requantize
@@ -46,7 +46,7 @@ class QuantizeAdapted(FOMAML):
         copied = copy.deepcopy(model)
         with torch.enable_grad(), evaluating(copied), at(copied, FP, "batch"):
             fast = self.inner_loop(copied, support, self.test_steps)
-        copied.load_state_dict({n: p.detach() for n, p in fast.items()}, strict=False)
+        put_weights(copied, fast)
         requantize(copied.train(), "least_squares", support.flatten(0, 1))  # in training mode: batch statistics
         self.kept = support, model, versions, copied
         return copied

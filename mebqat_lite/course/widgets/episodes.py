@@ -19,7 +19,7 @@ from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
 from mebqat_lite.course.widgets.svg import Plot, Style
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.datasets.episodes import Episode, Episodes
-from mebqat_lite.learners import Learner, Predictor, ProtoNet, run_adapted, support_stats
+from mebqat_lite.learners import Learner, Predictor, ProtoNet, put_weights, run_adapted, support_stats
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import evaluating
@@ -126,7 +126,7 @@ def adapted(model: nn.Module, support: Tensor, steps: int) -> list[nn.Module]:
     for _ in range(steps):
         moved = copy.deepcopy(stages[-1])
         with torch.enable_grad(), evaluating(moved), at(moved, FP, "batch"):
-            moved.load_state_dict(learner.inner_loop(moved, support, 1), strict=False)
+            put_weights(moved, learner.inner_loop(moved, support, 1))
         stages.append(moved)
     return stages
 
