@@ -144,9 +144,11 @@ def latencies():
     measured: dict[str, list[float]] = {}
     yield measured
     if measured:
-        report = {name: summarize(values) for name, values in sorted(measured.items()) if values}
-        (ROOT / "results").mkdir(exist_ok=True)
-        (ROOT / "results" / "browser.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        file = ROOT / "results" / "browser.json"
+        file.parent.mkdir(exist_ok=True)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}  # another worker's, or older
+        known |= {name: summarize(values) for name, values in measured.items() if values}
+        file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def summarize(values: list[float]) -> dict[str, float]:

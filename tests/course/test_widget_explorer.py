@@ -131,6 +131,7 @@ def test_a_failure_beside_the_controls_is_shown_and_stays(data, monkeypatch):
     assert "RuntimeError: no curve" in live.error.value and "<svg" in live.picture.value
 
 
+@pytest.mark.slow
 def test_the_shipped_models_are_there_and_work():
     paths = [mq.paths.shipped("checkpoints", f"{name}.safetensors") for name in SHIPPED.values()]
     if not all(path.is_file() for path in paths):

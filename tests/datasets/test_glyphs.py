@@ -124,6 +124,7 @@ def test_no_image_is_there_twice(data):
     assert len({image.tobytes() for image in images}) == len(images) == 20 * len(data.classes)
 
 
+@pytest.mark.slow
 def test_no_two_classes_are_near_duplicates(maker, stored):
     """All of validation and test, where nothing may leak, and every tenth class of train; the script compares all."""
     part = stored["part"]

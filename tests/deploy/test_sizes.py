@@ -1,5 +1,7 @@
 """What networks take on disk."""
 
+import functools
+
 import pytest
 import torch
 
@@ -9,11 +11,17 @@ from mebqat_lite.deploy.sizes import file_sizes, savings
 IMAGES = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("quantizer", "count"), [("dorefa", 75), ("sat", 73)])
-def test_sizes_are_those_of_the_files(quantizer, count, tmp_path):
+@functools.cache
+def sized(quantizer):
+    """A network and the sizes of its files."""
     torch.manual_seed(0)
     model = quantize(models.digit_net(), quantizer, sample=IMAGES)
-    sizes = file_sizes(model, IMAGES)
+    return model, file_sizes(model, IMAGES)
+
+
+@pytest.mark.parametrize(("quantizer", "count"), [("dorefa", 75), ("sat", 73)])
+def test_sizes_are_those_of_the_files(quantizer, count, tmp_path):
+    model, sizes = sized(quantizer)
     save_packed(model, tmp_path / "w4", "W4A4")
     assert sizes.bytes["W4A4"] == (tmp_path / "w4").stat().st_size
     assert sizes.bytes["FP32, each pair"] == count * sizes.bytes["FP32"] and sizes.files["packed, each pair"] == count
@@ -27,7 +35,5 @@ def test_sizes_are_those_of_the_files(quantizer, count, tmp_path):
 
 
 def test_nested_codes_are_smaller_than_codes_of_each_width():
-    torch.manual_seed(0)
-    sizes = {name: file_sizes(quantize(models.digit_net(), name, sample=IMAGES), IMAGES) for name in ("sat", "lsq")}
-    saved = sizes["lsq"].bytes["up to W8"] - sizes["sat"].bytes["up to W8"]
+    saved = sized("lsq")[1].bytes["up to W8"] - sized("sat")[1].bytes["up to W8"]
     assert saved > 23_040 * (2 + 3 + 4 + 5 + 6 + 7) / 8  # the codes of the other widths

@@ -47,7 +47,8 @@ def test_the_accuracy_that_a_compared_model_states_is_that_of_its_file(elsewhere
     assert start["method"] == "pn" and learns_new_classes(start)
 
 
-@pytest.mark.parametrize("policy", ["support", pytest.param("recalibrated", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["support", "recalibrated"])
 def test_maml_methods_are_compared(elsewhere, policy, monkeypatch):
     monkeypatch.setitem(TINY, "tiny-maml", replace(TINY["tiny-maml"], norm_stats=policy))
     names = ["fomaml_ptq_mse", "fomaml_ptq_lsq", "fomaml_qat", "mebqat_maml"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import sweep_tasks
 from sweep_tasks import contents, count, run, serial, task, timeless, times
 
+from mebqat_lite import paths
 from mebqat_lite.cli import main
 from mebqat_lite.experiments import engines
 from mebqat_lite.experiments.compare import compare
@@ -81,6 +83,15 @@ def test_another_engine_is_one_function(monkeypatch, tmp_path):
     with opened("mine", 3, "there") as stream:
         assert Sweep(stream).run([task(tmp_path, "a")]) == {"a": 1.5}
     assert asked == [(3, "there")]
+
+
+def test_the_engine_that_the_page_shows_runs(monkeypatch, tmp_path):
+    page = (paths.checkout() / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    [block] = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ENGINES" in text]
+    monkeypatch.setattr(engines, "ENGINES", dict(engines.ENGINES))
+    exec(compile(block, "benchmarks/README.md", "exec"), {})
+    with opened("mine", 1) as stream:
+        assert Sweep(stream).run([task(tmp_path, "a")]) == {"a": 1.5}
 
 
 def test_a_cluster_without_workers_is_not_waited_for_for_ever(monkeypatch):
