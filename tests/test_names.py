@@ -113,3 +113,10 @@ def test_names_in_docstrings_and_comments():
         if bad := [name for name in sorted(names("\n".join(found))) if not leads_somewhere(name)]:
             wrong[str(path.relative_to(ROOT))] = bad
     assert wrong == {}
+
+
+@pytest.mark.parametrize("path", [*PAGES, *LESSONS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_test_files_that_pages_name_are_there(path):
+    named = re.findall(r"tests/[\w/]+\.(?:py|toml)", path.read_text(encoding="utf-8"))
+    named = [name for name in named if "NN" not in name]  # which stands for a lesson's number
+    assert [name for name in named if not (ROOT / name).exists()] == []
