@@ -1,7 +1,7 @@
 """The networks of the lessons and of the paper.
 
-Each model remembers in ``model.spec`` how it was built, so that a checkpoint can build it again. In a model with the
-two parts ``stem`` and ``body``, a training step runs the full-precision stem once for all of its pairs.
+Each model remembers in ``model.spec`` how it was built, so that a checkpoint can build it again. A subclass of
+`stem.StemAndBody` has two parts, and a training step runs its full-precision stem once for all of the step's pairs.
 """
 
 from __future__ import annotations

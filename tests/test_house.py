@@ -159,14 +159,14 @@ def test_importing_the_package_loads_nothing_heavy():
 # ---------------------------------------------------------------- what a reader meets
 
 # Lines of code of what a reader of training meets. Later work may raise this by 15 % at most, and says why:
-# 2,036 when the wings were built; 2,144 since what would end in a wrong number is refused or said (audit, checks).
+# 2,036 when the wings were built; 2,145 since what would end in a wrong number is refused or said (audit, checks).
 READ = [
     "*.py",
     "learners/*.py",
     "switching/*.py",
     *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
 ]
-MOST_LINES = 2144
+MOST_LINES = 2145
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -218,7 +218,7 @@ def restore_float(model: nn.Module) -> nn.Module:
         module.__dict__.pop("readers", None)
         if type(module) in FLOAT_CLASS:
             module.__class__ = FLOAT_CLASS[type(module)]
-            for name in ("site", "quantizer", "setting", "shared_input", "leading", "kept"):
+            for name in ("site", "quantizer", "shared_input", "leading", "kept"):
                 module.__dict__.pop(name, None)
             for name in ("quant", "sets"):
                 module._modules.pop(name, None)

@@ -57,7 +57,8 @@ def setting_of(model: nn.Module) -> Setting:
         raise ValueError(
             f"this {type(model).__name__} holds several quantized models ({', '.join(names)}): switch each"
         )
-    for _, module in found.values():
+    if found:
+        [(_, module)] = found.values()
         return module.__dict__["setting"]
     raise NotQuantizedError(
         f"this {type(model).__name__} has no bitwidths yet; call quantize(model, sample=images) first"

@@ -89,8 +89,8 @@ def test_bytes_are_those_of_weights_packed_at_the_bits_in_force(quantizer, bits,
         }
         assert packed_bytes(model) == sum(expected.values())
         assert rest[0] == f"3 of 7 layers quantized; {sum(expected.values()):,} bytes at {setting_of(model).key}"
-        signed = [] if quantizer in ("lsq", "least_squares") else ["WARNING: 1 of 3 layer inputs that can be negative"]
-        assert [line.partition(":")[0] + ":" + line.split(":")[1] for line in rest[1:]] == signed
+        warned = [line.startswith("WARNING: 1 of 3 layer inputs that can be negative: ") for line in rest[1:]]
+        assert warned == ([] if quantizer in ("lsq", "least_squares") else [True])
 
 
 @pytest.mark.parametrize(("quantizer", "flat"), [("dorefa", "FP"), ("sat", "FP"), ("lsq", "4"), ("least_squares", "4")])
