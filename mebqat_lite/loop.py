@@ -19,7 +19,7 @@ from mebqat_lite.datasets.base import Split
 from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, set_learning_rate
 from mebqat_lite.recipe import Recipe
-from mebqat_lite.switching.state import plan_of
+from mebqat_lite.switching.state import going_backward, plan_of
 from mebqat_lite.tensors import best_device, keep_memory
 
 
@@ -132,7 +132,8 @@ class Passes:
             task, losses = loop.source.task(loop.run.costs.steps, index), []  # a batch, or an episode
             for bits, loss in self.losses(loop, task, pairs):  # highest bits first
                 losses.append(loop.finite(self.value(loss), bits))
-                loss.backward()
+                with going_backward(loop.model, bits):
+                    loss.backward()
                 loop.run.costs.backprops += 1
             means.append(sum(losses) / len(losses))
         return means
