@@ -39,7 +39,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from mebqat_lite.experiments import demo
 
     folder = arguments.out or paths.results()
-    demo.run(_at_least_one(arguments.seeds), arguments.jobs, folder)
+    demo.run(arguments.seeds, arguments.jobs, folder)
     if arguments.ship:
         print("Shipped:", ", ".join(demo.ship(folder, arguments.ship)))
     return 0
@@ -208,7 +208,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         _names(arguments.methods),
         pairs=[str(pair) for pair in _defined_pairs(setup)] if arguments.pairs == "all" else shown,
         listed=_pairs(arguments.bits or None, QAT_PAIRS, setup),
-        seeds=_at_least_one(arguments.seeds),
+        seeds=arguments.seeds,
         folder=folder,
         budget=arguments.budget,
         qat_lrs=_numbers(arguments.qat_lrs),
@@ -260,13 +260,6 @@ def _add_seeds_and_jobs(command: argparse.ArgumentParser) -> None:
     """Options of what trains on several seeds, side by side."""
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="how many processes, of one thread each; default: one per core")
-
-
-def _at_least_one(seeds: int) -> int:
-    """Give back the number of seeds, unless there are none."""
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {seeds}")
-    return seeds
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
