@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mebqat_lite.cli import deploying, doctor, measuring, selftest, teaching, training
-from mebqat_lite.cli.shared import check_numbers
-
+from mebqat_lite.cli.shared import check_values
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError)  # errors whose words are written for the user
 BROKEN_PIPE = 141  # the exit status of a program whose reader went away, as `head` does
@@ -26,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _checked(arguments: argparse.Namespace) -> int:
-    """Run the command of the arguments, unless a number among them is out of range."""
-    check_numbers(arguments)
+    """Run the command of the arguments, unless a value among them cannot be."""
+    check_values(arguments)
     run: Callable[[argparse.Namespace], int] = arguments.run
     return run(arguments)
 

@@ -71,6 +71,9 @@ def main(extra: Sequence[str] = ()) -> int:
         print(problem, file=sys.stderr)
         return 2
     chosen, options = split(extra)
+    if options and not any(stage.is_pytest for stage in chosen):
+        print(f"{' '.join(options)}: no stage here takes options of pytest", file=sys.stderr)
+        return 2
     outcomes = [(stage.name, *run(stage, options)) for stage in chosen]
     print("\nSummary")
     for name, passed, seconds in outcomes:
