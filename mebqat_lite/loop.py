@@ -58,11 +58,10 @@ class Loop:
     ) -> None:
         keep_memory()
         chosen, device = methods.get(method), next(model.parameters()).device
-        teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        self.source = chosen.source(Split(train.images.to(device), train.labels.to(device)), recipe)
-        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe, teacher)
+        images = Split(train.images.to(device), train.labels.to(device))
+        self.sampler, self.learner, self.source = methods.parts(chosen, model, images, recipe)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.buffers = list(model.buffers())
