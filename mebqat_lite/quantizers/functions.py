@@ -134,7 +134,7 @@ class _StepClip(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool) -> Tensor:
-        out = fake_quantize(x, step.abs().clamp_min_(TINY), low, high)
+        out = fake_quantize(x, wide(step).abs().clamp_min_(TINY), low, high)
         ctx.save_for_backward(x, step, out)
         ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, inside
         return out
@@ -146,7 +146,7 @@ class _StepClip(Function):
         size, v = max(abs(float(step)), TINY), wide(x)
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
         if v is not x:  # the type of ``out`` is too narrow for its codes
-            out = fake_quantize(v, step.abs().clamp_min(TINY), ctx.low, ctx.high)
+            out = fake_quantize(v, wide(step).abs().clamp_min_(TINY), ctx.low, ctx.high)
         # d out / dstep is out / step, which is the code, everywhere; inside the clip, where grad_x is not 0, x / step
         # is subtracted from it (LSQ), or the code itself, which leaves 0 (PACT). This is done value by value: the
         # difference of two sums, each of which is large, would be rounding error.
