@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from mebqat_lite.bits import FULL, WIDTHS
-from mebqat_lite.quantizers import TINY, Params, Quantizer, Site, check_listed, fake_quantize, integer_range, register, wide
+from mebqat_lite.quantizers import (
+    TINY,
+    Params,
+    Quantizer,
+    Site,
+    check_listed,
+    fake_quantize,
+    integer_range,
+    register,
+    wide,
+)
 
 SAMPLES = 20_000  # activation values that the search for a step looks at
 

@@ -17,7 +17,16 @@ from mebqat_lite.switching.batchnorm import NORMS
 from mebqat_lite.switching.inputs import InputReLU, QuantizedInput
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
 from mebqat_lite.switching.setting import Setting
-from mebqat_lite.switching.state import FLOAT_CLASS, Plan, at, is_quantized, plan_of, quantized_layers, setting_of
+from mebqat_lite.switching.state import (
+    FLOAT_CLASS,
+    MapOrBits,
+    Plan,
+    at,
+    is_quantized,
+    plan_of,
+    quantized_layers,
+    setting_of,
+)
 from mebqat_lite.tensors import Images, image_batches, place
 
 
@@ -42,7 +51,8 @@ def quantize(
         quantizer: a registered quantizer or its name, a key of ``quantizers.QUANTIZERS``.
         sample: some hundred images, (batch, channels, height, width), or a loader of them. The model runs on them
             once, as one batch and in its present mode, to find the first and the last layer, the inputs with negative
-            values, and the start values of learned steps. This run leaves the model unchanged.
+            values, and the start values of learned steps. This run leaves the model unchanged. Where the quantizer
+            says so (`Quantizer.starts_at`), a second run measures the steps at few bits.
         keep: names of the layers whose bitwidth is not switched. By default these are the first and the last layer
             that the sample executed. They stay full precision; with sat the first and the last have 8-bit weights.
         plan: the plan of an equal model that was quantized before, for example from a checkpoint. It replaces the
@@ -56,6 +66,7 @@ def quantize(
     if plan is None:
         if sample is None:
             raise ValueError("quantize needs sample=: a batch of images (or a loader) to run the model on once")
+        sample = torch.cat(list(image_batches(sample)))  # a loader may yield its images only once
         plan, inputs = _observe(model, name, sample, None if keep is None else list(keep))
     restore_float(model)
     setting = Setting(quantizer=chosen)
@@ -70,9 +81,29 @@ def quantize(
             module.__class__ = NORMS[type(module)]
             module.setting, module.sets = setting, nn.ModuleDict()
     model.plan, model.setting = plan, setting  # type: ignore[assignment]
+    if isinstance(sample, Tensor) and chosen.starts_at:
+        _start_again(model, sample, chosen.starts_at)
     for words in audit(model) if sample is not None else []:  # a model from a file was warned of when it was made
         warnings.warn(f"quantize found {words}", stacklevel=2)
     return model
+
+
+def _start_again(model: nn.Module, sample: Tensor, bits: str) -> None:
+    """Run the sample at ``bits``, and let the learned steps of each layer start from the input that it reads then."""
+
+    def start(layer: nn.Module, args: tuple[Tensor]) -> None:
+        assert isinstance(layer, QuantizedLayer)
+        hooks.pop(layer).remove()  # a layer starts from the first of its inputs
+        layer.site.mean_abs = float(args[0].abs().mean())
+        for name, value in layer.quantizer.parameters(layer.weight, args[0], layer.site).items():
+            layer.quant[name].copy_(value)
+
+    hooks = {layer: layer.register_forward_pre_hook(start) for layer in quantized_layers(model).values()}
+    try:
+        _run_sample(model, {}, sample, bits)
+    finally:
+        for hook in hooks.values():
+            hook.remove()
 
 
 def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Images) -> nn.Module:
@@ -81,7 +112,7 @@ def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Images) -> 
     return quantize(model, quantizer, sample=sample, keep=kept)
 
 
-def _observe(model: nn.Module, name: str, sample: Images, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
+def _observe(model: nn.Module, name: str, sample: Tensor, keep: list[str] | None) -> tuple[Plan, dict[str, Tensor]]:
     """Run the sample and record what each layer reads, as a plan; also return the first input of each layer."""
     layers, plan = _find_layers(model, name)
     seen, order, rectified = _run_sample(model, layers, sample)
@@ -119,9 +150,9 @@ def _find_layers(model: nn.Module, name: str) -> tuple[dict[str, nn.Module], Pla
 
 
 def _run_sample(
-    model: nn.Module, layers: dict[str, nn.Module], sample: Images
+    model: nn.Module, layers: dict[str, nn.Module], sample: Tensor, bits: MapOrBits = FP
 ) -> tuple[dict[str, list[Tensor]], list[str], dict[str, Tensor]]:
-    """Run the sample through the model at full precision, and record what the layers read.
+    """Run the sample through the model, at full precision or at ``bits``, and record what the layers read.
 
     Returns the inputs of each layer, the names of the layers in the order of execution, and the output of each
     `inputs.InputReLU` that ran exactly once. Buffers and the random state are restored afterwards.
@@ -145,11 +176,10 @@ def _run_sample(
     ]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     device, dtype = place(model)
-    images = torch.cat(list(image_batches(sample))).to(device, dtype)
-    full_precision = at(model, FP, "running") if is_quantized(model) else contextlib.nullcontext()
+    at_bits = at(model, bits, "running") if is_quantized(model) else contextlib.nullcontext()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), full_precision:
-            model(images)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), at_bits:
+            model(sample.to(device, dtype, copy=True))  # a network may begin with an operation in place
     finally:
         for hook in hooks:
             hook.remove()
