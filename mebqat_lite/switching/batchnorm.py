@@ -128,7 +128,7 @@ class SwitchableNorm(nn.Module):
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
                 like = self.weight if self.weight is not None else value
-                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device))
+                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, wide(like).dtype))
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
 
 
