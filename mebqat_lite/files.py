@@ -42,7 +42,7 @@ def checksum(tensors: Iterable[Tensor]) -> str:
     """Compute the SHA-256 checksum of the bytes of several tensors, as a hexadecimal string."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, set_learning_rate
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.state import going_backward, plan_of
-from mebqat_lite.tensors import best_device, keep_memory
+from mebqat_lite.tensors import as_float, best_device, keep_memory, place
 
 
 class TrainingError(RuntimeError):
@@ -57,11 +57,13 @@ class Loop:
         self, model: nn.Module, train: Split, method: str, recipe: Recipe, passes: Passes | None = None
     ) -> None:
         keep_memory()
-        chosen, device = methods.get(method), next(model.parameters()).device
+        chosen, (device, dtype), images = methods.get(method), place(model), train.images
+        if images.dtype != torch.uint8 or dtype != torch.float32:  # bytes become float32 in each batch
+            images = as_float(images).to(dtype)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        images = Split(train.images.to(device), train.labels.to(device))
-        self.sampler, self.learner, self.source = methods.parts(chosen, model, images, recipe)
+        split = Split(images.to(device), train.labels.to(device))
+        self.sampler, self.learner, self.source = methods.parts(chosen, model, split, recipe)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.buffers = list(model.buffers())

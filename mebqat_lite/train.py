@@ -19,7 +19,7 @@ from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import forget_stats
 from mebqat_lite.switching.state import NotQuantizedError, plan_of, quantized_layers, set_norm_stats, setting_of
-from mebqat_lite.tensors import best_device
+from mebqat_lite.tensors import best_device, place
 
 Log = Callable[[dict[str, Any]], None]
 FAST = ("amp", "compiled", "vectorized", "fabric")  # options of `scale.speed.Fast`, which `fit` takes as ``passes``
@@ -122,7 +122,15 @@ def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
 
 
 def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Quantize a float model; a packed one is a ValueError, because it has no weights to train."""
+    """Quantize a float model.
+
+    Raises:
+        ValueError: the model is packed, so that it has no weights to train, or its weights are of a narrow type, in
+            which small updates are lost.
+    """
+    if (dtype := place(model)[1]).itemsize < 4:
+        cure = "train model.float(), and ask for mixed precision by passes=Fast(amp=True)"
+        raise ValueError(f"updates are smaller than the steps between the numbers of {dtype}: {cure}")
     try:
         quantizer = setting_of(model).quantizer
     except NotQuantizedError:

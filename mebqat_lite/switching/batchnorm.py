@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, nearest_pair
+from mebqat_lite.quantizers import wide
 from mebqat_lite.switching.guard import is_repeated
 from mebqat_lite.switching.setting import Setting
 
@@ -66,7 +67,7 @@ class SwitchableNorm(nn.Module):
             return super().forward(x) if own is None else own(x)
         gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
         if not self.training and stats == "recalibrated":
-            mean, var = self.stats().to(x.dtype)
+            mean, var = self.stats() if gain is None else self.stats().to(gain.dtype)
             return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
         if stats == "measure" and not self.training:
             self.measure(x)
@@ -113,7 +114,7 @@ class SwitchableNorm(nn.Module):
         The pooled values are those of all batches taken together (Chan, Golub and LeVeque, 1979).
         """
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
+        var, mean = torch.var_mean(wide(x), dims, correction=0)  # each (channels,)
         count = x.numel() // x.shape[1]
         moments = self.__dict__.setdefault("moments", {})
         seen, old_mean, old_square = moments.get(self.setting.key, (0, mean, torch.zeros_like(var)))
@@ -142,7 +143,7 @@ class SwitchableNorm(nn.Module):
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
                 like = self.weight if self.weight is not None else value
-                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, like.dtype))
+                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, wide(like).dtype))
                 self.setting.measured_with.forget()
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import NORMS
 from mebqat_lite.switching.inputs import QuantizedInput
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
-from mebqat_lite.switching.observe import observe
+from mebqat_lite.switching.observe import observe, runner, unchanged
 from mebqat_lite.switching.setting import Setting
-from mebqat_lite.switching.state import FLOAT_CLASS, HELD, Plan, plan_of, quantized_layers, settings_in
+from mebqat_lite.switching.state import FLOAT_CLASS, HELD, Plan, at, plan_of, quantized_layers, settings_in
 from mebqat_lite.tensors import Sample
 
 LAYER_NAMES = ("setting", "site", "quantizer", "quant", "shared_input", "leading")  # attributes of quantized layers
@@ -45,8 +45,9 @@ def quantize(
         quantizer: a registered quantizer or its name, a key of ``quantizers.QUANTIZERS``.
         sample: some hundred images, (batch, channels, height, width), or a loader of them. The model runs on them
             once, as one batch and in its present mode, to find the first and the last layer, the inputs with negative
-            values, and the start values of learned steps. This run leaves the model unchanged. For a model with other
-            inputs than one tensor it is a function that runs the model: ``lambda model: model(tokens, mask=mask)``.
+            values, and the start values of learned steps. This run leaves the model unchanged. Where the quantizer
+            says so (`Quantizer.starts_at`), a second run measures the steps at few bits. For a model with other inputs
+            than one tensor it is a function that runs the model: ``lambda model: model(tokens, mask=mask)``.
         keep: names of the layers whose bitwidth is not switched. By default these are the first and the last layer
             that the sample executed. They stay full precision; with sat the first and the last have 8-bit weights.
         plan: the plan of an equal model that was quantized before, for example from a checkpoint. It replaces the
@@ -57,12 +58,16 @@ def quantize(
     """
     name, chosen = quantizers.get(quantizer)
     inputs: dict[str, Tensor] = {}
+    run = None
     if plan is None:
         if sample is None:
             raise ValueError("quantize needs sample=: a batch of images (or a loader) to run the model on once")
-        plan, inputs = observe(model, name, sample, None if keep is None else list(keep))
+        run = runner(model, sample)
+        plan, inputs = observe(model, name, run, None if keep is None else list(keep))
     restore_float(model)
     _convert(model, plan, chosen, inputs)
+    if run is not None and chosen.starts_at:
+        _start_again(model, run, chosen.starts_at)
     for words in audit(model) if sample is not None else []:  # a model from a file was warned of when it was made
         warnings.warn(f"quantize found {words}", stacklevel=2)
     return model
@@ -85,6 +90,28 @@ def _convert(model: nn.Module, plan: Plan, chosen: Quantizer, inputs: dict[str, 
         elif isinstance(module, nn.TransformerEncoderLayer):
             module.register_forward_pre_hook(_no_fast_path)
     model.__dict__[HELD] = (plan, setting)
+
+
+def _start_again(model: nn.Module, run: Callable[[], object], bits: str) -> None:
+    """Run the sample at ``bits``, and let the learned steps of each layer start from the input that it reads then."""
+
+    def start(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        assert isinstance(layer, QuantizedLayer)
+        hooks.pop(layer).remove()  # a layer starts from the first of its inputs
+        x = args[0] if args else kwargs["input"]
+        layer.site.mean_abs = float(x.abs().mean())
+        for name, value in layer.quantizer.parameters(layer.weight, x, layer.site).items():
+            layer.quant[name].copy_(value)
+
+    hooks = {
+        layer: layer.register_forward_pre_hook(start, with_kwargs=True) for layer in quantized_layers(model).values()
+    }
+    try:
+        with torch.no_grad(), unchanged(model), at(model, bits, "running"):
+            run()
+    finally:
+        for hook in hooks.values():
+            hook.remove()
 
 
 def requantize(model: nn.Module, quantizer: str | Quantizer, sample: Sample) -> nn.Module:

@@ -17,6 +17,7 @@ class Reader(Protocol):
     quantizer: Quantizer
     quant: nn.ParameterDict
     site: Site
+    weight: Tensor
 
     @property
     def leader(self) -> Reader:
@@ -50,7 +51,7 @@ class QuantizedInput:
         """Return ``layer``'s input ``x``, (batch, channels, ...), quantized to ``bits``."""
         leader = layer.leader
         if not self.followers:
-            return x if bits == FULL else layer.quantizer.activation(x, bits, layer.quant, layer.site)
+            return x if bits == FULL else _quantized(x, bits, layer)
         state = (bits, version_of(x), torch.is_grad_enabled())
         left, self.waiting = self.left, self.waiting - 1
         if layer is leader or self.waiting <= 0:
@@ -59,7 +60,7 @@ class QuantizedInput:
             return x
         if layer is not leader and left is not None and left[0] is x and left[1] == state:
             return left[2]
-        out = layer.quantizer.activation(x, bits, leader.quant, leader.site)
+        out = _quantized(x, bits, leader)
         if layer is leader:
             self.left, self.waiting = (x, state, out), self.followers
         return out
@@ -71,6 +72,13 @@ class QuantizedInput:
 
     def __getstate__(self) -> dict[str, object]:
         return {"followers": self.followers, "left": None, "waiting": 0}
+
+
+def _quantized(x: Tensor, bits: int, layer: Reader) -> Tensor:
+    """Quantize ``x`` as an input of ``layer``; a single sample without a batch dimension counts as a batch of one."""
+    if x.dim() < layer.weight.dim():  # a batch has at least the dimensions of the weights, (out, in, ...)
+        return _quantized(x[None], bits, layer)[0]
+    return layer.quantizer.activation(x, bits, layer.quant, layer.site)
 
 
 class InputReLU(nn.ReLU):

@@ -48,20 +48,17 @@ class Watched:
 
 
 def observe(
-    model: nn.Module, quantizer: str, sample: Sample, keep: Sequence[str] | None
+    model: nn.Module, quantizer: str, run: Callable[[], object], keep: Sequence[str] | None
 ) -> tuple[Plan, dict[str, Tensor]]:
     """Run the sample, and return what each layer reads as a plan, and the first input of each layer.
 
-    quantizer: its registered name; keep: the layers to keep, or None for the first and the last. The model stays
-    unchanged.
-
-    Raises:
-        ValueError: the sample has no images, or ``keep`` names something that is no layer.
+    quantizer: its registered name; run: a function that runs the sample (`runner`); keep: the layers to keep, or None
+    for the first and the last. The model stays unchanged. If ``keep`` names what is no layer, it is a ValueError.
     """
     layers, plan = _find_layers(model, quantizer)
     if unknown := set(keep or ()) - set(layers):
         raise ValueError(f"keep names {sorted(unknown)}, but the layers are {list(layers)}")
-    seen = _watch(model, layers, _runner(model, sample))
+    seen = _watch(model, layers, run)
     order = [layer for layer in seen.order if layer is not None]
     edges = {order[0]: "first", order[-1]: "last"} if order else {}
     kept = set(edges) if keep is None else set(keep)
@@ -111,8 +108,8 @@ def _readers(seen: Watched) -> dict[str, list[str]]:
     return found
 
 
-def _runner(model: nn.Module, sample: Sample) -> Callable[[], object]:
-    """Make a function without arguments that runs the sample through the model."""
+def runner(model: nn.Module, sample: Sample) -> Callable[[], object]:
+    """Make a function that runs the sample through the model; a sample without images is a ValueError."""
     if callable(sample):
         return lambda: sample(model)
     if not (batches := list(image_batches(sample))) or not sum(map(len, batches)):
@@ -140,7 +137,7 @@ def _watch(
         elif isinstance(module, SCALING):
             hooks.append(module.register_forward_hook(lambda *_: seen.order.append(None)))
     try:
-        with torch.no_grad(), _unchanged(model), _at_full_precision(model), _WeightReads(layers, running, seen):
+        with torch.no_grad(), unchanged(model), _at_full_precision(model), _WeightReads(layers, running, seen):
             run()
     finally:
         for hook in hooks:
@@ -187,7 +184,7 @@ class _WeightReads(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Afterwards the model has its buffers of before, with their values, and the random state is that of before."""
     before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = {id(b): (b, b.clone()) for _, buffers in before for b in buffers.values() if b is not None}
