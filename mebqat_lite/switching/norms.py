@@ -150,8 +150,13 @@ def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibrat
 
 
 def is_recalibrated(model: nn.Module, key: str) -> bool:
-    """Whether every batch norm has recalibrated statistics for the bits named ``key`` (`Setting.key`)."""
-    return all(f"stats_{key}" in norm._buffers for norm in norm_layers(model).values())
+    """Whether every batch norm has recalibrated statistics for the bits named ``key`` (`Setting.key`).
+
+    A norm that has none at all although others do is not asked: evaluation does not reach it.
+    """
+    norms = norm_layers(model).values()
+    reached = [norm for norm in norms if any(name.startswith("stats_") for name in norm._buffers)]
+    return all(f"stats_{key}" in norm._buffers for norm in reached or norms)
 
 
 def give_norm_sets(model: nn.Module, pairs: str | Iterable[BitsLike]) -> nn.Module:
