@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,16 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> Non
     """Copy the tensors of the file ``name`` into a model; tensors that do not fit it are a CheckpointError."""
     try:
         with torch.no_grad():
-            model.load_state_dict(tensors)
+            model.load_state_dict(as_state(model, tensors))
     except RuntimeError as error:
         raise misfit(name, error) from error
+
+
+def as_state(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Make a state dict of the tensors of a file, with the versions of its classes, which some of them ask for."""
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return state
 
 
 def misfit(name: str, error: RuntimeError) -> CheckpointError:
