@@ -33,7 +33,7 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
         quantized = layer.quantized_weight(bits)
         step, zero = layer.quantizer.weight_grid(layer.weight, bits, layer.quant, layer.site)
         codes = (wide(quantized) / step + zero).round().clamp(0, 2**bits - 1).to(torch.int32)
-    if not torch.equal(dequantize(codes, step, zero), quantized):
+    if not torch.equal(dequantize(codes, step, zero).to(quantized.dtype), quantized):
         raise ValueError(
             f"{layer.quantizer}: weight_grid() at {bits} bits does not give the weights back: weight() must be "
             "(code - zero) step to the last digit; a straight-through gradient is q.detach() + (w - w.detach())"
@@ -42,8 +42,8 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
 
 
 def dequantize(codes: Tensor, step: Tensor, zero: float) -> Tensor:
-    """Compute the weights ``(codes - zero) * step``, in the type of ``step``."""
-    return codes.to(wide(step).dtype).sub_(zero).mul_(step).to(step.dtype)
+    """Compute the weights ``(codes - zero) * step``, in the type of ``step``, but no narrower than float32."""
+    return codes.to(wide(step).dtype).sub_(zero).mul_(step)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

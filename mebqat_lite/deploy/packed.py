@@ -88,7 +88,7 @@ class Packed(Quantizer):
         """
         codes = self.codes.get(site.name)
         if codes is not None and bits in codes.steps:
-            return codes.weight(bits, w.device)
+            return codes.weight(bits, w.device).to(w.dtype)
         if bits < FULL or bool(w.isnan().any()):
             raise ValueError(self._lacks(f"weights of {bits} bits"))
         return w if self.original.float_weights else self.original.weight(w, bits, params, site)

@@ -98,7 +98,7 @@ class _Sign(Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor) -> Tensor:
-        return torch.copysign(w.abs().mean(), w + 0.0)  # + 0.0 turns -0.0 into 0.0
+        return torch.copysign(wide(w).abs().mean(), w + 0.0).to(w.dtype)  # + 0.0 turns -0.0 into 0.0
 
     @staticmethod
     @once_differentiable
@@ -161,7 +161,7 @@ def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "
     w: weights of any shape. ``form="round"`` is DoReFa (Zhou et al., 2016, equation 9), ``"floor"`` and
     ``"centred"`` are AdaBits (Jin et al., 2020), see `codes`. No gradient flows into ``scale``.
     """
-    return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=w.dtype, device=w.device), bits, form)
+    return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=wide(w).dtype, device=w.device), bits, form)
 
 
 def sign_weight(w: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ def pact_activation(x: Tensor, alpha: Tensor, bits: int, sat: bool = True) -> Te
     """
     # A learnable clip alpha is the same as a learnable step alpha / (2^bits - 1).
     levels = 2**bits - 1
-    return step_clip(x, alpha / levels, 0, levels, inside=sat)
+    return step_clip(x, wide(alpha) / levels, 0, levels, inside=sat)
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
