@@ -239,7 +239,9 @@ def _hits(
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
     device, dtype = place(model)
-    highest = int(split.check().labels.max()) if len(split.labels) else 0
+    if not len(split.check().labels):
+        raise DataError("there are no images to measure on: this part of the data is empty")
+    highest = int(split.labels.max())
     hits: list[float] = [0.0] * len(pairs)
     batches = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
