@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from mebqat_lite.bits import FULL, WIDTHS, BitsLike, parse_all
+from mebqat_lite.bits import WIDTHS, BitsLike, parse_all
 
 FROM_ZERO = ("epochs", "warm_steps", "pad", "seed", "test_steps")  # whole numbers that may be 0; others are at least 1
 MOST = 2**31 - 1  # the largest whole number
@@ -50,9 +50,9 @@ class Recipe:
     second_order: bool = False  # full MAML instead of first-order MAML (FOMAML); full precision only
 
     def __post_init__(self) -> None:
-        for name in ("milestones", "exclude"):  # JSON gives a list; a single number may be meant as one of them
+        for name in ("milestones", "exclude"):  # JSON gives a list; a single value is one of them
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, (int, float)) else tuple(value))
+            object.__setattr__(self, name, tuple(value) if isinstance(value, (tuple, list, set)) else (value,))
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         for item in fields(self):
             kind, value = type(item.default), getattr(self, item.name)
@@ -67,7 +67,7 @@ class Recipe:
                 raise ValueError(f"{item.name} must be at most {MOST:,}, not {value}")
         if not all(isinstance(share, float) and 0 < share < 1 for share in self.milestones):
             raise ValueError(f"milestones are fractions of the steps, as (0.5, 0.75), not {self.milestones}")
-        if not set(self.exclude) < set(WIDTHS) - {FULL}:
+        if not all(width in WIDTHS[:-1] for width in self.exclude) or set(self.exclude) == set(WIDTHS[:-1]):
             raise ValueError(f"exclude must hold some of the widths {WIDTHS[:-1]}, not {self.exclude}")
         if self.schedule not in ("cosine", "milestones", "constant"):
             raise ValueError(f"no schedule {self.schedule!r}; choose cosine, milestones or constant")

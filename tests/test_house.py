@@ -50,7 +50,8 @@ KNOWS = {
     "switching train",
     "course": "__init__ bits checkpoint datasets deploy experiments files learners measure methods models paths "
     "quantizers recipe switching tensors",
-    "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers scale train",
+    "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers recipe scale "
+    "train",
     "__main__": "cli",
 }
 WINGS = {

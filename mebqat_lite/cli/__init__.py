@@ -11,6 +11,11 @@ from mebqat_lite.cli import deploying, doctor, measuring, selftest, teaching, tr
 from mebqat_lite.cli.shared import check_values
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError)  # errors whose words are written for the user
+OF_SYSTEM = {  # in plain words, what the system says of a file
+    FileExistsError: "there is a file, and a folder is needed",
+    NotADirectoryError: "a folder on the way is a file",
+    PermissionError: "you may not read or write this",
+}
 BROKEN_PIPE = 141  # the exit status of a program whose reader went away, as `head` does
 
 
@@ -53,7 +58,10 @@ def _run(command: Callable[[], int], words: Sequence[str], traceback: bool) -> i
 
 def _in_a_line(error: Exception) -> str:
     """Describe an error in a line; one that is not expected also has its type and says how to learn more."""
-    text = " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {OF_SYSTEM.get(type(error), error.strerror)}"
+    text = " ".join(text.split())
     if text and isinstance(error, EXPECTED):
         return text
     return f"{type(error).__name__}: {text or 'no words'}; run again with --traceback for the details"

@@ -86,6 +86,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
     """Accuracy on images of the classes that the model was trained on."""
     from mebqat_lite import datasets
+    from mebqat_lite.deploy.packed import packed_settings
+    from mebqat_lite.experiments.setups import on_images
     from mebqat_lite.measure.costs import stored_bytes
     from mebqat_lite.measure.evaluate import grid
 
@@ -94,9 +96,12 @@ def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Ma
     seed = extra.get("seed", 0) if arguments.seed is None else arguments.seed
     data = datasets.load(name, seed)
     _warn_of_known_images(arguments, extra, name, seed)
+    if packed_settings(model) and arguments.norm != "recalibrated":
+        raise ValueError(f"this packed file has no statistics but recalibrated ones: leave out --norm {arguments.norm}")
     calibration, part = _calibration(arguments, model, data), getattr(data, arguments.part)
     pairs = [_layers(arguments.layers)] if arguments.layers else arguments.bits
-    frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
+    with on_images(arguments.checkpoint.name, part.images):
+        frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
     images = f"{len(part.labels)} images of {name}, split of seed {seed}"
     return Measured(frame, ["mean"], {"bytes": stored_bytes(model, statistics=False)}, images)
 
@@ -139,6 +144,7 @@ def _layers(text: str) -> dict[str, str]:
 
 def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
     """Accuracy on episodes of classes that the model was not trained on."""
+    from mebqat_lite.experiments.setups import on_images
     from mebqat_lite.measure.fewshot import episode_grid
     from mebqat_lite.measure.saved import episodes_for, give_statistics
 
@@ -151,7 +157,8 @@ def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapp
     pairs = None if arguments.bits is None else parse_all(arguments.bits)
     if arguments.norm == "recalibrated":
         give_statistics(model, extra, pairs)
-    frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
+    with on_images(arguments.checkpoint.name, episodes.split.images):
+        frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
     kind = f"{episodes.ways}-way {episodes.shots}-shot, {episodes.queries} queries a class"
     images = f"{int(frame['n'].iloc[0])} episodes of {name}, {kind}; ± over episodes"
     return Measured(frame, ["mean", "ci95"], {}, images)
@@ -197,7 +204,7 @@ def add_benchmark(commands: Commands) -> None:
     command.add_argument("--part", default="test", choices=("val", "test"))
     command.add_argument("--bits", help="bitwidth pairs, as W2A2,W4A4,FP; default: all 73")
     command.add_argument("--episodes", type=int, help="how many episodes; default: 600")
-    command.add_argument("--out", type=Path, help="folder; default: results/benchmark")
+    command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/benchmark")
     command.set_defaults(run=run_benchmark)
 
 
@@ -210,5 +217,5 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     count = {} if arguments.episodes is None else {"count": arguments.episodes}
     sheet = frozen.sheet(checkpoints, arguments.set, part=arguments.part, bits=pairs, **count)
     print(frozen.text(sheet))
-    print_written(frozen.write(sheet, arguments.out or paths.results() / "benchmark"))
+    print_written(frozen.write(sheet, arguments.folder or paths.results() / "benchmark"))
     return 0

@@ -71,6 +71,9 @@ def main(extra: Sequence[str] = ()) -> int:
         print(problem, file=sys.stderr)
         return 2
     chosen, options = split(extra)
+    if options and not options[0].startswith("-") and not Path(paths.checkout() or "", options[0]).exists():
+        print(f"no stage {options[0]!r}; known: {', '.join(s.name for s in (*STAGES, QUICK))}", file=sys.stderr)
+        return 2
     if options and not any(stage.is_pytest for stage in chosen):
         print(f"{' '.join(options)}: no stage here takes options of pytest", file=sys.stderr)
         return 2

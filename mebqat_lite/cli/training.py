@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -31,7 +32,9 @@ def add_demo(commands: Commands) -> None:
     """Define ``mebqat-lite demo``."""
     command = commands.add_parser("demo", help="the main job: table, costs and figure in under two minutes")
     _add_seeds_and_jobs(command)
-    command.add_argument("--out", type=Path, help="folder for demo.json and demo.png; default: results")
+    command.add_argument(
+        "--out", dest="folder", metavar="OUT", type=Path, help="folder for demo.json and demo.png; default: results"
+    )
     command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy results and seed 0's models to FOLDER")
     command.set_defaults(run=run_demo)
 
@@ -40,7 +43,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Train and measure the methods on the digits, then print a table and draw a figure."""
     from mebqat_lite.experiments import demo
 
-    folder = arguments.out or paths.results()
+    folder = arguments.folder or paths.results()
     demo.run(arguments.seeds, arguments.jobs, folder)
     if arguments.ship:
         print("Shipped:", ", ".join(demo.ship(folder, arguments.ship)))
@@ -96,12 +99,14 @@ def _add_speed(command: argparse.ArgumentParser) -> None:
 def run_train(arguments: argparse.Namespace) -> int:
     """Load the data, start a process for each device, and train in all of them."""
     from mebqat_lite import datasets
+    from mebqat_lite.experiments import setups
     from mebqat_lite.scale.launch import as_one, fabric_for
 
     setup, given = setup_of(arguments, (*OF_RECIPE, "bits"))
     setup = setup.with_options(seed=arguments.seed)
     fabric = fabric_for(arguments.devices, arguments.nodes, arguments.words)
-    data = datasets.load(setup.data, arguments.seed)  # before more processes start, so that only one downloads
+    data = datasets.load(setup.data, setup.recipe.seed)  # before more processes start, so that only one downloads
+    setups.check_classes(arguments.method, data)
     if fabric is not None:
         fabric.launch()
     return as_one(fabric, lambda: _train(arguments, setup, given, data, fabric))
@@ -181,7 +186,13 @@ def add_compare(commands: Commands) -> None:
     command.add_argument("--qat-lrs", help="learning rates for qat to choose from on validation data")
     _add_seeds_and_jobs(command)
     _add_engine(command)
-    command.add_argument("--out", type=Path, help="folder that all machines share; default: results/compare")
+    command.add_argument(
+        "--out",
+        dest="folder",
+        metavar="OUT",
+        type=Path,
+        help="folder that all machines share; default: results/compare",
+    )
     command.set_defaults(run=run_compare)
 
 
@@ -207,7 +218,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     from mebqat_lite.methods import METHODS
 
     setup, given = setup_of(arguments)
-    folder = arguments.out or paths.results() / "compare"
+    folder = arguments.folder or paths.results() / "compare"
     shown = _pairs(None if arguments.pairs == "all" else arguments.pairs, PAIRS, setup)
     names = _names(arguments.methods)
     _refuse_unread(arguments, setup, names, given)
@@ -219,7 +230,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         folder=folder,
         budget=arguments.budget,
-        qat_lrs=_numbers(arguments.qat_lrs or ""),
+        qat_lrs=[] if arguments.qat_lrs is None else _numbers(arguments.qat_lrs),
         workers=arguments.jobs,
         engine=arguments.engine,
         address=arguments.address or "",
@@ -270,9 +281,12 @@ def _names(text: str) -> list[str]:
 def _numbers(text: str) -> list[float]:
     """``0.003,0.01`` as two numbers."""
     try:
-        return [float(part) for part in text.split(",") if part]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--qat-lrs takes numbers, as 0.003,0.01, not {text!r}") from None
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"--qat-lrs takes numbers above 0, each once, as 0.003,0.01, not {text!r}")
+    return numbers
 
 
 # ---------------------------------------------------------------- what these commands share
@@ -321,13 +335,10 @@ def setup_of(arguments: argparse.Namespace, options: Sequence[str] = OF_RECIPE) 
 
 def _given(arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
     """The values of the recipe that the command line gives, each of them once, by their names there."""
-    from mebqat_lite.experiments.jobs import assignment
+    from mebqat_lite.experiments.jobs import assignments
 
-    given = {name: value for name in options if (value := getattr(arguments, name)) is not None}
-    for name, value in map(assignment, arguments.set):
-        if name == "seed":
-            raise ValueError(f"--set seed={value}: give {'--seeds' if 'seeds' in arguments else '--seed'} instead")
-        if name in given:
-            raise ValueError(f"{name} is given twice, once by --set {name}={value}: give it once")
-        given[name] = value
+    own = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    given = assignments(arguments.set, own)
+    if "seed" in given:
+        raise ValueError(f"--set seed={given['seed']}: give {'--seeds' if 'seeds' in arguments else '--seed'} instead")
     return given

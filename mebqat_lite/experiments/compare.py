@@ -12,7 +12,7 @@ from mebqat_lite.bits import FULL, Bits, parse_all
 from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.collect import RIVALS, base_of, choose_rates, collect
 from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, Job, Variant, untrained
-from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
 
 ONE_PAIR = [one for _, one in RIVALS.values()]  # methods that train a network of its own for each listed pair
@@ -53,12 +53,14 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> N
             training of the network that they start from.
     """
     data, base = datasets.load(setup.data, 0), base_of(names)
-    left = set(given) - _reads(setup, base, data) - {"warm_steps"}
+    start = _reads(setup, base, data) - ({"steps", "epochs"} if setup.recipe.warm_steps else set())
+    left = set(given) - start - {"warm_steps"}
     for name in names:
         variant = Variant.parse(name)
+        check_classes(variant.method, data)
         mine = _reads(setup.with_options(**variant.options), variant.method, data)
-        own = mine if methods.get(variant.method).trains else mine & MEASURED
-        if unread := set(variant.options) - own:
+        mine = mine if methods.get(variant.method).trains else mine & MEASURED
+        if unread := set(variant.options) - mine:
             raise ValueError(f"{name}: {variant.method} does not use {', '.join(sorted(unread))}: leave it out")
         left -= mine
     if left:

@@ -9,7 +9,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,16 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def assignments(texts: Iterable[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read several of them, and add them to what is ``given`` already; a name that comes twice is a ValueError."""
+    found = dict(given or {})
+    for name, value in map(assignment, texts):
+        if name in found:
+            raise ValueError(f"{name} is given twice, once as {name}={value}: give it once")
+        found[name] = value
+    return found
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method, and the options in which it differs from the recipe: ``mebqat+teacher=next+sandwich=True``."""
@@ -65,12 +75,12 @@ class Variant:
         """Read a variant from ``method`` or ``method+option=value+...``.
 
         Raises:
-            ValueError: the method is unknown.
+            ValueError: the method is unknown, or an option comes twice.
             TypeError: an option is unknown.
         """
         method, *options = re.split(r"\+(?!\d)", name)  # does not split a number such as 1e+1
         methods.get(method)
-        found = dict(assignment(text) for text in options)
+        found = assignments(options)
         Recipe().with_options(**found)
         return cls(name, method, found)
 

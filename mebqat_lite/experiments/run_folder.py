@@ -87,37 +87,17 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records.
-
-    Raises:
-        ValueError: another line is no record of a step.
-    """
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [_record(path, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
-
-
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(line)
-        if {"step", "loss", "lr"} <= record.keys() and isinstance(record["step"], int):
-            return record
-    except (ValueError, AttributeError):  # not JSON, or no dictionary
-        pass
-    raise ValueError(f"{path} is damaged, line {number} is no record of a step: delete the file, or give another --out")
+    """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
-    """Read the sessions of a run from ``environment.json``, in their order; a ValueError if it holds none."""
+    """Read the sessions of a run from ``environment.json``, in their order."""
     if not path.is_file():
         return []
-    try:
-        last = json.loads(path.read_text(encoding="utf-8"))
-        sessions = [*last.pop("sessions_before"), last]
-        if all(session["first_step"] >= 1 for session in sessions):
-            return sessions
-    except (ValueError, KeyError, AttributeError, TypeError):  # not JSON, or no sessions in it
-        pass
-    raise ValueError(f"{path} is damaged: delete the file, or give another --out")
+    last = json.loads(path.read_text(encoding="utf-8"))
+    return [*last.pop("sessions_before"), last]
 
 
 def summary_writer(insist: bool = False) -> Any:

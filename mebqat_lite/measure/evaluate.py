@@ -237,7 +237,9 @@ def _hits(
 
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
-    highest = int(split.check().labels.max()) if len(split.labels) else 0
+    if not len(split.check().labels):
+        raise DataError("there are no images to measure on: this part of the data is empty")
+    highest = int(split.labels.max())
     hits: list[float] = [0.0] * len(pairs)
     batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
     with evaluating(model), frozen_weights(model):

@@ -215,7 +215,7 @@ ERRORS = [
     (["compare", *TINY, "--quantizer", "lsq", "--bits", "W1A1"], "defines no 1-bit values", None),
     (["compare", *TINY, "--methods", "mebqat,mebqat"], "each method once: mebqat, mebqat", None),
     (["compare", *TINY, "--methods", "mebqat+steps=abc"], "steps must be a whole number, not 'abc'", None),
-    (["compare", *TINY, "--qat-lrs", "fast"], "--qat-lrs takes numbers", None),
+    (["compare", *TINY, "--qat-lrs", "fast"], "--qat-lrs takes numbers above 0, each once", None),
     (["compare", *TINY, "--seeds", "0"], "--seeds must be at least 1, not 0", None),
     (["demo", "--seeds", "0"], "--seeds must be at least 1, not 0", None),
 ]
