@@ -229,7 +229,7 @@ def test_a_description_without_its_parts_is_refused(meta, tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     write(tmp_path / "a", {}, {"version": VERSION + 1, "kind": "model"})
-    with pytest.raises(CheckpointError, match="a has format version 2, this package reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="a has format version 3, this package reads up to 2: update it"):
         load_model(tmp_path / "a")
 
 

@@ -107,6 +107,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, setup: Setup, data: Data, fabric: Fabric | None) -> int:
     """Train in this process, which may be one of several: only the first writes and prints."""
     from mebqat_lite.experiments.run_folder import RunFolder
+    from mebqat_lite.files import check_output
     from mebqat_lite.scale.speed import Fast
     from mebqat_lite.train import fit
 
@@ -114,6 +115,11 @@ def _train(arguments: argparse.Namespace, setup: Setup, data: Data, fabric: Fabr
     if arguments.bits:
         setup = setup.with_options(bits=arguments.bits)
     out = arguments.out or paths.results() / f"{arguments.method}.safetensors"
+    if out.suffix in (".training", ".run"):
+        raise ValueError(
+            f"--out {out}: such a name is for what the run leaves beside its model; end it with .safetensors"
+        )
+    check_output(out, "model")
     model = _new_model(setup, data)
     passes = Fast(**_speed(arguments), fabric=fabric)
     with closing(RunFolder(out.with_suffix(".run"), _description(arguments, setup), arguments.tensorboard)) as folder:

@@ -240,7 +240,7 @@ def work(folder):
         buffer += rank
     processes.copy(unlike)
     tensors |= {f"copied/{n}": t for n, t in state(unlike).items()}
-    files.replace = lambda path, content: (written.append(Path(path).name), replace(path, content))
+    files.replace = lambda path, *what: (written.append(Path(path).name), replace(path, *what))
     for name in RESUMED:
         found = interrupted_run(name, path=folder / name, passes=Fast(fabric=fabric))
         tensors |= {f"resumed/{name}/{n}": t for n, t in found.items()}
