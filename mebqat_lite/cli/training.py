@@ -202,12 +202,13 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """Train and measure the methods, print the report, and write it as JSON."""
     from mebqat_lite.experiments.compare import QAT_PAIRS, compare
     from mebqat_lite.experiments.jobs import PAIRS
-    from mebqat_lite.files import write_json
+    from mebqat_lite.files import check_output, write_json
     from mebqat_lite.measure.results import report
     from mebqat_lite.methods import METHODS
 
     setup = setup_of(arguments)
     folder = arguments.out or paths.results() / "compare"
+    check_output(folder / "compare.json")
     shown = _pairs(None if arguments.pairs == "all" else arguments.pairs, PAIRS, setup)
     outcome = compare(
         setup,

@@ -60,7 +60,7 @@ class Task:
         """Read the record in the result file; it is {} if the file is missing, is damaged, or has another key."""
         try:
             record = json.loads(self.result.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) and record.get("key") == self.key else {}
 
