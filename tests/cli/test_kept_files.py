@@ -25,11 +25,17 @@ def elsewhere(tmp_path, monkeypatch):
     save_packed(net, "p.safetensors", "W2A2", calibration=IMAGES)
     files.write("t.training", {}, {"kind": "training"})
     Path("link").symlink_to("m.safetensors")
+    Path("c").mkdir()
+    Path("c/compare.json").symlink_to("elsewhere.json")
     return tmp_path
 
 
 def unread(*_, **__):
     raise AssertionError("it has begun to work")
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in [*folder.rglob("*"), Path(SHIPPED)] if path.is_file()}
 
 
 REFUSED = [
@@ -44,6 +50,7 @@ REFUSED = [
     ([*TINY, "--out", "p.safetensors"], "p.safetensors is a packed checkpoint"),
     ([*TINY, "--out", "link"], "link is a link to m.safetensors"),
     ([*TINY, "--out", "/dev/null"], "/dev/null is a device"),
+    (["compare", "--methods", "mebqat,qat", "--out", "c"], "compare.json is a link to elsewhere.json"),
     (
         ["export", "--checkpoint", SHIPPED, "--to", "packed", "--bits", "W4A4", "--out", SHIPPED],
         "is a model checkpoint",
@@ -62,11 +69,12 @@ def test_it_is_refused_before_the_work(command, message, elsewhere, capsys, monk
     monkeypatch.setattr("mebqat_lite.deploy.packed.load_any", unread)
     monkeypatch.setattr("mebqat_lite.deploy.export.load_model", unread)
     monkeypatch.setattr("mebqat_lite.train.fit", unread)
-    before = {path: path.read_bytes() for path in [*elsewhere.iterdir(), Path(SHIPPED)]}
+    monkeypatch.setattr("mebqat_lite.experiments.compare.compare", unread)
+    before = contents(elsewhere)
     assert main(command) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert {path: path.read_bytes() for path in [*elsewhere.iterdir(), Path(SHIPPED)]} == before
+    assert contents(elsewhere) == before
 
 
 def test_a_command_that_is_run_again_replaces_what_it_wrote():
