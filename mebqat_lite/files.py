@@ -21,11 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # Windows has none
 FORMAT = "mebqat_lite"
 VERSION = 2  # files of version 1 have no checksum
 SEAL = ', "sha2-256": "'  # begins the last entry of the JSON: the checksum of the JSON before it and of the tensors
@@ -112,7 +108,7 @@ def check_output(path: str | Path, kind: str = "") -> None:
 
 def _kind(path: Path) -> str:
     """The kind of the checkpoint at ``path``; empty if there is none of this package."""
-    no_checkpoint = (SafetensorError, ValueError, OSError, LookupError, TypeError)
+    no_checkpoint = (SafetensorError, ValueError, OSError, LookupError, TypeError, RecursionError)
     with contextlib.suppress(*no_checkpoint), safe_open(path, framework="pt") as file:
         return str(json.loads(file.metadata()[FORMAT])["kind"])
     return ""
@@ -129,6 +125,9 @@ def locked(path: str | Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another run holds it; the message names that run.
     """
+    if fcntl is None:
+        yield
+        return
     path = Path(path)
     lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -138,9 +137,7 @@ def locked(path: str | Path) -> Iterator[None]:
             raise BlockingIOError(
                 f"another run writes {path} ({file.read()}): wait until it has ended, or give another name"
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+        lock.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         try:
             yield
         finally:
@@ -150,8 +147,7 @@ def locked(path: str | Path) -> Iterator[None]:
 def _take(handle: int, lock: Path) -> bool:
     """Lock an open file; False if another run holds it, or has just ended and removed it."""
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(handle), os.stat(lock))
     except (BlockingIOError, FileNotFoundError):
         return False
@@ -176,16 +172,15 @@ def read(path: str | Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, An
             text = (file.metadata() or {}).get(FORMAT, "{}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (``file`` is not a mapping)
         meta = json.loads(text)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         hint = ": ONNX Runtime runs ONNX files, see onnx_run" if path.suffix == ".onnx" else f" ({error})"
         raise CheckpointError(f"{path.name} is damaged or no safetensors file{hint}") from error
     before, seal, found = text.rpartition(SEAL)
     if seal and found != _seal(before + "}", tensors) + '"}':
         raise CheckpointError(f"{path.name} is damaged: its checksum is not that of its content; restore or replace it")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path.name} was not written by mebqat_lite (load it as a float state dict) or is damaged"
-        )
+        other = "load it as a float state dict, or replace it if it is damaged"
+        raise CheckpointError(f"{path.name} was not written by mebqat_lite; {other}")
     version, kind = meta.get("version"), meta.get("kind")
     if not isinstance(version, int) or kind is None or (version == VERSION and not seal):
         raise CheckpointError(f"{path.name} lacks its version, kind or checksum: it is damaged")

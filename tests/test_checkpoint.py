@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is bit-identical, what is none is refused, nothing is unpickled or half written."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -154,6 +155,14 @@ def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "gone.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=f"no checkpoint {path.name} in "):
             load_model(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path):
+    path = saved(tmp_path)
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=r"a\.safetensors"):
+        load_model(path)
 
 
 @pytest.fixture(scope="module")

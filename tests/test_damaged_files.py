@@ -117,6 +117,8 @@ FOREIGN = {
     "not utf-8": b"\xff\xfe\n\x80",
     "other program": other_program(),
     "an archive": archive(),
+    "other metadata": save({"weight": torch.ones(2)}, metadata={"mebqat_lite": "[1, 2]"}),
+    "deep metadata": save({"weight": torch.ones(2)}, metadata={"mebqat_lite": "[" * 100_000}),
     "header alone": struct.pack("<Q", 2) + b"{}",
 }
 
@@ -341,7 +343,9 @@ def test_glyphs_are_whole_or_refused(glyphs_copy, share, how):
         glyphs()
 
 
-@pytest.mark.parametrize("content", [*FOREIGN.values(), b"filename,label\n\xff,a\n", b"x" * 200_000], ids=range(13))
+@pytest.mark.parametrize(
+    "content", [*FOREIGN.values(), b"filename,label\n\xff,a\n", b"x" * 200_000], ids=range(len(FOREIGN) + 2)
+)
 def test_a_split_file_is_read_or_named(tmp_path, content):
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"train\.csv"):

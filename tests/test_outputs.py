@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from interrupted_runs import DATA, FAST, net
+from safetensors.torch import save
 
 import mebqat_lite as mq
 from mebqat_lite import CheckpointError, files
@@ -149,7 +150,8 @@ def test_a_checkpoint_is_replaced_by_its_own_kind_only(there, new, tmp_path):
 
 def test_other_files_and_other_programs_checkpoints_are_replaced(tmp_path):
     path = tmp_path / "out"
-    for content in (b"", b"a,b\n", b'{"kind": "model"}', b"\x02\0\0\0\0\0\0\0{}"):
+    deep = save({}, metadata={"mebqat_lite": "[" * 100_000})
+    for content in (b"", b"a,b\n", b'{"kind": "model"}', b"\x02\0\0\0\0\0\0\0{}", deep):
         path.write_bytes(content)
         mq.save_model(net(), path)
         assert mq.load_model(path)
@@ -246,8 +248,12 @@ def test_of_many_who_ask_one_at_a_time_holds(tmp_path):
     assert set(most) == {1} and len(most) + len(refused) == 320 and not list(tmp_path.iterdir())
 
 
-def test_without_locks_nothing_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "fcntl", None)  # Windows
+@pytest.mark.parametrize("where", ["Windows", "a network drive"])
+def test_without_locks_nothing_is_held(where, tmp_path, monkeypatch):
+    if where == "Windows":
+        monkeypatch.setattr(files, "fcntl", None)
+    else:
+        monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, "No locks available")))
     with files.locked(tmp_path / "run"), files.locked(tmp_path / "run"):
         pass
     assert not list(tmp_path.iterdir())
