@@ -61,7 +61,7 @@ def alone(path: str | Path | None, passes: Passes) -> ExitStack:
     """
     held = ExitStack()
     if path is not None:
-        files.check_output(path, "training")
+        passes.first(lambda: files.check_output(path, "training"))
         passes.first(lambda: held.enter_context(files.locked(path)))
     return held
 
