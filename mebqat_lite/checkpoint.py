@@ -15,15 +15,15 @@ from mebqat_lite.files import CheckpointError, read, understood, write
 from mebqat_lite.quantizers import Site
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import give_norm_sets
-from mebqat_lite.switching.state import Plan, norm_layers, plan_of, setting_of
+from mebqat_lite.switching.state import Plan, norm_layers, plan_of, setting_of, unwrapped
 from mebqat_lite.tensors import place
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Describe a quantized model, in JSON, so that `blank` can build an equal one again."""
-    norms = list(norm_layers(model).values())
+    norms, spec = list(norm_layers(model).values()), getattr(model, "spec", None)
     return {
-        "spec": getattr(model, "spec", None),
+        "spec": spec if isinstance(spec, models.Spec) else None,
         "plan": asdict(plan_of(model)),
         "norm_sets": list(norms[0].sets) if norms else [],
         "norm_stats": setting_of(model).norm_stats,
@@ -35,6 +35,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     """Save a quantized model to ``path``, and return the path.
 
+    Of a model in a data-parallel, averaging or compiling wrapper, the model inside is saved.
+
     `load_model` returns the keyword arguments ``extra``, which must be JSON, together with the model.
 
     >>> path = mq.save_model(model, folder / "digits.safetensors", dataset="digits")
@@ -44,6 +46,7 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     Raises:
         ValueError: the network is packed, so that it has no float weights.
     """
+    model = unwrapped(model)
     if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     meta = {"kind": "model", "model": describe(model), "extra": extra}

@@ -69,18 +69,21 @@ def fit(
         The costs and the losses of the run; the costs include those of a warm-up.
 
     Raises:
-        ValueError: the method or teacher is unknown, or the method cannot work with this model, data or recipe.
+        ValueError: the method or teacher is unknown, the method cannot work with this model, data or recipe, or it
+            does not use an option that was given by name.
         TypeError: an option is unknown.
         CheckpointError: the file at ``path`` belongs to another run.
         OSError: another run writes ``path``, or something lies there that is no training checkpoint.
         TrainingError: a loss is not finite. The step at fault changes neither weights nor norm statistics.
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
-    recipe = _recipe(recipe, options).for_images(len(data.train.labels))
+    recipe = _recipe(recipe, options)
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, not {save_every}")
     passes.start(model, device)
     _make_trainable(model, data, recipe)
+    _refuse_unread(model, data, method, recipe, options)
+    recipe = recipe.for_images(len(data.train.labels))
     _refuse_early(model, data, chosen, recipe, passes)
     forget_stats(model)
     before, how = Run(chosen.base, recipe), {"save_every": save_every, "progress": progress, "log": log}
@@ -130,12 +133,19 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
         raise ValueError("a packed network is for prediction: train the checkpoint that it was made from")
 
 
+def _refuse_unread(model: nn.Module, data: Data, method: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a single option was given that the method does not read."""
+    given = {name for name in options if getattr(recipe, name) != getattr(Recipe(), name)}
+    if unread := given - methods.reads(methods.get(method), model, data.train, recipe):
+        raise ValueError(f"{method} does not use {', '.join(sorted(unread))} with this recipe: leave it out")
+
+
 def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: Recipe, passes: Passes) -> None:
     """Build sampler, learner and source once, so that they raise their errors before any work is done."""
     data.train.check()
-    _refuse_untrainable(model, chosen.sampler(model, recipe))
-    chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
-    passes.share(chosen.source(data.train, recipe))
+    sampler, _, source = methods.parts(chosen, model, data.train, recipe)
+    _refuse_untrainable(model, sampler)
+    passes.share(source)
 
 
 def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:

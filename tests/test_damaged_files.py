@@ -288,7 +288,8 @@ def test_a_file_of_a_run_is_read_or_named(tmp_path, name, read):
         try:
             assert all(isinstance(record[key], int) for record in read(path))
         except ValueError as error:
-            assert str(error).startswith(f"{path} is damaged or is not of a run: remove the folder")
+            assert str(error).startswith(f"{path} is damaged")
+            assert str(error).endswith(": delete the file, or give another --out")
             refused += 1
     assert refused > 20
     if name == "metrics.jsonl":

@@ -27,6 +27,8 @@ FOR_NEW_CLASSES = {
     "queries": "query images per class; default: as in training",
     "episodes": "how many episodes; default: 600",
 }
+# Options that concern only classifiers of fixed classes, and what others do instead.
+FOR_FIXED_CLASSES = {"layers": "give --bits", "seed": "the classes of the parts are those of the training"}
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ def _layers(text: str) -> dict[str, str]:
     parts = [part.split("=") for part in text.split(",")]
     if not all(len(part) == 2 for part in parts):
         raise ValueError(f"--layers takes LAYER=PAIR,LAYER=PAIR (* for the rest), not {text!r}")
-    return {part[0]: part[1] for part in parts}
+    layers = {part[0]: part[1] for part in parts}
+    if len(layers) < len(parts):
+        raise ValueError(f"--layers takes each layer once (* for the rest), not {text!r}")
+    return layers
 
 
 def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
@@ -140,8 +145,9 @@ def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapp
     from mebqat_lite.measure.fewshot import episode_grid
     from mebqat_lite.measure.saved import episodes_for, give_statistics
 
-    if arguments.layers:
-        raise ValueError("--layers is for classifiers of fixed classes; give --bits")
+    for name, instead in FOR_FIXED_CLASSES.items():
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is for classifiers of fixed classes; {instead}")
     asked = _given_for_new_classes(arguments)
     count = {"count": asked.pop("episodes")} if "episodes" in asked else {}
     learner, episodes, name = episodes_for(model, extra, arguments.data, arguments.part, **asked)
@@ -167,7 +173,7 @@ def _write(arguments: argparse.Namespace, measured: Measured, started: float) ->
     if arguments.save:
         write_frame(arguments.save, measured.frame)
     if arguments.json:
-        accuracy = {arguments.checkpoint.stem: cells(measured.frame)}
+        accuracy = {arguments.checkpoint.name.removesuffix(".safetensors"): cells(measured.frame)}
         record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": measured.costs}
         write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
 

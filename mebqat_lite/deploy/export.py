@@ -53,7 +53,10 @@ def export(
         _check_trained(checkpoint.name, model, extra, pairs)
     give_statistics(model, extra, pairs)
     name = "nested" if to == "nested" else "-".join(str(pair).lower() for pair in pairs)
-    out = out or results() / f"{checkpoint.stem}-{name}{'' if to == 'onnx' else '.safetensors'}"
+    out = (
+        out
+        or results() / f"{checkpoint.name.removesuffix('.safetensors')}-{name}{'' if to == 'onnx' else '.safetensors'}"
+    )
     if to == "onnx":
         return _onnx(model, extra, pairs[0], out)
     is_nested = save_packed(model, out, pairs, nested=to == "nested", extra=extra)
@@ -107,11 +110,11 @@ def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> 
     from mebqat_lite.deploy import onnx_export, onnx_run
 
     data = datasets.load(extra["data"], extra.get("seed", 0))
-    shape = tuple(data.train.images.shape[1:])
+    shape, out = tuple(data.train.images.shape[1:]), out.with_name(out.name.removesuffix(".onnx"))
     if learns_new_classes(extra):
-        both = onnx_export.export_few_shot(model, out.with_suffix(""), pair, shape)
+        both = onnx_export.export_few_shot(model, out, pair, shape)
         return [one.path for one in both], [str(one) for one in both]
-    written = onnx_export.export_onnx(model, out.with_suffix(".onnx"), pair, shape)
+    written = onnx_export.export_onnx(model, f"{out}.onnx", pair, shape)
     return [written.path], [
         str(written),
         f"ONNX Runtime: {onnx_run.agreement(written.path, model, data.test.images, pair)}",

@@ -145,7 +145,7 @@ def start_path(folder: Path, base: str, seed: int) -> Path:
 def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
     """Train the full-precision network (``fp``, ``pn`` or ``fomaml``) that every method of a seed starts from."""
     data = datasets.load(setup.data, seed)
-    model = _cold(setup, data, seed)
+    model = untrained(setup, data, seed)
     recipe = setup.recipe.for_images(len(data.train.labels))
     steps = recipe.warm_steps or recipe.steps
     run = fit(model, data, base, recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
@@ -160,7 +160,7 @@ def starts_cold(setup: Setup, variant: Variant) -> bool:
     return methods.get(variant.method).trains and warm_steps == 0
 
 
-def _cold(setup: Setup, data: Data, seed: int) -> nn.Module:
+def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
     """Build the network of a seed before any training."""
     torch.manual_seed(seed)
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
@@ -192,7 +192,7 @@ def run_job(
     cold = starts_cold(setup, variant)
     model, _ = checkpoint.load_model(start_path(folder, chosen.base, job.seed))
     if cold:
-        model = _cold(setup, data, job.seed)
+        model = untrained(setup, data, job.seed)
     if chosen.trains or "quantizer" in variant.options:
         methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps for the trained weights
     if chosen.trains:

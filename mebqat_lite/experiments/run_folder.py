@@ -93,28 +93,32 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records.
 
     Raises:
-        ValueError: the file is damaged, or was not written by a run.
+        ValueError: another line is no record of a step.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [_checked(path, line, RECORD) for line in lines if line.endswith(b"\n")]
+    return [
+        _checked(f"{path} is damaged, line {number} is no record of a step", line, RECORD)
+        for number, line in enumerate(lines, 1)
+        if line.endswith(b"\n")
+    ]
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
-    """Read the sessions of a run from ``environment.json``, in their order; a ValueError if the file is damaged."""
+    """Read the sessions of a run from ``environment.json``, in their order; a ValueError if it holds none."""
     if not path.is_file():
         return []
-    last = _checked(path, path.read_bytes(), SESSION | {"sessions_before": list})
-    before = [_checked(path, json.dumps(session), SESSION) for session in last.pop("sessions_before")]
-    return [*before, last]
+    last = _checked(f"{path} is damaged", path.read_bytes(), SESSION | {"sessions_before": list})
+    before = last.pop("sessions_before")
+    return [*(_checked(f"{path} is damaged", json.dumps(session), SESSION) for session in before), last]
 
 
-def _checked(path: Path, text: str | bytes, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(problem: str, text: str | bytes, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Read a JSON object that has at least the ``wanted`` names, with values of these types."""
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text)
         if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in wanted.items()):
             return found
-    raise ValueError(f"{path} is damaged or is not of a run: remove the folder, or give another name for the run")
+    raise ValueError(f"{problem}: delete the file, or give another --out")
 
 
 def summary_writer(insist: bool = False) -> Any:

@@ -87,5 +87,5 @@ SETUPS: dict[str, Setup] = {
 def get(name: str) -> Setup:
     """Return a set-up by name; an unknown name is a ValueError that lists the known ones."""
     if name not in SETUPS:
-        raise ValueError(f"no recipe {name!r}; known: {', '.join(SETUPS)}")
+        raise ValueError(f"no set-up {name!r}; known: {', '.join(SETUPS)}")
     return SETUPS[name]

@@ -47,7 +47,7 @@ def run_adapted(
     uses ``stats``. Returns the output of the model, (batch, N) or (batch, features).
     """
     policy = "recalibrated" if norm_stats == "support" else norm_stats
-    with torch.no_grad(), evaluating(model), at(model, bits, policy), lent_stats(model, stats or {}):
+    with torch.no_grad(), evaluating(model), lent_stats(model, stats or {}), at(model, bits, policy):
         return call_with(model, weights or {}, images)
 
 

@@ -45,8 +45,7 @@ REFUSED = [
     ([*EVALUATE, "--checkpoint", "m.csv", "--save", "m.csv"], "m.csv is a model checkpoint"),
     ([*EVALUATE, "--checkpoint", "link", "--json", "link"], "link is a link to m.safetensors"),
     ([*EVALUATE, "--checkpoint", "m.safetensors", "--json", "/dev/null"], "/dev/null is a device"),
-    ([*TINY, "--out", "t.training"], "--out t.training: such a name is for what the run leaves beside its model"),
-    ([*TINY, "--out", "new.run"], "--out new.run: such a name is for what the run leaves beside its model"),
+    ([*TINY, "--out", "t.training"], "t.training is a training checkpoint"),
     ([*TINY, "--out", "p.safetensors"], "p.safetensors is a packed checkpoint"),
     ([*TINY, "--out", "link"], "link is a link to m.safetensors"),
     ([*TINY, "--out", "/dev/null"], "/dev/null is a device"),
@@ -107,6 +106,14 @@ def test_two_trainings_on_one_name_are_refused(elsewhere, capsys):
     assert sorted(path.name for path in elsewhere.glob("*a.*")) == ["a.run", "a.safetensors", "a.training"]
 
 
+def test_a_model_that_has_the_name_of_a_run_s_checkpoint_stays(elsewhere, capsys):
+    save_model(quantize(models.digit_net(widths=(4, 4, 4, 4)), sample=IMAGES), "a.training")
+    before = contents(elsewhere)
+    assert main([*TINY, "--out", "a.safetensors"]) == 2
+    assert "a.training is a model checkpoint, which is not overwritten" in capsys.readouterr().err
+    assert contents(elsewhere) == before
+
+
 def test_a_record_that_is_none_is_one_line(elsewhere, capsys):
     assert main([*TINY, "--out", "a.safetensors"]) == 0
     (elsewhere / "a.training").unlink()
@@ -114,4 +121,6 @@ def test_a_record_that_is_none_is_one_line(elsewhere, capsys):
     capsys.readouterr()
     assert main([*TINY, "--out", "a.safetensors"]) == 2
     error = capsys.readouterr().err
-    assert "metrics.jsonl is damaged or is not of a run: remove the folder" in error and error.count("\n") == 1
+    assert (
+        "metrics.jsonl is damaged, line 1 is no record of a step: delete the file" in error and error.count("\n") == 1
+    )
