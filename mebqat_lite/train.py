@@ -54,7 +54,8 @@ def fit(
         method: the name of the method.
         recipe: the options of the run. Single options may also be given by name, as in ``steps=500, lr=1e-3``.
         path: the file of a training checkpoint. If it exists, the run continues from it. The result is identical to
-            that of an uninterrupted run on the same machine, with the same versions and number of threads.
+            that of an uninterrupted run on the same machine, with the same versions and number of threads. The file
+            is locked until the run ends (`files.locked`), so that no second run writes it.
         save_every: steps between two checkpoints.
         progress: whether to show a progress bar.
         device: where to train; by default CUDA if it is available, else the CPU.
@@ -72,6 +73,7 @@ def fit(
             does not use an option that was given by name.
         TypeError: an option is unknown.
         CheckpointError: the file at ``path`` belongs to another run.
+        OSError: another run writes ``path``, or something lies there that is no training checkpoint.
         TrainingError: a loss is not finite. The step at fault changes neither weights nor norm statistics.
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
@@ -85,10 +87,11 @@ def fit(
     _refuse_early(model, data, chosen, recipe, passes)
     forget_stats(model)
     before, how = Run(chosen.base, recipe), {"save_every": save_every, "progress": progress, "log": log}
-    if recipe.warm_steps and chosen.trains:
-        before = _warm_up(model, data, chosen.base, recipe, path, device=device, passes=passes, **how)
-    loop = Loop(model, data.train, method, recipe, passes)
-    try:
+    with resume.alone(path, passes) as held:
+        if recipe.warm_steps and chosen.trains:
+            before = _warm_up(model, data, chosen.base, recipe, path, device=device, passes=passes, **how)
+        loop = Loop(model, data.train, method, recipe, passes)
+        held.callback(loop.close)
         resume.from_checkpoint(loop, path)
         left, silent = range(loop.run.costs.steps, recipe.steps), not progress or passes.rank > 0
         for _ in tqdm(left, desc=chosen.title, disable=silent, leave=False, delay=1):
@@ -97,8 +100,6 @@ def fit(
                 log(_last_step(before, loop.run))
             if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
                 resume.save(loop, path)
-    finally:
-        loop.close()
     loop.check()
     model.eval()
     chosen.finish(model, data)

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is bit-identical, what is none is refused, nothing is unpickled or half written."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def test_a_missing_file_is_named(tmp_path):
             load_model(path)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path):
+    path = saved(tmp_path)
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=r"a\.safetensors"):
+        load_model(path)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("whole"))
@@ -229,7 +238,7 @@ def test_a_description_without_its_parts_is_refused(meta, tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     write(tmp_path / "a", {}, {"version": VERSION + 1, "kind": "model"})
-    with pytest.raises(CheckpointError, match="a has format version 2, this package reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="a has format version 3, this package reads up to 2: update it"):
         load_model(tmp_path / "a")
 
 

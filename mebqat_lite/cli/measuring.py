@@ -67,12 +67,15 @@ def add_evaluate(commands: Commands) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measure a saved model, print its accuracies, and write them where that is asked for."""
     from mebqat_lite.deploy.packed import load_any, packed_settings
+    from mebqat_lite.files import check_output
     from mebqat_lite.measure.results import check_frame_name
     from mebqat_lite.measure.saved import learns_new_classes
 
     started = time.perf_counter()
     if arguments.save:
         check_frame_name(arguments.save)  # before minutes are spent on what cannot be written
+    for out in filter(None, (arguments.save, arguments.json)):
+        check_output(out)
     model, extra = load_any(arguments.checkpoint)
     if packed := packed_settings(model):
         arguments.bits = arguments.bits or packed  # a packed file holds these pairs and no others

@@ -120,10 +120,12 @@ def _train(
     ``fit`` gets the options that were ``given`` by name too, and refuses those that the method does not use.
     """
     from mebqat_lite.experiments.run_folder import RunFolder
+    from mebqat_lite.files import check_output
     from mebqat_lite.scale.speed import Fast
     from mebqat_lite.train import fit
 
     out = arguments.out or paths.results() / f"{arguments.method}.safetensors"
+    check_output(out, "model")
     model = _new_model(setup, data)
     passes = Fast(**_speed(arguments), fabric=fabric)
     beside = out.with_name(out.name.removesuffix(".safetensors"))  # a.v1 and a.v2 keep their own files
@@ -213,12 +215,13 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """Train and measure the methods, print the report, and write it as JSON."""
     from mebqat_lite.experiments.compare import QAT_PAIRS, compare
     from mebqat_lite.experiments.jobs import PAIRS
-    from mebqat_lite.files import write_json
+    from mebqat_lite.files import check_output, write_json
     from mebqat_lite.measure.results import report
     from mebqat_lite.methods import METHODS
 
     setup, given = setup_of(arguments)
     folder = arguments.folder or paths.results() / "compare"
+    check_output(folder / "compare.json")
     shown = _pairs(None if arguments.pairs == "all" else arguments.pairs, PAIRS, setup)
     names = _names(arguments.methods)
     _refuse_unread(arguments, setup, names, given)

@@ -11,7 +11,8 @@ from torch import nn
 from mebqat_lite import datasets, methods
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.deploy.packed import NESTED, save_packed
+from mebqat_lite.deploy.packed import KIND, NESTED, save_packed
+from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
 
@@ -39,11 +40,12 @@ def export(
     Raises:
         ValueError: an argument does not fit, the checkpoint does not say how it was trained, or it is a MAML network,
             whose weights are different for each set of classes.
+        FileExistsError: ``out`` is a checkpoint of another kind, such as ``checkpoint`` itself, or no regular file.
     """
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}; choose one of {', '.join(FORMATS)}")
-    if out is not None and out.resolve() == checkpoint.resolve():
-        raise ValueError(f"--out {out} is the checkpoint itself, whose float weights would be lost: give another name")
+    if out is not None and to != "onnx":
+        check_output(out, KIND)
     model, extra = load_model(checkpoint)
     _check_fixed(checkpoint.name, extra)
     pairs = _pairs(model, extra, to, bits)

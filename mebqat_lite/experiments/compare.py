@@ -105,7 +105,7 @@ def compare(
         listed: the pairs for which ``qat`` is trained, one run for each.
         seeds: the number of seeds. A seed determines the split, the start and the order of the batches.
         folder: where models (``<method>-seed<n>.safetensors``) and their results (``.json``) are saved. All machines
-            must be able to reach it, and it serves one comparison at a time.
+            must be able to reach it, and it serves one comparison at a time: a second one is a BlockingIOError.
         budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
         qat_lrs: learning rates for ``qat``. Each pair takes the one that is best on validation data over all seeds. By
             default there is only the recipe's.
