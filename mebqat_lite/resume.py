@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mebqat_lite import files
+from mebqat_lite import checkpoint, files
 from mebqat_lite.files import CheckpointError
 from mebqat_lite.loop import Costs, Loop, Passes
 from mebqat_lite.recipe import Recipe

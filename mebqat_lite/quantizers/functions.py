@@ -66,6 +66,18 @@ def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return wide(x).div(step).clamp_(low, high).round_().mul_(step).to(x.dtype)
 
 
+def inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """Compute sum(a b) for two tensors of the same shape.
+
+    If both have the same dense memory layout, this is a dot product, which needs no memory for the products.
+    """
+    dense = a.is_contiguous() or a.is_contiguous(memory_format=torch.channels_last)
+    if not dense or a.stride() != b.stride():
+        return (a * b).sum()
+    flat = (a.numel(),), (1,)  # in memory order
+    return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
+
+
 class _TanhWeight(Function):
     """Compute scale step (code(v) - zero) with v = (u + 1) / 2 and u = tanh(w) / max|tanh(w)|.
 
@@ -87,7 +99,7 @@ class _TanhWeight(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         t, peak, scale = ctx.saved_tensors
         grad_t = wide(grad) * (scale / peak)  # the gradient of t for a constant peak
-        grad_peak = (grad_t * t).sum() / peak  # minus the gradient of the peak
+        grad_peak = inner_product(grad_t, t) / peak  # minus the gradient of the peak
         sign = t.div(peak).trunc_()  # -1 or 1 where |t| is the peak, else 0; ties share its gradient
         grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
         return torch.ops.aten.tanh_backward(grad_t, t).to(grad.dtype), None, None, None
