@@ -202,7 +202,8 @@ def undone_by_error(buffers: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        torch._foreach_copy_(list(buffers), before)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
         raise
 
 
