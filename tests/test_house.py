@@ -39,7 +39,7 @@ KNOWS = {
     "optim": "quantizers recipe switching",
     "checkpoint": "bits files models quantizers switching tensors",
     "loop": "bits datasets files methods models optim recipe switching tensors",
-    "resume": "files loop recipe switching",
+    "resume": "checkpoint files loop recipe switching",
     "train": "bits datasets loop methods optim recipe resume switching tensors",
     "measure": "bits datasets files learners methods quantizers recipe switching tensors",
     "deploy": "bits checkpoint datasets files learners measure methods paths quantizers switching tensors",
