@@ -19,7 +19,7 @@ from mebqat_lite.datasets.base import Split
 from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, set_learning_rate
 from mebqat_lite.recipe import Recipe
-from mebqat_lite.switching.state import plan_of
+from mebqat_lite.switching.state import going_backward, plan_of
 from mebqat_lite.tensors import as_float, best_device, keep_memory, place
 
 
@@ -60,11 +60,10 @@ class Loop:
         chosen, (device, dtype), images = methods.get(method), place(model), train.images
         if images.dtype != torch.uint8 or dtype != torch.float32:  # bytes become float32 in each batch
             images = as_float(images).to(dtype)
-        teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        self.source = chosen.source(Split(images.to(device), train.labels.to(device)), recipe)
-        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe, teacher)
+        split = Split(images.to(device), train.labels.to(device))
+        self.sampler, self.learner, self.source = methods.parts(chosen, model, split, recipe)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.buffers = list(model.buffers())
@@ -134,7 +133,8 @@ class Passes:
             task, losses = loop.source.task(loop.run.costs.steps, index), []  # a batch, or an episode
             for bits, loss in self.losses(loop, task, pairs):  # highest bits first
                 losses.append(loop.finite(self.value(loss), bits))
-                loss.backward()
+                with going_backward(loop.model, bits):
+                    loss.backward()
                 loop.run.costs.backprops += 1
             means.append(sum(losses) / len(losses))
         return means

@@ -20,13 +20,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
 
 
+class Spec(dict):
+    """The ``name`` and the ``options`` with which a model was built; a user's own ``spec`` is not of this class."""
+
+
 def architecture(build: Build) -> Build:
     """Register a function that builds a model; the model remembers the call as ``model.spec``."""
 
     @functools.wraps(build)
     def wrapper(**options: Any) -> nn.Module:
         model = build(**options)
-        model.spec = {"name": build.__name__, "options": options}  # type: ignore[assignment]
+        model.spec = Spec(name=build.__name__, options=options)  # type: ignore[assignment]
         return model
 
     MODELS[build.__name__] = wrapper
@@ -191,5 +195,11 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Store the weights in channels-last order, which makes these networks 1.3 to 1.7 times faster on a CPU."""
-    return model.to(memory_format=torch.channels_last)
+    """Store the weights in channels-last order, which makes these networks 1.3 to 1.7 times faster on a CPU.
+
+    The order is one of four dimensions, so the weights of three-dimensional convolutions stay as they are.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model

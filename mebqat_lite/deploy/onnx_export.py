@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,19 @@ from torch import Tensor, nn
 
 from mebqat_lite import files
 from mebqat_lite.bits import FULL, Bits
-from mebqat_lite.deploy.onnx_graph import OPSET, Inputs, Weights, inputs_of, quantize_graph, strip, weights_of
+from mebqat_lite.deploy.agree import check_close, compared
+from mebqat_lite.deploy.onnx_graph import (
+    OPSET,
+    UPGRADE,
+    Inputs,
+    Weights,
+    inputs_of,
+    need,
+    quantize_graph,
+    strip,
+    weights_of,
+)
+from mebqat_lite.deploy.onnx_run import values
 from mebqat_lite.files import FORMAT
 from mebqat_lite.learners import prototype_logits
 from mebqat_lite.switching.layers import QuantizedLayer
@@ -27,8 +39,6 @@ from mebqat_lite.switching.norms import require_statistics
 from mebqat_lite.switching.state import MapOrBits, plan_of, quantized_layers, set_bits, set_norm_stats, setting_of
 from mebqat_lite.tensors import Images, place
 
-INSTALL = 'pip install "mebqat_lite[export]"'
-UPGRADE = INSTALL.replace("install", "install -U")
 STORED = ("recalibrated", "running")  # norm policies whose statistics do not depend on the batch
 
 
@@ -71,14 +81,6 @@ class Exported:
         return "\n".join(lines)
 
 
-def need(module: str) -> Any:
-    """Import an optional module; if it is missing, raise a RuntimeError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RuntimeError(f"ONNX files need more packages: {INSTALL} ({error})") from error
-
-
 def export_onnx(
     model: nn.Module,
     path: str | Path,
@@ -112,9 +114,10 @@ def export_onnx(
             are missing and there are no calibration images.
         MissingNormSetError: the model has norm sets, but none for this pair, because it was not trained for it.
         RuntimeError: onnx, onnxscript or torch is missing or too old.
+        DisagreementError: the graph does not compute what the model computes. There is no file then.
     """
     network = _freeze(model, bits, calibration, norm_stats)
-    task = _Task((torch.zeros(2, *image_shape),), {"images": {0: "batch"}}, ("logits",))
+    task = _Task((_images(2, *image_shape),), {"images": {0: "batch"}}, ("logits",))
     return _write(network, task, Path(path), opset, compact)
 
 
@@ -138,9 +141,9 @@ def export_few_shot(
     The files are written to ``folder``. The other arguments, and the errors, are those of `export_onnx`.
     """
     network = _freeze(model, bits, calibration, norm_stats)
-    support, images = torch.zeros(3, 2, *image_shape), torch.zeros(2, *image_shape)
+    support, images = _images(3, 2, *image_shape), _images(2, *image_shape)
     with torch.no_grad():
-        prototypes = torch.zeros(3, network(images).shape[1])
+        prototypes = network(support[:, 0])
     enroll = _Task((support,), {"support": {0: "ways", 1: "shots"}}, ("prototypes",))
     sizes = {"images": {0: "batch"}, "prototypes": {0: "ways"}}
     classify = _Task((images, prototypes), sizes, ("classes", "distances"))
@@ -175,6 +178,11 @@ class _Classify(_Around):
         return logits.argmax(1), -logits
 
 
+def _images(*shape: int) -> Tensor:
+    """Draw random images, always the same, on which the graph is traced and compared with the network."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
 @dataclass
 class _Task:
     """The inputs and the outputs of an exported graph."""
@@ -185,7 +193,7 @@ class _Task:
 
 
 def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_stats: str) -> nn.Module:
-    """Copy the model for the exporter: on the CPU, in evaluation mode, at ``bits``, with plain float layers."""
+    """Copy the model for the exporter: on the CPU, in evaluation mode, at ``bits``."""
     if norm_stats not in STORED:
         raise ValueError(f"a file holds norm statistics, {' or '.join(STORED)}, not those of the {norm_stats}")
     setting_of(model)  # raises an error that says what to do if the model is not quantized
@@ -198,24 +206,40 @@ def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_
     network = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     set_bits(network, bits)
     set_norm_stats(network, norm_stats)
-    for layer in quantized_layers(network).values():
-        if layer.bits.w == FULL:
-            layer.weight.data = layer.quantized_weight(FULL)  # some quantizers change 32-bit weights too
-        layer.forward = functools.partial(_plain, layer)  # type: ignore[method-assign]
     return network
 
 
+@contextlib.contextmanager
+def _float_layers(module: nn.Module) -> Iterator[None]:
+    """Let quantized layers be float ones inside the block; the integers are put into the graph afterwards.
+
+    Each has weights of its own, because layers that share weights need not share the integers. Some quantizers change
+    32-bit weights too, so these are computed here.
+    """
+    layers = {layer: layer.weight for layer in quantized_layers(module).values()}
+    try:
+        for layer, weight in layers.items():
+            own = layer.quantized_weight(FULL) if layer.bits.w == FULL else weight
+            layer.weight = nn.Parameter(own.detach().clone(), requires_grad=False)
+            layer.forward = functools.partial(_plain, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer, weight in layers.items():
+            layer.weight = weight
+            layer.__dict__.pop("forward", None)
+
+
 def _plain(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    """Compute a quantized layer as a float one; the integers are put into the graph afterwards."""
     return layer.apply_weight(x, layer.weight)
 
 
 def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool) -> Exported:
-    """Export the float graph, put the integers into it, check it, and write the file."""
+    """Export the float graph, put the integers into it, compare it with the module, and write the file."""
     onnx, optimizer = _packages(opset)
-    layers = {name: (layer, *_integers(layer, opset, compact)) for name, layer in quantized_layers(module).items()}
-    graph = _float_graph(module, task, opset)
-    run = quantize_graph(graph, layers)
+    with _float_layers(module):
+        graph = _float_graph(module, task, opset)
+    found = {name: (layer, *_integers(layer, opset, compact)) for name, layer in _layers_in(graph, module).items()}
+    run = quantize_graph(graph, found)
     graph = optimizer.optimize(graph)
     strip(graph)
     setting, quantizer = setting_of(module), plan_of(module).quantizer
@@ -223,9 +247,30 @@ def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool
     meta = {"format": FORMAT, "bits": bits, "quantizer": quantizer, "norm_stats": setting.norm_stats}
     onnx.helper.set_model_props(graph, meta)
     onnx.checker.check_model(graph, full_check=True)
+    _check(graph, module, task, {found[name][0].site.name: inputs for name, inputs in run.items()})
     files.replace(path, graph.SerializeToString())
-    stored = [_stored(*layers[name]) for name in run]
+    stored = [_stored(*found[name]) for name in run]
     return Exported(path, bits, quantizer, setting.norm_stats, opset, path.stat().st_size, stored)
+
+
+def _check(graph: Any, module: nn.Module, task: _Task, nodes: Mapping[str, Sequence[str]]) -> None:
+    """Make sure that a graph computes what the module computes, see `agree`.
+
+    ``nodes`` has the inputs of each layer's nodes as `quantize_graph` returns them.
+    """
+    read = {name for names in nodes.values() for name in names if name}
+    theirs = values(graph, [*task.outputs, *read], dict(zip(task.sizes, task.inputs, strict=True)))
+    with compared(module, {layer: [theirs.get(name) for name in names] for layer, names in nodes.items()}):
+        ours = module(*task.inputs)
+    for name, value in zip(task.outputs, ours if isinstance(ours, tuple) else (ours,), strict=True):
+        check_close(f"the output {name!r}", value, theirs[name])
+
+
+def _layers_in(graph: Any, module: nn.Module) -> dict[str, QuantizedLayer]:
+    """Find the quantized layers of a graph, each by the name that the graph has for it if it has several."""
+    stored = {tensor.name for tensor in graph.graph.initializer}
+    modules = module.named_modules(remove_duplicate=False)
+    return {name: m for name, m in modules if isinstance(m, QuantizedLayer) and f"{name}.weight" in stored}
 
 
 def _packages(opset: int) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ works on an `onnx.ModelProto` and needs the package ``onnx``.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,16 @@ SIGNED = (("INT2", 2), ("INT4", 4), ("INT8", 8), ("INT16", 16), ("INT32", 32))
 INPUTS = (("UINT8", 0, 2**8 - 1), ("INT8", -(2**7), 2**7 - 1), ("UINT16", 0, 2**16 - 1), ("INT16", -(2**15), 2**15 - 1))
 OPSET, OPSET_INT2 = 21, 25  # the first opset with INT4 and INT16, and the first one with INT2
 MULTIPLY = ("Conv", "Gemm", "MatMul")
+INSTALL = 'pip install "mebqat_lite[export]"'
+UPGRADE = INSTALL.replace("install", "install -U")
+
+
+def need(module: str) -> Any:
+    """Import an optional module; if it is missing, raise a RuntimeError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RuntimeError(f"ONNX files need more packages: {INSTALL} ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -93,29 +104,38 @@ def inputs_of(layer: QuantizedLayer, bits: int) -> Inputs:
     raise ValueError(f"{layer.site.name}: ONNX has no type for inputs from {low} to {high}; take at most 16 bits")
 
 
-def quantize_graph(model: Any, layers: Mapping[str, tuple[QuantizedLayer, Weights | None, Inputs | None]]) -> list[str]:
-    """Put integers into a float graph, in place, and return the names of the layers that run in it.
+def quantize_graph(
+    model: Any, layers: Mapping[str, tuple[QuantizedLayer, Weights | None, Inputs | None]]
+) -> dict[str, list[str]]:
+    """Put integers into a float graph, in place.
 
-    The layer named ``name`` has the initializer ``<name>.weight``. If several layers read the same tensor, each one
-    gets its own nodes to quantize it; the optimizer of onnxscript removes these duplicates later.
+    The layer named ``name`` has the initializer ``<name>.weight``. Layers that read the same tensor on the same grid
+    share the nodes that quantize it.
+
+    Returns:
+        For each layer that runs in the graph: the names of the quantized inputs of its nodes, or "" if they stay float.
     """
     graph = model.graph
     before: dict[int, list[Any]] = {}  # new nodes to insert before, and after, the node with that index
     after: dict[int, list[Any]] = {}
+    shared: dict[tuple[str, Inputs, bool], str] = {}  # what is quantized, and how -> the result
+    run: dict[str, list[str]] = {}
     readers = [(index, name) for name in layers for index in _multiplying(graph, f"{name}.weight")]
-    for index, name in readers:
+    for index, name in sorted(readers):
         (layer, weights, inputs), node = layers[name], graph.node[index]
         if inputs is not None:
-            source, node.input[0] = node.input[0], f"{name}.input_{index}"
-            before[index] = _quantize_input(graph, source, node.input[0], inputs, weights is None)
+            source, out = (node.input[0], inputs, weights is None), f"{name}.input_{index}"
+            if source not in shared:
+                before[index] = _quantize_input(graph, node.input[0], out, inputs, weights is None)
+            node.input[0] = shared.setdefault(source, out)
             after[index] = _detach_bias(graph, node, layer)
-    run = [name for name in layers if name in {name for _, name in readers}]
+        run.setdefault(name, []).append(node.input[0] if inputs else "")
     given = [(f"{name}.weight", weights) for name in run if (weights := layers[name][1]) is not None]
     first = [node for name, weights in given for node in _dequantize_weight(graph, name, weights)]
     nodes = [new for i, node in enumerate(graph.node) for new in (*before.get(i, ()), node, *after.get(i, ()))]
     del graph.node[:]
     graph.node.extend([*first, *nodes])
-    return run
+    return {name: run[name] for name in layers if name in run}
 
 
 def _multiplying(graph: Any, weight: str) -> list[int]:

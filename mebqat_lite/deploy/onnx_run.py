@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mebqat_lite.deploy.onnx_export import UPGRADE, need
+from mebqat_lite.deploy.onnx_graph import UPGRADE, need
 from mebqat_lite.measure.evaluate import BATCH
 from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, setting_of
 from mebqat_lite.tensors import as_float, evaluating, place
@@ -62,20 +63,30 @@ def session(path: str | Path, plain: bool = False, threads: int = 1) -> Any:
         ValueError: the file is damaged, or is no ONNX file.
         RuntimeError: ONNX Runtime is missing, or too old for the file.
     """
-    runtime, path = need("onnxruntime"), Path(path)
+    need("onnxruntime")
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.name} in {path.parent}")
+    return open_session(str(path), path.name, plain, threads)
+
+
+def open_session(source: str | bytes, name: str, plain: bool = False, threads: int = 1) -> Any:
+    """Open an `onnxruntime.InferenceSession` as `session` does, from a path or from the bytes of a file.
+
+    ``name`` stands for it in error messages.
+    """
+    runtime = need("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
-    for name, value in ({} if plain else OPTIONS).items():
-        options.add_session_config_entry(name, value)
+    for option, value in ({} if plain else OPTIONS).items():
+        options.add_session_config_entry(option, value)
     try:
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the errors of ONNX Runtime have no narrower base class
         if "Protobuf parsing failed" in str(error):
-            raise ValueError(f"{path.name} is damaged or no ONNX file") from error
-        why = f"ONNX Runtime {runtime.__version__} cannot run {path.name} ({' '.join(str(error).split())})"
+            raise ValueError(f"{name} is damaged or no ONNX file") from error
+        why = f"ONNX Runtime {runtime.__version__} cannot run {name} ({' '.join(str(error).split())})"
         raise RuntimeError(f"{why}: {UPGRADE}, or export with opset=21") from error
 
 
@@ -157,3 +168,19 @@ def _milliseconds(run: Any, feed: dict[str, np.ndarray]) -> float:
     started = time.perf_counter()
     run.run(None, feed)
     return 1000 * (time.perf_counter() - started)
+
+
+def values(model: Any, names: Sequence[str], feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Compute intermediate and final values of an `onnx.ModelProto` by name.
+
+    ONNX Runtime computes them, or, if it is missing or too old for the model, the slow reference evaluator of onnx.
+    """
+    onnx, inputs = need("onnx"), {name: value.numpy() for name, value in feed.items()}
+    watched = onnx.ModelProto.FromString(model.SerializeToString())
+    known = {output.name for output in watched.graph.output}
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    try:
+        run = open_session(watched.SerializeToString(), "the graph")
+    except RuntimeError:
+        run = need("onnx.reference").ReferenceEvaluator(watched)
+    return dict(zip(names, map(torch.from_numpy, run.run(list(names), inputs)), strict=True))

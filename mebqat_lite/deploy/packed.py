@@ -7,6 +7,8 @@ them.
 
 from __future__ import annotations
 
+import copy
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mebqat_lite import checkpoint, files, quantizers
 from mebqat_lite.bits import FP, FULL, Bits
+from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, recorded
 from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
-from mebqat_lite.files import CheckpointError
 from mebqat_lite.quantizers import Params, Quantizer, Site
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.norms import require_statistics
@@ -32,9 +35,10 @@ from mebqat_lite.switching.state import (
     set_bits,
     setting_of,
 )
-from mebqat_lite.tensors import Images
+from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 KIND = "packed"
+FEW_IMAGES = 8  # on which a file is compared with its network
 NESTED = 8  # bits of the codes from which a nested file cuts all others
 
 
@@ -144,6 +148,7 @@ def save_packed(
     Raises:
         ValueError: norm statistics are missing and there are no calibration images, the quantizer does not say what
             its integers mean, or a ``nested`` file should hold weights of more than 8 bits.
+        DisagreementError: the file was read back and does not compute what the model computes. There is no file then.
     """
     settings = parse_settings(bits)
     require_statistics(model, settings, calibration)
@@ -166,8 +171,38 @@ def save_packed(
     meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
     if wrong := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise ValueError(f"not all numbers of {wrong[0]} are finite: the network diverged, train it anew")
-    files.write(path, tensors, meta | {"checksum": _checksum(tensors)})
+    with tempfile.TemporaryDirectory() as folder:
+        _check(files.write(Path(folder) / Path(path).name, tensors, meta), model, settings, calibration)
+    files.write(path, tensors, meta)
     return is_nested
+
+
+def _check(path: Path, model: nn.Module, settings: list[MapOrBits], calibration: Images | None) -> None:
+    """Read a file back, and compare its weights with the model's, and what both compute of a few calibration images."""
+    fresh = copy.deepcopy(model)
+    setting_of(fresh).quantizer = None  # a packed network can be written again, though it cannot be quantized
+    again, _ = load_packed(path, fresh)
+    batch = None if calibration is None else next(iter(image_batches(calibration)), None)
+    for setting in settings:
+        _check_weights(model, again, setting)
+        if batch is not None:
+            _check_outputs(model, again, setting, batch[:FEW_IMAGES].to(*place(model)))
+
+
+def _check_weights(model: nn.Module, again: nn.Module, setting: MapOrBits) -> None:
+    with at(model, setting), at(again, setting):
+        for ours, theirs in zip(quantized_layers(model).values(), quantized_layers(again).values(), strict=True):
+            if not torch.equal(ours.quantized_weight(ours.bits.w), theirs.quantized_weight(theirs.bits.w)):
+                name = ours.site.name
+                raise DisagreementError(f"the weights of {name} come back as others at {setting}: nothing was written")
+
+
+def _check_outputs(model: nn.Module, again: nn.Module, setting: MapOrBits, images: Tensor) -> None:
+    with evaluating(model), at(model, setting, "recalibrated"), recorded(model) as inputs:
+        outputs = tree_leaves(model(images.clone()))  # a network may begin with an operation in place
+    with at(again, setting), compared(again, inputs):
+        for ours, theirs in zip(outputs, tree_leaves(again(images)), strict=True):
+            check_close("the output", ours, theirs)
 
 
 def nests(layer: QuantizedLayer, widths: Iterable[int]) -> bool:
@@ -190,8 +225,9 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
 
     Weights that become codes, running statistics, and whatever only other pairs use are left out.
     """
-    layers, norms = quantized_layers(model), norm_layers(model)
+    layers, norms, state = quantized_layers(model), norm_layers(model), model.state_dict()
     dropped = {f"{name}.weight" for name in layers if FULL not in widths[name]}
+    dropped |= {name for name in state if name.startswith(_further_names(model))}
     for name, layer in layers.items():
         kept = set()
         for setting in settings:
@@ -202,7 +238,13 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
         dropped |= {f"{name}.{buffer}" for buffer, _ in norm.named_buffers()}
         others = set(norm.sets) - set(_sets(model, settings))
         dropped |= {f"{name}.sets.{pair}.{p}" for pair in others for p in ("weight", "bias")}
-    return {f"model/{name}": t for name, t in model.state_dict().items() if name not in dropped}
+    return {f"model/{name}": t for name, t in state.items() if name not in dropped}
+
+
+def _further_names(model: nn.Module) -> tuple[str, ...]:
+    """List the names, with a dot, of modules that a model holds under other names already."""
+    first = dict(model.named_modules())
+    return tuple(f"{name}." for name, _ in model.named_modules(remove_duplicate=False) if name not in first)
 
 
 def _read(layer: QuantizedLayer) -> set[str]:
@@ -233,15 +275,18 @@ class _Watched(dict):
 
 
 def _statistics(model: nn.Module, settings: list[MapOrBits]) -> dict[str, Tensor]:
-    """Collect each norm's recalibrated statistics, (settings, 2, channels), or (1, 2, channels) if all are equal."""
+    """Collect each norm's recalibrated statistics, (settings, 2, channels).
+
+    They are (1, 2, channels) if all are equal, and (0, 2, channels) if evaluation does not reach the norm.
+    """
     found = {}
     for name, norm in norm_layers(model).items():
-        rows = []
-        for setting in settings:
+        rows = [torch.empty(0, 2, norm.num_features)]
+        for setting in settings if any(buffer.startswith("stats_") for buffer in norm._buffers) else []:
             with at(model, setting):
-                rows.append(norm.stats())
-        same = all(torch.equal(row, rows[0]) for row in rows)
-        found[f"statistics/{name}"] = torch.stack(rows[:1] if same else rows)
+                rows.append(norm.stats()[None].cpu())
+        same = all(torch.equal(row, rows[1]) for row in rows[1:])
+        found[f"statistics/{name}"] = torch.cat(rows[:2] if same else rows)
     return found
 
 
@@ -249,12 +294,6 @@ def _sets(model: nn.Module, settings: list[MapOrBits]) -> list[str]:
     """List the norm sets that the settings use."""
     own = next((list(norm.sets) for norm in norm_layers(model).values()), [])
     return [pair for pair in own if pair in map(str, settings)]
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Compute a checksum of all names and bytes, so that even one wrong bit is found."""
-    names = sorted(tensors)
-    return files.checksum([torch.tensor(list("/".join(names).encode())), *(tensors[name] for name in names)])
 
 
 def _as_json(setting: MapOrBits) -> Any:
@@ -284,25 +323,19 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mo
         CheckpointError: the file is damaged, is of another kind, or does not fit ``model``.
     """
     tensors, meta = files.read(path, KIND)
-    model = checkpoint.blank(meta["model"], Path(path).name, model)
-    try:
-        if meta["checksum"] != _checksum(tensors):
-            raise ValueError("its checksum is another")
-        settings = parse_settings(meta["settings"])
+    with files.understood(path):
+        model = checkpoint.blank(meta["model"], Path(path).name, model)
+        settings, extra = parse_settings(meta["settings"]), meta["extra"]
         codes = {name: _codes(model, tensors, meta, name) for name in meta["zeros"]}
         _restore(model, tensors, codes)
         _restore_statistics(model, tensors, settings)
-    except RuntimeError as error:
-        raise checkpoint.misfit(Path(path).name, error) from error
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(path).name} is damaged: {' '.join(str(error).split())}") from error
     packed = Packed(quantizers.get(plan_of(model).quantizer)[1], settings, codes)
     setting = setting_of(model)
     setting.quantizer, setting.norm_stats = packed, "recalibrated"
     for layer in quantized_layers(model).values():
         layer.quantizer = packed
     set_bits(model, settings[0])
-    return model.eval(), meta["extra"]
+    return model.eval(), extra
 
 
 def load_any(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -342,11 +375,12 @@ def _restore(model: nn.Module, tensors: Mapping[str, Tensor], codes: Mapping[str
         for parameter in [p for p in layer.quant if f"{name}.quant.{p}" not in rest]:
             del layer.quant[parameter]
         if name in codes and f"{name}.weight" not in rest:  # NaN, so that nobody mistakes it for a weight
-            layer.weight = nn.Parameter(torch.full((), torch.nan, dtype=layer.weight.dtype).expand(layer.weight.shape))
+            layer.weight = nn.Parameter(layer.weight.new_full((), torch.nan).expand(layer.weight.shape))
             rest[f"{name}.weight"] = layer.weight
-    missing, unexpected = model.load_state_dict(rest, strict=False)
-    running = ("running_mean", "running_var", "num_batches_tracked")
-    if wrong := [*unexpected, *(name for name in missing if name.rpartition(".")[2] not in running)]:
+    missing, unexpected = model.load_state_dict(checkpoint.as_state(model, rest), strict=False)
+    running, again = ("running_mean", "running_var", "num_batches_tracked"), _further_names(model)
+    missing = [name for name in missing if name.rpartition(".")[2] not in running and not name.startswith(again)]
+    if wrong := [*unexpected, *missing]:
         raise ValueError(f"it does not fit this model at {', '.join(wrong[:3])}")
 
 
@@ -354,8 +388,8 @@ def _restore_statistics(model: nn.Module, tensors: Mapping[str, Tensor], setting
     """Give each norm its statistics for each setting of the file."""
     for name, norm in norm_layers(model).items():
         rows = tensors[f"statistics/{name}"]
-        if rows.shape[1:] != (2, norm.num_features) or len(rows) not in (1, len(settings)):
+        if rows.shape[1:] != (2, norm.num_features) or len(rows) not in (0, 1, len(settings)):
             raise ValueError(f"the norm statistics of {name} are {tuple(rows.shape)}")
-        for index, setting in enumerate(settings):
+        for index, setting in enumerate(settings if len(rows) else []):
             with at(model, setting):
                 norm.register_buffer(f"stats_{setting_of(model).key}", rows[index % len(rows)].clone())

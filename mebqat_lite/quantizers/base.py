@@ -24,6 +24,7 @@ class Site:
     signed: bool = False  # whether the layer's input had negative values
     mean_abs: float = 0.0  # mean |x| over the layer's input x
     leader: str = ""  # the layer that quantizes this input: itself, or the first of several that read one tensor
+    normed: bool = True  # whether a norm follows the layer, which forgets the scale of its weights
 
 
 class Quantizer:

@@ -30,6 +30,11 @@ class Reader(Protocol):
         ...
 
 
+def version_of(x: Tensor) -> int:
+    """Count how often ``x`` was changed in place; always 0 in inference mode, where PyTorch does not count."""
+    return 0 if x.is_inference() else x._version
+
+
 class QuantizedInput:
     """Quantize the input of a layer, and only once if several layers read the same tensor.
 
@@ -47,7 +52,7 @@ class QuantizedInput:
         leader = layer.leader
         if not self.followers:
             return x if bits == FULL else _quantized(x, bits, layer)
-        state = (bits, 0 if x.is_inference() else x._version, torch.is_grad_enabled())
+        state = (bits, version_of(x), torch.is_grad_enabled())
         left, self.waiting = self.left, self.waiting - 1
         if layer is leader or self.waiting <= 0:
             self.left = None
@@ -83,7 +88,7 @@ class InputReLU(nn.ReLU):
     input unchanged, which saves time in the forward and in the backward pass.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute max(x, 0) for ``x`` of any shape, or return ``x`` if all readers clip it at zero themselves."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute max(input, 0) for any shape, or return ``input`` if all readers clip it at zero themselves."""
         readers: list[Reader] = self.__dict__.get("readers", [])
-        return x if readers and all(reader.clips_at_zero for reader in readers) else super().forward(x)
+        return input if readers and all(reader.clips_at_zero for reader in readers) else super().forward(input)
