@@ -10,6 +10,7 @@ import mebqat_lite as mq
 from mebqat_lite import files
 from mebqat_lite.datasets.base import Data, DataError, Split
 from mebqat_lite.quantizers import Quantizer, register
+from mebqat_lite.scale.speed import Fast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,3 +141,39 @@ def test_a_norm_statistic_that_is_not_finite_counts_too(tmp_path):
     with pytest.raises(mq.TrainingError, match=r"running_var is not finite after step 2"):
         mq.fit(model, data(), "fp", path=tmp_path / "run", **SHORT)
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- narrow and wide types
+
+
+@pytest.mark.parametrize("method", ["fp", "mebqat", "qat"])
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_are_refused_with_the_way_to_mixed_precision(dtype, quantized, method):
+    torch.manual_seed(0)
+    model = (net() if quantized else mq.models.digit_net(widths=(4, 4, 4, 4), classes=3)).to(dtype)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    bits = {"bits": "W4A4"} if method == "qat" else {}
+    with pytest.raises(ValueError, match=rf"numbers of {dtype}: train model.float\(\), .*passes=Fast\(amp=True\)$"):
+        mq.fit(model, data(), method, **SHORT, **bits)
+    assert untouched(model, before) and len(model.state_dict()) == len(before)
+    mq.fit(model.float(), data(), method, **SHORT, **bits, passes=Fast(amp=True))
+    assert not untouched(model, before)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "bytes"])
+@pytest.mark.parametrize("method", ["mebqat", "pn", "fomaml"])
+def test_float64_networks_train_on_images_of_any_type(method, kind):
+    """The same losses as in float32, up to its rounding."""
+    images = (IMAGES * 255).to(torch.uint8)
+    images = images if kind == "bytes" else images.to(getattr(torch, kind)) / 255
+    losses = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        model = mq.models.conv4(channels=4, image_size=16, classes=None if method == "pn" else 3)
+        big = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        model = mq.quantize(model.to(dtype), "lsq", sample=big)
+        options = SHORT | {"ways": 3, "shots": 2, "queries": 2, "tasks": 2, "inner_steps": 1, "lr": 1e-3, "steps": 1}
+        losses[dtype] = mq.fit(model, data(big), method, **options).losses
+        assert next(model.parameters()).dtype == dtype
+    assert losses[torch.float64] == pytest.approx(losses[torch.float32], rel=1e-3)

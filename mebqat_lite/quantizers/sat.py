@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mebqat_lite.bits import nearest
 from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
-from mebqat_lite.quantizers.functions import TINY, pact_activation, tanh_weight, unit_grid
+from mebqat_lite.quantizers.functions import TINY, pact_activation, tanh_weight, unit_grid, wide
 
 
 class SAT(Quantizer):
@@ -41,8 +41,8 @@ class SAT(Quantizer):
         The last layer, if it is linear, is then rescaled to the standard deviation 1 / sqrt(out_features), because no
         batch norm follows it.
         """
-        out = tanh_weight(w, bits, form=self.form)
-        return out * self._rescaling(out) if site.role == "last" and w.dim() == 2 else out
+        out = tanh_weight(wide(w), bits, form=self.form)
+        return (out * self._rescaling(out) if site.role == "last" and w.dim() == 2 else out).to(w.dtype)
 
     @staticmethod
     def _rescaling(out: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class SAT(Quantizer):
         """
         step, zero = unit_grid(bits, self.form)
         if site.role == "last" and w.dim() == 2:
-            return self._rescaling(tanh_weight(w, bits, form=self.form)).detach() * step, zero
+            return self._rescaling(tanh_weight(wide(w), bits, form=self.form)).detach() * step, zero
         return w.new_tensor(step), zero
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:

@@ -38,6 +38,28 @@ def test_an_embedding_on_its_prototype_is_at_distance_zero():
     torch.testing.assert_close(prototype_logits(prototypes, prototypes), 2 * torch.eye(4).double() - 2)
 
 
+@pytest.mark.parametrize("offset", [0, 20])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_logits_of_narrow_embeddings_do_not_cancel(dtype, autocast, offset):
+    """-|q - c|^2 in float64 of the same embeddings; in bfloat16 the difference of the squares was wrong by 12.3."""
+    g = torch.Generator().manual_seed(0)
+    q, c = ((offset + torch.randn(count, 64, generator=g)).to(dtype) for count in (40, 5))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = prototype_logits(q, c)
+    wanted = -(q.double()[:, None] - c.double()).square().sum(2)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() <= 16 * torch.finfo(torch.float32).eps * float(q.double().square().sum(1).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_prototypes_of_narrow_embeddings_are_not_rounded(dtype):
+    g = torch.Generator().manual_seed(0)
+    out, task = (20 + torch.randn(3 * 7, 64, generator=g)).to(dtype), episode(3, 3, 4)
+    wanted = scipy_logits(out[:9].double().unflatten(0, (3, 3)), out[9:].double())
+    torch.testing.assert_close(ProtoNet().score(out, task), wanted.float(), rtol=0, atol=0.1)
+
+
 def test_support_and_query_are_read_in_order():
     task = episode()
     read, labels = ProtoNet().read(task)

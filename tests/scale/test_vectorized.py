@@ -153,6 +153,21 @@ def test_the_clip_is_step_clip_also_on_its_edges(bits, signed):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_gradient_of_its_step_is_summed_value_by_value(bits):
+    """In float32 as in float64: the difference of two sums of 100,000 values would lose up to three of a thousand."""
+    low, high = integer_range(bits, signed=False)
+    codes, found = torch.linspace(0.01, high - 0.01, 100_003, dtype=torch.float64), []
+    x = (codes * 0.01171875).float().double()  # a step whose multiples float32 holds
+    up = (1 + x.cos()).float().double()
+    for dtype in (torch.float32, torch.float64):
+        step = torch.tensor(0.01171875, dtype=dtype, requires_grad=True)
+        out = vectorized._TensorStepClip.apply(x.to(dtype), step, *(step.new_tensor(n) for n in (low, high, 1)))
+        found.append(float(torch.autograd.grad(out, step, up.to(dtype))[0]))
+    single_values = 8 * torch.finfo(torch.float32).eps * float((up * codes).square().sum().sqrt())
+    assert found[0] == pytest.approx(found[1], abs=single_values, rel=0)
+
+
 def test_steps_stay_positive_in_the_inner_loop():
     """Steps that an update would push below zero are clamped, and give theta no gradient."""
     model, learner, (task,) = net(), FOMAML(3, 1.0), episodes(1)

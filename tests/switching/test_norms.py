@@ -320,3 +320,56 @@ def test_statistics_do_not_outlive_the_weights_and_steps_that_they_were_measured
         assert not is_recalibrated(model, "W2A2") and not is_recalibrated(model, "FP")
         with pytest.raises(MissingStatisticsError), mq.at(model, "W2A2", "recalibrated"):
             model(data.test.images[:4])
+
+
+# --- narrow types -----------------------------------------------------------------------------------------------
+
+
+def read_by_norms(model, run):
+    """What each batch norm reads while ``run`` is called, in float64."""
+    seen, hooks = {}, []
+    for name, norm in norm_layers(model).items():
+
+        def see(_, args, name=name):
+            seen.setdefault(name, args[0].double())
+
+        hooks.append(norm.register_forward_pre_hook(see))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_recalibrated_statistics_of_narrow_inputs_are_float32_and_right(dtype, autocast, affine):
+    """Under autocast, and of a network that is bfloat16 itself; at the mean of 3 of some channels bfloat16 has 1/64."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8, affine=affine), nn.ReLU()]
+    float_model = nn.Sequential(*body, nn.Flatten(), nn.Linear(128, 3))
+    nn.init.normal_(float_model[2].bias, 3)
+    model, x = mq.quantize(float_model.to(dtype).eval(), "lsq", sample=images(16).float()), images(64).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        [read] = read_by_norms(model, lambda: mq.recalibrate(model, x.float(), "W4A4")).values()
+        out = at(model, "W4A4", "recalibrated", x[:16])
+        batch = at(model, "W4A4", "batch", x)[:16]
+    [stats] = state(model, "stats_").values()
+    assert stats.dtype == torch.float32
+    var, mean = torch.var_mean(read, (0, 2, 3), correction=0)
+    torch.testing.assert_close(stats.double(), torch.stack([mean, var]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, batch, rtol=0, atol=8 * torch.finfo(torch.bfloat16).eps)
+    model.load_state_dict(state(model))
+    assert state(model, "stats_")["3.stats_W4A4"].dtype == torch.float32
+
+
+def test_a_network_is_recalibrated_in_one_type_and_used_in_another():
+    """Float32 statistics serve the network as bfloat16, under autocast, and as float64."""
+    model, x = net(torch.float32), images(32, dtype=torch.float32)
+    mq.recalibrate(model, x, "W4A4")
+    right = at(model, "W4A4", "recalibrated", x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [at(model, "W4A4", "recalibrated", x).float()]
+    for dtype in (F64, torch.bfloat16):
+        found.append(at(model.to(dtype), "W4A4", "recalibrated", x.to(dtype)).float())
+    for out in found:
+        assert (out - right).abs().mean() < 0.1 * right.std()
