@@ -3,7 +3,7 @@
 This takes some minutes. Each checkpoint is seed 0 of a named set-up, with the norm statistics of every pair that it
 serves. ``checkpoints/glyphs.json`` holds their accuracy on the validation scripts, on which the set-ups were chosen.
 The checkpoints for the digits come from ``mebqat-lite demo --ship data``, except for Any-Precision, which is trained
-here.
+here. ``python -m benchmarks.ship --rewrite`` trains nothing: it writes the shipped checkpoints in the format of today.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mebqat_lite import datasets
+from mebqat_lite import datasets, files, paths
 from mebqat_lite.bits import candidates
 from mebqat_lite.checkpoint import load_model, save_model
 from mebqat_lite.experiments.frozen import SHOWN, sheet, text
@@ -50,14 +50,14 @@ def main(data: Path) -> None:
     sheets = {}
     for recipe, jobs in FEW_SHOT.items():
         with tempfile.TemporaryDirectory() as folder:
-            setup, paths = get(recipe), []
+            setup, done = get(recipe), []
             train_start(setup, 0, Path(folder), "pn" if recipe == "glyphs-pn" else "fomaml")
             for name, job in jobs.items():
-                paths.append(out / f"glyphs-{name}.safetensors")
-                train(name, setup, job, Path(folder), paths[-1])
+                done.append(out / f"glyphs-{name}.safetensors")
+                train(name, setup, job, Path(folder), done[-1])
         frozen = "glyphs-20way" if recipe == "glyphs-pn" else "glyphs-5way"
         shown = SHOWN if recipe == "glyphs-pn" else ("W2A2", "W4A4", "FP")
-        sheets[frozen] = sheet(paths, frozen, part="val", bits=shown)
+        sheets[frozen] = sheet(done, frozen, part="val", bits=shown)
         print(text(sheets[frozen]), flush=True)
     write_json(out / "glyphs.json", sheets)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,5 +72,15 @@ def main(data: Path) -> None:
         )
 
 
+def rewrite(folder: Path) -> None:
+    """Write the checkpoints of a folder anew, with the same tensors and descriptions; each gets its checksum."""
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors, meta = files.read(path, "model")
+        files.write(path, tensors, meta)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))
+    if sys.argv[1:] == ["--rewrite"]:
+        rewrite(paths.shipped("checkpoints"))
+    else:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))

@@ -93,10 +93,12 @@ def candidates(one_bit: bool = True) -> list[Bits]:
     return [b for b in pairs if b.is_candidate and (one_bit or 1 not in (b.w, b.a))]
 
 
-def parse_all(pairs: str | Iterable[BitsLike]) -> list[Bits]:
-    """Read several pairs from a comma-separated string (``"W2A2,W4A4,FP"``) or from a list of pairs."""
+def parse_all(pairs: str | Bits | Iterable[BitsLike]) -> list[Bits]:
+    """Read several pairs from a comma-separated string (``"W2A2,W4A4,FP"``), from a list of pairs, or from one pair."""
     if isinstance(pairs, str):
         pairs = [part for part in pairs.split(",") if part.strip()]
+    elif not isinstance(pairs, Iterable):
+        pairs = [pairs]  # one pair, or what `parse` refuses
     parsed = [Bits.parse(pair) for pair in pairs]
     if not parsed:
         raise ValueError("no bitwidth pair given; write for example W2A2,W4A4,FP")

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from mebqat_lite import models
 from mebqat_lite.bits import parse_all
-from mebqat_lite.files import CheckpointError, read, write
+from mebqat_lite.files import CheckpointError, read, understood, write
 from mebqat_lite.quantizers import Site
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import give_norm_sets
-from mebqat_lite.switching.state import Plan, norm_layers, plan_of, setting_of
+from mebqat_lite.switching.state import Plan, norm_layers, plan_of, setting_of, unwrapped
 from mebqat_lite.tensors import place
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Describe a quantized model, in JSON, so that `blank` can build an equal one again."""
-    norms = list(norm_layers(model).values())
+    norms, spec = list(norm_layers(model).values()), getattr(model, "spec", None)
     return {
-        "spec": getattr(model, "spec", None),
+        "spec": spec if isinstance(spec, models.Spec) else None,
         "plan": asdict(plan_of(model)),
         "norm_sets": list(norms[0].sets) if norms else [],
         "norm_stats": setting_of(model).norm_stats,
@@ -36,6 +36,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     """Save a quantized model to ``path``, and return the path.
 
+    Of a model in a data-parallel, averaging or compiling wrapper, the model inside is saved.
+
     `load_model` returns the keyword arguments ``extra``, which must be JSON, together with the model.
 
     >>> path = mq.save_model(model, folder / "digits.safetensors", dataset="digits")
@@ -45,6 +47,7 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     Raises:
         ValueError: the network is packed, so that it has no float weights.
     """
+    model = unwrapped(model)
     if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     meta = {"kind": "model", "model": describe(model), "extra": extra}
@@ -68,9 +71,10 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
         CheckpointError: the file is damaged, is not a saved model, or does not fit ``model``.
     """
     tensors, meta = read(path, "model")
-    model = blank(meta["model"], Path(path).name, model)
-    load_tensors(model, tensors, Path(path).name)
-    return model.eval(), meta["extra"]
+    with understood(path):
+        model = blank(meta["model"], Path(path).name, model)
+        model.load_state_dict(as_state(model, tensors))
+        return model.eval(), meta["extra"]
 
 
 def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) -> nn.Module:
@@ -107,24 +111,8 @@ def is_channels_last(weight: Tensor) -> bool:
     return last and not weight.is_contiguous()
 
 
-def load_tensors(model: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    """Copy the tensors of the file ``name`` into a model; tensors that do not fit it are a CheckpointError."""
-    try:
-        with torch.no_grad():
-            model.load_state_dict(as_state(model, tensors))
-    except RuntimeError as error:
-        raise misfit(name, error) from error
-
-
 def as_state(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Make a state dict of the tensors of a file, with the versions of its classes, which some of them ask for."""
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     return state
-
-
-def misfit(name: str, error: RuntimeError) -> CheckpointError:
-    """Make the error for a file whose tensors `load_state_dict` refused."""
-    first, *more = str(error).splitlines()[1:] or [str(error)]
-    others = f" (and {len(more)} more)" if more else ""
-    return CheckpointError(f"{name} does not fit this model: {first.strip()}{others}")

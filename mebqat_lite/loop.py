@@ -19,8 +19,8 @@ from mebqat_lite.datasets.base import Split
 from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, set_learning_rate
 from mebqat_lite.recipe import Recipe
-from mebqat_lite.switching.state import plan_of
-from mebqat_lite.tensors import best_device, keep_memory
+from mebqat_lite.switching.state import going_backward, plan_of
+from mebqat_lite.tensors import as_float, best_device, keep_memory, place
 
 
 class TrainingError(RuntimeError):
@@ -57,12 +57,13 @@ class Loop:
         self, model: nn.Module, train: Split, method: str, recipe: Recipe, passes: Passes | None = None
     ) -> None:
         keep_memory()
-        chosen, device = methods.get(method), next(model.parameters()).device
-        teacher = methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0)
+        chosen, (device, dtype), images = methods.get(method), place(model), train.images
+        if images.dtype != torch.uint8 or dtype != torch.float32:  # bytes become float32 in each batch
+            images = as_float(images).to(dtype)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        self.source = chosen.source(Split(train.images.to(device), train.labels.to(device)), recipe)
-        self.sampler, self.learner = chosen.sampler(model, recipe), chosen.learner(recipe, teacher)
+        split = Split(images.to(device), train.labels.to(device))
+        self.sampler, self.learner, self.source = methods.parts(chosen, model, split, recipe)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.buffers = list(model.buffers())
@@ -132,7 +133,8 @@ class Passes:
             task, losses = loop.source.task(loop.run.costs.steps, index), []  # a batch, or an episode
             for bits, loss in self.losses(loop, task, pairs):  # highest bits first
                 losses.append(loop.finite(self.value(loss), bits))
-                loss.backward()
+                with going_backward(loop.model, bits):
+                    loss.backward()
                 loop.run.costs.backprops += 1
             means.append(sum(losses) / len(losses))
         return means

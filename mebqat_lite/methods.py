@@ -32,6 +32,7 @@ from mebqat_lite.switching.norms import forget_stats, give_norm_sets
 from mebqat_lite.switching.state import has_one_bit, norm_layers, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
+LOOP = {"steps", "epochs", "lr", "weight_decay", "schedule", "clip", "seed", "quantizer"}  # options that `fit` reads
 Sampler = Listed | Sampled
 
 
@@ -261,6 +262,36 @@ METHODS: dict[str, Method] = {
 def teacher_of(method: Method, recipe: Recipe, warm: bool) -> str:
     """Return the name of the teacher: the recipe's, or else the method's own, which may differ after a warm-up."""
     return recipe.teacher or (method.warm_teacher if warm else "") or method.teacher
+
+
+def parts(method: Method, model: nn.Module, train: Split, recipe: Recipe) -> tuple[Sampler, Learner, Source]:
+    """Make the sampler, the learner and the source of tasks that train ``model`` with a method."""
+    teacher = teacher_of(method, recipe, warm=recipe.warm_steps > 0)
+    return method.sampler(model, recipe), method.learner(recipe, teacher), method.source(train, recipe)
+
+
+class Watched:
+    """A recipe that remembers which of its options were looked up."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.seen = recipe, set(LOOP)
+
+    def __getattr__(self, name: str) -> Any:
+        self.seen.add(name)
+        return getattr(self.recipe, name)
+
+
+def reads(method: Method, model: nn.Module, train: Split, recipe: Recipe) -> set[str]:
+    """Find the options of a recipe that a method reads when it trains ``model``; the others have no effect.
+
+    Raises:
+        ValueError: the method cannot work with this model, data or recipe.
+    """
+    watched: Any = Watched(recipe)
+    parts(method, model, train, watched)
+    seen = watched.seen | ({"milestones", "gamma"} if recipe.schedule == "milestones" else set())
+    seen |= {"batch_size"} if recipe.epochs else set()
+    return seen - (set() if method.trains else {"teacher", "warm_steps"})
 
 
 def get(name: str) -> Method:

@@ -20,13 +20,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {}
 Build = TypeVar("Build", bound=Callable[..., nn.Module])
 
 
+class Spec(dict):
+    """The ``name`` and the ``options`` with which a model was built; a user's own ``spec`` is not of this class."""
+
+
 def architecture(build: Build) -> Build:
     """Register a function that builds a model; the model remembers the call as ``model.spec``."""
 
     @functools.wraps(build)
     def wrapper(**options: Any) -> nn.Module:
         model = build(**options)
-        model.spec = {"name": build.__name__, "options": options}  # type: ignore[assignment]
+        model.spec = Spec(name=build.__name__, options=options)  # type: ignore[assignment]
         return model
 
     MODELS[build.__name__] = wrapper
@@ -40,12 +44,12 @@ def build(name: str, **options: Any) -> nn.Module:
     return MODELS[name](**options)
 
 
-def _conv(c_in: int, c_out: int, size: int = 3, padding: int = 1, pool: bool = False) -> nn.Sequential:
-    """Stack a convolution, batch norm, an optional 2 x 2 max pool, and a ReLU.
+def _conv(c_in: int, c_out: int, padding: int = 1, pool: bool = False) -> nn.Sequential:
+    """Stack a 3 x 3 convolution, batch norm, an optional 2 x 2 max pool, and a ReLU.
 
     The pool comes before the ReLU: the result is the same, and the ReLU has a quarter of the work.
     """
-    layers = [nn.Conv2d(c_in, c_out, size, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
+    layers = [nn.Conv2d(c_in, c_out, 3, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []), InputReLU(inplace=True))
 
 
@@ -102,11 +106,14 @@ def conv4(channels: int = 64, in_channels: int = 1, image_size: int = 28, classe
 
 
 class CNN8(StemAndBody):
-    """Seven convolutions and a linear layer for SVHN at 40 x 40 pixels (the SVHN network of DoReFa)."""
+    """Seven convolutions and a linear layer for SVHN at 40 x 40 pixels, as in the public code of the MEBQAT authors.
+
+    The first and the last convolution have no batch norm, so that a batch of one image can be learned from, too.
+    """
 
     def __init__(self, classes: int, dropout: float) -> None:
         super().__init__()
-        self.stem = _conv(3, 48, size=5, padding=0, pool=True)  # 40 -> 36 -> 18
+        self.stem = nn.Sequential(nn.Conv2d(3, 48, 5), nn.MaxPool2d(2), InputReLU(inplace=True))  # 40 -> 36 -> 18
         self.body = nn.Sequential(
             _conv(48, 64),
             _conv(64, 64, pool=True),  # 18 -> 9
@@ -114,7 +121,8 @@ class CNN8(StemAndBody):
             _conv(128, 128),
             _conv(128, 128, padding=0),  # 7 -> 5
             nn.Dropout(dropout),
-            _conv(128, 512, size=5, padding=0),  # 5 -> 1
+            nn.Conv2d(128, 512, 5, bias=False),  # 5 -> 1
+            InputReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(512, classes),
         )
@@ -187,5 +195,11 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """Store the weights in channels-last order, which makes these networks 1.3 to 1.7 times faster on a CPU."""
-    return model.to(memory_format=torch.channels_last)
+    """Store the weights in channels-last order, which makes these networks 1.3 to 1.7 times faster on a CPU.
+
+    The order is one of four dimensions, so the weights of three-dimensional convolutions stay as they are.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from mebqat_lite.bits import FULL, WIDTHS, BitsLike, parse_all
+from mebqat_lite.bits import WIDTHS, BitsLike, parse_all
+
+FROM_ZERO = ("epochs", "warm_steps", "pad", "seed", "test_steps")  # whole numbers that may be 0; others are at least 1
+MOST = 2**31 - 1  # the largest whole number
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Recipe:
     second_order: bool = False  # full MAML instead of first-order MAML (FOMAML); full precision only
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))  # JSON gives a list
+        for name in ("milestones", "exclude"):  # JSON gives a list; a single value is one of them
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, (tuple, list, set)) else (value,))
         object.__setattr__(self, "bits", tuple(str(pair) for pair in parse_all(self.bits)) if self.bits else ())
         for item in fields(self):
             kind, value = type(item.default), getattr(self, item.name)
@@ -55,15 +60,15 @@ class Recipe:
                 raise ValueError(f"{item.name} must be True or False, not {value!r}")
             if kind in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, kind))):
                 raise ValueError(f"{item.name} must be a {'whole ' * (kind is int)}number, not {value!r}")
-        if self.epochs < 0 or self.warm_steps < 0:
-            raise ValueError(f"epochs and warm_steps must not be negative: {self.epochs}, {self.warm_steps}")
-        exclude = [self.exclude] if isinstance(self.exclude, int) else self.exclude
-        object.__setattr__(self, "exclude", tuple(exclude))
-        if not set(self.exclude) < set(WIDTHS) - {FULL}:
+            least = int(kind is int and item.name not in FROM_ZERO)
+            if kind in (int, float) and not value >= least:  # NaN is not either
+                raise ValueError(f"{item.name} must be at least {least}, not {value}")
+            if kind is int and value > MOST:
+                raise ValueError(f"{item.name} must be at most {MOST:,}, not {value}")
+        if not all(isinstance(share, float) and 0 < share < 1 for share in self.milestones):
+            raise ValueError(f"milestones are fractions of the steps, as (0.5, 0.75), not {self.milestones}")
+        if not all(width in WIDTHS[:-1] for width in self.exclude) or set(self.exclude) == set(WIDTHS[:-1]):
             raise ValueError(f"exclude must hold some of the widths {WIDTHS[:-1]}, not {self.exclude}")
-        for name in ("steps", "batch_size", "m", "shots", "queries", "tasks", "inner_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.schedule not in ("cosine", "milestones", "constant"):
             raise ValueError(f"no schedule {self.schedule!r}; choose cosine, milestones or constant")
 
@@ -77,7 +82,14 @@ class Recipe:
         return replace(self, epochs=0, steps=self.epochs * max(1, count // min(self.batch_size, count)))
 
     def with_options(self, **options: Any) -> Recipe:
-        """Return a copy with some options changed; an unknown name is a TypeError that lists the known ones."""
+        """Return a copy with some options changed; ``steps`` also replace ``epochs``, if there were any.
+
+        Raises:
+            TypeError: a name is unknown; the error lists the known ones.
+            ValueError: both ``steps`` and ``epochs`` are given, or a value is out of its range.
+        """
         if unknown := set(options) - set(self.__dataclass_fields__):
             raise TypeError(f"no option {sorted(unknown)}; known: {', '.join(self.__dataclass_fields__)}")
+        if "steps" in options and options.setdefault("epochs", 0):
+            raise ValueError("give steps or epochs, not both")
         return replace(self, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mebqat_lite import checkpoint, files
 from mebqat_lite.files import CheckpointError
-from mebqat_lite.loop import Costs, Loop
+from mebqat_lite.loop import Costs, Loop, Passes
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.state import plan_of
 
@@ -52,6 +53,19 @@ def _random_name(kind: str, rank: int) -> str:
     return f"random/{kind}" + (f"/{rank}" if rank else "")
 
 
+def alone(path: str | Path | None, passes: Passes) -> ExitStack:
+    """Hold ``path`` for the first process of a run until the returned context ends, see `files.locked`.
+
+    Raises:
+        OSError: another run writes the file, or something lies there that a checkpoint does not replace.
+    """
+    held = ExitStack()
+    if path is not None:
+        passes.first(lambda: files.check_output(path, "training"))
+        passes.first(lambda: held.enter_context(files.locked(path)))
+    return held
+
+
 def from_checkpoint(loop: Loop, path: str | Path | None) -> None:
     """Continue from the checkpoint at ``path``, if there is one.
 
@@ -61,16 +75,17 @@ def from_checkpoint(loop: Loop, path: str | Path | None) -> None:
     """
     found = path is not None and Path(path).exists()
     if loop.passes.agree(found, f"{path} must be where all processes read it: some find it and some do not"):
-        _load(loop, Path(str(path)))
+        with files.understood(str(path)):
+            _load(loop, Path(str(path)))
 
 
 def _load(loop: Loop, path: Path) -> None:
     tensors, meta = files.read(path, "training")
     _refuse_another_run(loop, meta, path.name)
     _refuse_other_passes(loop, meta, path.name)
-    checkpoint.load_tensors(loop.model, _part(tensors, "model/"), path.name)
-    if loop.learner.frozen is not None:
-        checkpoint.load_tensors(loop.learner.frozen, _part(tensors, "teacher/"), path.name)
+    loop.model.load_state_dict(checkpoint.as_state(loop.model, _part(tensors, "model/")))
+    if (teacher := loop.learner.frozen) is not None:
+        teacher.load_state_dict(checkpoint.as_state(teacher, _part(tensors, "teacher/")))
     _load_optimizer(loop, _part(tensors, "optimizer/"))
     torch.set_rng_state(tensors[_random_name("cpu", loop.passes.rank)])
     if (cuda := _random_name("cuda", loop.passes.rank)) in tensors and torch.cuda.is_available():

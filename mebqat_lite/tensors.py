@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Images = Tensor | Iterable[Any]
+Sample = Images | Callable[[nn.Module], Any]  # images, or a function that runs a model on its inputs
 
 
 def image_batches(source: Images, batch_size: int = 512) -> Iterator[Tensor]:
@@ -28,11 +29,20 @@ def image_batches(source: Images, batch_size: int = 512) -> Iterator[Tensor]:
             yield as_float(part)
     elif isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], Tensor):
         yield from image_batches(source[0], batch_size)
-    elif isinstance(source, Iterable):
+    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, str)):
         for batch in source:
-            yield as_float(batch if isinstance(batch, Tensor) else batch[0])
+            first = batch if isinstance(batch, Tensor) or not isinstance(batch, Sequence) else batch[0]
+            if not isinstance(first, Tensor):
+                raise TypeError(f"a loader must yield tensors of images or (images, labels), not {_kind(batch)}")
+            yield as_float(first)
     else:
-        raise TypeError(f"expected a tensor of images or a loader of batches, not {type(source).__name__}")
+        raise TypeError(f"expected a tensor of images or a loader of batches, not {_kind(source)}")
+
+
+def _kind(value: object) -> str:
+    """Name the type of a value in an error, with what to do if it is a dictionary."""
+    cure = "; where a function that runs the model is allowed, give lambda model: model(**batch)"
+    return type(value).__name__ + (cure if isinstance(value, Mapping) else "")
 
 
 def as_float(images: Tensor) -> Tensor:
@@ -41,6 +51,21 @@ def as_float(images: Tensor) -> Tensor:
     No mean is subtracted per channel: the first convolution and batch norm, which stay in floating point, learn it.
     """
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+def like_model(images: Tensor, model: nn.Module) -> Tensor:
+    """Move images of any shape to a model's device and data type; whole numbers, such as tokens, stay whole."""
+    device, dtype = place(model)
+    images = as_float(images)
+    return images.to(device, dtype if images.is_floating_point() else images.dtype)
+
+
+def logits_of(out: Any) -> Tensor:
+    """Return what a network gave if it is a tensor of logits, (batch, classes); otherwise raise a TypeError."""
+    if isinstance(out, Tensor) and out.dim() == 2:
+        return out
+    found = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+    raise TypeError(f"the network gives {found}, not logits (batch, classes): wrap it in a module that returns them")
 
 
 @contextlib.contextmanager

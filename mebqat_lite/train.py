@@ -19,7 +19,7 @@ from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import forget_stats
 from mebqat_lite.switching.state import NotQuantizedError, plan_of, quantized_layers, set_norm_stats, setting_of
-from mebqat_lite.tensors import best_device
+from mebqat_lite.tensors import best_device, place
 
 Log = Callable[[dict[str, Any]], None]
 FAST = ("amp", "compiled", "vectorized", "fabric")  # options of `scale.speed.Fast`, which `fit` takes as ``passes``
@@ -54,7 +54,8 @@ def fit(
         method: the name of the method.
         recipe: the options of the run. Single options may also be given by name, as in ``steps=500, lr=1e-3``.
         path: the file of a training checkpoint. If it exists, the run continues from it. The result is identical to
-            that of an uninterrupted run on the same machine, with the same versions and number of threads.
+            that of an uninterrupted run on the same machine, with the same versions and number of threads. The file
+            is locked until the run ends (`files.locked`), so that no second run writes it.
         save_every: steps between two checkpoints.
         progress: whether to show a progress bar.
         device: where to train; by default CUDA if it is available, else the CPU.
@@ -68,24 +69,29 @@ def fit(
         The costs and the losses of the run; the costs include those of a warm-up.
 
     Raises:
-        ValueError: the method or teacher is unknown, or the method cannot work with this model, data or recipe.
+        ValueError: the method or teacher is unknown, the method cannot work with this model, data or recipe, or it
+            does not use an option that was given by name.
         TypeError: an option is unknown.
         CheckpointError: the file at ``path`` belongs to another run.
+        OSError: another run writes ``path``, or something lies there that is no training checkpoint.
         TrainingError: a loss is not finite. The step at fault changes neither weights nor norm statistics.
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
-    recipe = _recipe(recipe, options).for_images(len(data.train.labels))
+    recipe = _recipe(recipe, options)
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, not {save_every}")
     passes.start(model, device)
     _make_trainable(model, data, recipe)
+    _refuse_unread(model, data, method, recipe, options)
+    recipe = recipe.for_images(len(data.train.labels))
     _refuse_early(model, data, chosen, recipe, passes)
     forget_stats(model)
     before, how = Run(chosen.base, recipe), {"save_every": save_every, "progress": progress, "log": log}
-    if recipe.warm_steps and chosen.trains:
-        before = _warm_up(model, data, chosen.base, recipe, path, device=device, passes=passes, **how)
-    loop = Loop(model, data.train, method, recipe, passes)
-    try:
+    with resume.alone(path, passes) as held:
+        if recipe.warm_steps and chosen.trains:
+            before = _warm_up(model, data, chosen.base, recipe, path, device=device, passes=passes, **how)
+        loop = Loop(model, data.train, method, recipe, passes)
+        held.callback(loop.close)
         resume.from_checkpoint(loop, path)
         left, silent = range(loop.run.costs.steps, recipe.steps), not progress or passes.rank > 0
         for _ in tqdm(left, desc=chosen.title, disable=silent, leave=False, delay=1):
@@ -94,8 +100,6 @@ def fit(
                 log(_last_step(before, loop.run))
             if path is not None and (loop.run.costs.steps % save_every == 0 or loop.run.costs.steps == recipe.steps):
                 resume.save(loop, path)
-    finally:
-        loop.close()
     loop.check()
     model.eval()
     chosen.finish(model, data)
@@ -119,7 +123,15 @@ def _recipe(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
 
 
 def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
-    """Quantize a float model; a packed one is a ValueError, because it has no weights to train."""
+    """Quantize a float model.
+
+    Raises:
+        ValueError: the model is packed, so that it has no weights to train, or its weights are of a narrow type, in
+            which small updates are lost.
+    """
+    if (dtype := place(model)[1]).itemsize < 4:
+        cure = "train model.float(), and ask for mixed precision by passes=Fast(amp=True)"
+        raise ValueError(f"updates are smaller than the steps between the numbers of {dtype}: {cure}")
     try:
         quantizer = setting_of(model).quantizer
     except NotQuantizedError:
@@ -129,12 +141,19 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
         raise ValueError("a packed network is for prediction: train the checkpoint that it was made from")
 
 
+def _refuse_unread(model: nn.Module, data: Data, method: str, recipe: Recipe, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a single option was given that the method does not read."""
+    given = {name for name in options if getattr(recipe, name) != getattr(Recipe(), name)}
+    if unread := given - methods.reads(methods.get(method), model, data.train, recipe):
+        raise ValueError(f"{method} does not use {', '.join(sorted(unread))} with this recipe: leave it out")
+
+
 def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: Recipe, passes: Passes) -> None:
     """Build sampler, learner and source once, so that they raise their errors before any work is done."""
     data.train.check()
-    _refuse_untrainable(model, chosen.sampler(model, recipe))
-    chosen.learner(recipe, methods.teacher_of(chosen, recipe, warm=recipe.warm_steps > 0))
-    passes.share(chosen.source(data.train, recipe))
+    sampler, _, source = methods.parts(chosen, model, data.train, recipe)
+    _refuse_untrainable(model, sampler)
+    passes.share(source)
 
 
 def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is bit-identical, what is none is refused, nothing is unpickled or half written."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mebqat_lite import (
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.files import VERSION, read, write
 from mebqat_lite.quantizers import QUANTIZERS
-from mebqat_lite.switching.state import quantized_layers, setting_of
+from mebqat_lite.switching.state import plan_of, quantized_layers, setting_of
 
 IMAGES = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 MAP = {"*": "W8A8", "body.1.0": "W2A4"}
@@ -73,7 +74,7 @@ def test_outputs_come_back_to_the_bit(quantizer, tmp_path):
     loaded, extra = load_model(tmp_path / "a")
     assert extra == {"note": "x", "numbers": [1, 2.5]}
     assert not loaded.training
-    assert loaded.plan == model.plan and json.dumps(loaded.spec) == json.dumps(model.spec)
+    assert plan_of(loaded) == plan_of(model) and json.dumps(loaded.spec) == json.dumps(model.spec)
     assert gap(loaded, model, pairs) == 0
     assert gap(loaded, model, pairs, "batch") == 0
     state = loaded.state_dict()
@@ -156,6 +157,14 @@ def test_a_missing_file_is_named(tmp_path):
             load_model(path)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(tmp_path):
+    path = saved(tmp_path)
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=r"a\.safetensors"):
+        load_model(path)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("whole"))
@@ -229,7 +238,7 @@ def test_a_description_without_its_parts_is_refused(meta, tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     write(tmp_path / "a", {}, {"version": VERSION + 1, "kind": "model"})
-    with pytest.raises(CheckpointError, match="a has format version 2, this package reads up to 1: update it"):
+    with pytest.raises(CheckpointError, match="a has format version 3, this package reads up to 2: update it"):
         load_model(tmp_path / "a")
 
 

@@ -39,7 +39,7 @@ KNOWS = {
     "optim": "quantizers recipe switching",
     "checkpoint": "bits files models quantizers switching tensors",
     "loop": "bits datasets files methods models optim recipe switching tensors",
-    "resume": "checkpoint files loop recipe switching",
+    "resume": "files loop recipe switching",
     "train": "bits datasets loop methods optim recipe resume switching tensors",
     "measure": "bits datasets files learners methods quantizers recipe switching tensors",
     "deploy": "bits checkpoint datasets files learners measure methods paths quantizers switching tensors",
@@ -50,7 +50,8 @@ KNOWS = {
     "switching train",
     "course": "__init__ bits checkpoint datasets deploy experiments files learners measure methods models paths "
     "quantizers recipe switching tensors",
-    "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers scale train",
+    "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers recipe scale "
+    "train",
     "__main__": "cli",
 }
 WINGS = {

@@ -145,19 +145,41 @@ def test_conv4_of_the_papers_gives_64_features_of_omniglot_images():
     torch.testing.assert_close(model(x), plain(model, x, pools={0, 1, 2, 3}).flatten(1), rtol=1e-4, atol=1e-4)
 
 
-def test_cnn8_is_dorefas_svhn_network():
-    """5 x 5 first without padding and pool; pool after the third; 4th and 6th unpadded; dropout before the last."""
-    model = shake(mq.models.cnn8())
-    widths, sizes = [3, 48, 64, 64, 128, 128, 128, 512], [5, 3, 3, 3, 3, 3, 5]
-    assert [(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convs(model)] == list(
-        zip(widths[:-1], widths[1:], sizes, strict=True)
-    )
-    assert [shape[1:] for shape in maps(model, (3, 40, 40))] == [(n, n) for n in (36, 18, 18, 7, 7, 5, 1)]
-    weights = sum(a * b * k * k for a, b, k in zip(widths[:-1], widths[1:], sizes, strict=True))
-    assert count(model) == weights + 2 * sum(widths[1:]) + 512 * 10 + 10
-    x, linear = images((3, 40, 40)), model.body[-1]
-    features = plain(model, x, pools={0, 2}).flatten(1)
-    torch.testing.assert_close(model(x), F.linear(features, linear.weight, linear.bias), rtol=1e-4, atol=1e-4)
+def plain_cnn8():
+    """The network of the MEBQAT authors' public code, in their order: a pool before each ReLU."""
+    layers = [nn.Conv2d(3, 48, 5), nn.MaxPool2d(2), nn.ReLU()]
+    blocks = [(48, 64, 1, False), (64, 64, 1, True), (64, 128, 0, False), (128, 128, 1, False), (128, 128, 0, False)]
+    for c_in, c_out, padding, pool in blocks:
+        layers += [nn.Conv2d(c_in, c_out, 3, padding=padding, bias=False), nn.BatchNorm2d(c_out)]
+        layers += [*([nn.MaxPool2d(2)] if pool else []), nn.ReLU()]
+    layers += [nn.Dropout(0.5), nn.Conv2d(128, 512, 5, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_cnn8_is_the_authors_network(training):
+    """No norm and a bias on the first convolution, no norm after the last; the same weights give the same logits."""
+    model, reference = shake(mq.models.cnn8()).train(training), plain_cnn8().train(training)
+    assert [shape[1:] for shape in maps(mq.models.cnn8(), (3, 40, 40))] == [(n, n) for n in (36, 18, 18, 7, 7, 5, 1)]
+    reference.load_state_dict(dict(zip(reference.state_dict(), model.state_dict().values(), strict=True)))
+    for count in (1, 2, 5):
+        x, outs = images((3, 40, 40), count), []
+        for net in (model, reference):
+            torch.manual_seed(0)  # for dropout
+            outs.append(net(x))
+        torch.testing.assert_close(*outs, rtol=0, atol=0)
+
+
+def test_a_batch_of_one_image_teaches_cnn8():
+    """Also at quantized pairs: none of its norms sees a single value, as that of one position would."""
+    torch.manual_seed(0)
+    model, x = mq.quantize(mq.models.cnn8(), "dorefa", sample=torch.rand(2, 3, 40, 40)).train(), images((3, 40, 40), 1)
+    for bits in ("FP", "W2A2", "W1A1"):
+        with mq.at(model, bits):
+            F.cross_entropy(model(x), torch.tensor([3])).backward()
+    grads = [p.grad for p in model.parameters()]
+    assert all(grad is not None and grad.isfinite().all() for grad in grads)
+    assert len(grads) == 2 * 5 + 7 + 1 + 2  # norms, convolutions, one bias, the linear layer
 
 
 def test_cnn8_drops_inputs_of_its_last_convolution_and_nothing_else():

@@ -16,7 +16,7 @@ from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import TINY
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Listed
-from mebqat_lite.switching.state import at, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.switching.state import at, plan_of, quantized_layers, set_norm_stats, setting_of
 from mebqat_lite.train import learning_rate
 
 FAST = {"batch_size": 16, "progress": False}
@@ -214,7 +214,7 @@ def test_a_float_model_is_quantized(data, quantizer):
     model, before = float_net(), net(data, quantizer)
     fit(model, data, steps=2, quantizer=quantizer, **FAST)
     fit(before, data, steps=2, quantizer="sat", **FAST)  # a quantized one keeps its own
-    assert model.plan.quantizer == before.plan.quantizer == quantizer
+    assert plan_of(model).quantizer == plan_of(before).quantizer == quantizer
     assert same(model.state_dict(), before.state_dict())
 
 
@@ -242,7 +242,7 @@ def test_ptq_mse_is_full_precision_training_and_then_steps(data):
     model, plain = net(data), net(data)
     fit(model, data, "ptq_mse", steps=4, **FAST)
     fit(plain, data, "fp", steps=4, **FAST)
-    assert model.plan.quantizer == "least_squares" and plain.plan.quantizer == "dorefa"
+    assert plan_of(model).quantizer == "least_squares" and plan_of(plain).quantizer == "dorefa"
     left = {n: t for n, t in model.state_dict().items() if ".quant." not in n}
     assert same(left, plain.state_dict())
     steps = [p for layer in quantized_layers(model).values() for p in layer.quant.values()]

@@ -6,7 +6,7 @@ import torch
 from mebqat_lite import CheckpointError, fit, models, quantize
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.recipe import Recipe
-from mebqat_lite.switching.state import quantized_layers
+from mebqat_lite.switching.state import plan_of, quantized_layers
 
 TRAIN = Split(torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 10)
 DATA = Data("made", TRAIN, None, None, ())
@@ -35,13 +35,13 @@ def test_a_warm_start_is_full_precision_training_and_then_new_steps():
 def test_a_warm_start_keeps_the_model_s_quantizer():
     model = net("lsq")
     warm(model)
-    assert model.plan.quantizer == "lsq"
+    assert plan_of(model).quantizer == "lsq"
 
 
 def test_a_warm_start_takes_the_quantizer_from_its_options():
     model = models.digit_net(widths=(4, 4, 4, 4))
     warm(model, quantizer="lsq")
-    assert model.plan.quantizer == "lsq"
+    assert plan_of(model).quantizer == "lsq"
 
 
 @pytest.mark.parametrize("train", [warm, lambda model: fit(model, DATA, "ptq_mse", steps=1, progress=False)])

@@ -27,6 +27,8 @@ FOR_NEW_CLASSES = {
     "queries": "query images per class; default: as in training",
     "episodes": "how many episodes; default: 600",
 }
+# Options that concern only classifiers of fixed classes, and what others do instead.
+FOR_FIXED_CLASSES = {"layers": "give --bits", "seed": "the classes of the parts are those of the training"}
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,15 @@ def add_evaluate(commands: Commands) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measure a saved model, print its accuracies, and write them where that is asked for."""
     from mebqat_lite.deploy.packed import load_any, packed_settings
+    from mebqat_lite.files import check_output
     from mebqat_lite.measure.results import check_frame_name
     from mebqat_lite.measure.saved import learns_new_classes
 
     started = time.perf_counter()
     if arguments.save:
         check_frame_name(arguments.save)  # before minutes are spent on what cannot be written
+    for out in filter(None, (arguments.save, arguments.json)):
+        check_output(out)
     model, extra = load_any(arguments.checkpoint)
     if packed := packed_settings(model):
         arguments.bits = arguments.bits or packed  # a packed file holds these pairs and no others
@@ -84,6 +89,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
     """Accuracy on images of the classes that the model was trained on."""
     from mebqat_lite import datasets
+    from mebqat_lite.deploy.packed import packed_settings
+    from mebqat_lite.experiments.setups import on_images
     from mebqat_lite.measure.costs import stored_bytes
     from mebqat_lite.measure.evaluate import grid
 
@@ -92,9 +99,12 @@ def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Ma
     seed = extra.get("seed", 0) if arguments.seed is None else arguments.seed
     data = datasets.load(name, seed)
     _warn_of_known_images(arguments, extra, name, seed)
+    if packed_settings(model) and arguments.norm != "recalibrated":
+        raise ValueError(f"this packed file has no statistics but recalibrated ones: leave out --norm {arguments.norm}")
     calibration, part = _calibration(arguments, model, data), getattr(data, arguments.part)
     pairs = [_layers(arguments.layers)] if arguments.layers else arguments.bits
-    frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
+    with on_images(arguments.checkpoint.name, part.images):
+        frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
     images = f"{len(part.labels)} images of {name}, split of seed {seed}"
     return Measured(frame, ["mean"], {"bytes": stored_bytes(model, statistics=False)}, images)
 
@@ -129,23 +139,29 @@ def _layers(text: str) -> dict[str, str]:
     parts = [part.split("=") for part in text.split(",")]
     if not all(len(part) == 2 for part in parts):
         raise ValueError(f"--layers takes LAYER=PAIR,LAYER=PAIR (* for the rest), not {text!r}")
-    return {part[0]: part[1] for part in parts}
+    layers = {part[0]: part[1] for part in parts}
+    if len(layers) < len(parts):
+        raise ValueError(f"--layers takes each layer once (* for the rest), not {text!r}")
+    return layers
 
 
 def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
     """Accuracy on episodes of classes that the model was not trained on."""
+    from mebqat_lite.experiments.setups import on_images
     from mebqat_lite.measure.fewshot import episode_grid
     from mebqat_lite.measure.saved import episodes_for, give_statistics
 
-    if arguments.layers:
-        raise ValueError("--layers is for classifiers of fixed classes; give --bits")
+    for name, instead in FOR_FIXED_CLASSES.items():
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is for classifiers of fixed classes; {instead}")
     asked = _given_for_new_classes(arguments)
     count = {"count": asked.pop("episodes")} if "episodes" in asked else {}
     learner, episodes, name = episodes_for(model, extra, arguments.data, arguments.part, **asked)
     pairs = None if arguments.bits is None else parse_all(arguments.bits)
     if arguments.norm == "recalibrated":
         give_statistics(model, extra, pairs)
-    frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
+    with on_images(arguments.checkpoint.name, episodes.split.images):
+        frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
     kind = f"{episodes.ways}-way {episodes.shots}-shot, {episodes.queries} queries a class"
     images = f"{int(frame['n'].iloc[0])} episodes of {name}, {kind}; ± over episodes"
     return Measured(frame, ["mean", "ci95"], {}, images)
@@ -164,7 +180,7 @@ def _write(arguments: argparse.Namespace, measured: Measured, started: float) ->
     if arguments.save:
         write_frame(arguments.save, measured.frame)
     if arguments.json:
-        accuracy = {arguments.checkpoint.stem: cells(measured.frame)}
+        accuracy = {arguments.checkpoint.name.removesuffix(".safetensors"): cells(measured.frame)}
         record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": measured.costs}
         write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
 
@@ -191,7 +207,7 @@ def add_benchmark(commands: Commands) -> None:
     command.add_argument("--part", default="test", choices=("val", "test"))
     command.add_argument("--bits", help="bitwidth pairs, as W2A2,W4A4,FP; default: all 73")
     command.add_argument("--episodes", type=int, help="how many episodes; default: 600")
-    command.add_argument("--out", type=Path, help="folder; default: results/benchmark")
+    command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/benchmark")
     command.set_defaults(run=run_benchmark)
 
 
@@ -204,5 +220,5 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     count = {} if arguments.episodes is None else {"count": arguments.episodes}
     sheet = frozen.sheet(checkpoints, arguments.set, part=arguments.part, bits=pairs, **count)
     print(frozen.text(sheet))
-    print_written(frozen.write(sheet, arguments.out or paths.results() / "benchmark"))
+    print_written(frozen.write(sheet, arguments.folder or paths.results() / "benchmark"))
     return 0

@@ -53,7 +53,11 @@ QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, "-m", "not slow and not br
 
 def add_test(commands: Commands) -> None:
     """List ``mebqat-lite test`` in ``--help``; `cli.main` hands its words to `main` before argparse reads them."""
-    commands.add_parser("test", help="run all that CI runs (from a checkout); stages and pytest options may follow")
+    command = commands.add_parser(
+        "test", help="run all that CI runs (from a checkout); stages and pytest options may follow"
+    )
+    command.add_argument("extra", nargs="*", help="names of stages")
+    command.set_defaults(run=lambda arguments: main(arguments.extra))
 
 
 def main(extra: Sequence[str] = ()) -> int:
@@ -67,6 +71,12 @@ def main(extra: Sequence[str] = ()) -> int:
         print(problem, file=sys.stderr)
         return 2
     chosen, options = split(extra)
+    if options and not options[0].startswith("-") and not Path(paths.checkout() or "", options[0]).exists():
+        print(f"no stage {options[0]!r}; known: {', '.join(s.name for s in (*STAGES, QUICK))}", file=sys.stderr)
+        return 2
+    if options and not any(stage.is_pytest for stage in chosen):
+        print(f"{' '.join(options)}: no stage here takes options of pytest", file=sys.stderr)
+        return 2
     outcomes = [(stage.name, *run(stage, options)) for stage in chosen]
     print("\nSummary")
     for name, passed, seconds in outcomes:

@@ -13,7 +13,7 @@ def add_assignments(commands: Commands) -> None:
     """Define ``mebqat-lite assignments``."""
     command = commands.add_parser("assignments", help="write the student versions of the assignments, and zips of them")
     command.add_argument("--source", type=Path, help="folder of NAME/NAME.ipynb; default: the checkout's masters")
-    command.add_argument("--out", type=Path, help="folder; default: results/assignments")
+    command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/assignments")
     command.set_defaults(run=run_assignments)
 
 
@@ -22,7 +22,7 @@ def run_assignments(arguments: argparse.Namespace) -> int:
     from mebqat_lite.course.classroom.release import release
 
     source = arguments.source or _checkout_folder("source")
-    print_written(release(source, arguments.out or paths.results() / "assignments"))
+    print_written(release(source, arguments.folder or paths.results() / "assignments"))
     return 0
 
 
@@ -33,7 +33,7 @@ def add_grade(commands: Commands) -> None:
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
-    command.add_argument("--out", type=Path, help="folder; default: results/grades")
+    command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/grades")
     command.set_defaults(run=run_grade)
 
 
@@ -41,7 +41,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade all submissions, print a line for each, and write grades and feedback."""
     from mebqat_lite.course.classroom.course import grade_folder, notice, summary
 
-    out = arguments.out or paths.results() / "grades"
+    out = arguments.folder or paths.results() / "grades"
     print(notice())
     graders = arguments.graders or _checkout_folder("graders")
     graded = grade_folder(arguments.submissions, graders, out, arguments.variant, arguments.jobs)

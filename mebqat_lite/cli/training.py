@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mebqat_lite.datasets import Data
     from mebqat_lite.experiments.setups import Setup
 
+OF_RECIPE = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantizer")  # also options of these commands
+
 
 # ---------------------------------------------------------------- demo
 
@@ -29,7 +32,9 @@ def add_demo(commands: Commands) -> None:
     """Define ``mebqat-lite demo``."""
     command = commands.add_parser("demo", help="the main job: table, costs and figure in under two minutes")
     _add_seeds_and_jobs(command)
-    command.add_argument("--out", type=Path, help="folder for demo.json and demo.png; default: results")
+    command.add_argument(
+        "--out", dest="folder", metavar="OUT", type=Path, help="folder for demo.json and demo.png; default: results"
+    )
     command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy results and seed 0's models to FOLDER")
     command.set_defaults(run=run_demo)
 
@@ -38,8 +43,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Train and measure the methods on the digits, then print a table and draw a figure."""
     from mebqat_lite.experiments import demo
 
-    folder = arguments.out or paths.results()
-    demo.run(_at_least_one(arguments.seeds), arguments.jobs, folder)
+    folder = arguments.folder or paths.results()
+    demo.run(arguments.seeds, arguments.jobs, folder)
     if arguments.ship:
         print("Shipped:", ", ".join(demo.ship(folder, arguments.ship)))
     return 0
@@ -94,31 +99,39 @@ def _add_speed(command: argparse.ArgumentParser) -> None:
 def run_train(arguments: argparse.Namespace) -> int:
     """Load the data, start a process for each device, and train in all of them."""
     from mebqat_lite import datasets
+    from mebqat_lite.experiments import setups
     from mebqat_lite.scale.launch import as_one, fabric_for
 
-    setup = setup_of(arguments)
+    setup, given = setup_of(arguments, (*OF_RECIPE, "bits"))
+    setup = setup.with_options(seed=arguments.seed)
     fabric = fabric_for(arguments.devices, arguments.nodes, arguments.words)
-    data = datasets.load(setup.data, arguments.seed)  # before more processes start, so that only one downloads
+    data = datasets.load(setup.data, setup.recipe.seed)  # before more processes start, so that only one downloads
+    setups.check_classes(arguments.method, data)
     if fabric is not None:
         fabric.launch()
-    return as_one(fabric, lambda: _train(arguments, setup, data, fabric))
+    return as_one(fabric, lambda: _train(arguments, setup, given, data, fabric))
 
 
-def _train(arguments: argparse.Namespace, setup: Setup, data: Data, fabric: Fabric | None) -> int:
-    """Train in this process, which may be one of several: only the first writes and prints."""
+def _train(
+    arguments: argparse.Namespace, setup: Setup, given: Mapping[str, Any], data: Data, fabric: Fabric | None
+) -> int:
+    """Train in this process, which may be one of several: only the first writes and prints.
+
+    ``fit`` gets the options that were ``given`` by name too, and refuses those that the method does not use.
+    """
     from mebqat_lite.experiments.run_folder import RunFolder
+    from mebqat_lite.files import check_output
     from mebqat_lite.scale.speed import Fast
     from mebqat_lite.train import fit
 
-    setup = setup.with_options(seed=arguments.seed)
-    if arguments.bits:
-        setup = setup.with_options(bits=arguments.bits)
     out = arguments.out or paths.results() / f"{arguments.method}.safetensors"
+    check_output(out, "model")
     model = _new_model(setup, data)
     passes = Fast(**_speed(arguments), fabric=fabric)
-    with closing(RunFolder(out.with_suffix(".run"), _description(arguments, setup), arguments.tensorboard)) as folder:
-        how = {"path": out.with_suffix(".training"), "save_every": arguments.save_every}
-        run = fit(model, data, arguments.method, setup.recipe, **how, log=folder.log, passes=passes)
+    beside = out.with_name(out.name.removesuffix(".safetensors"))  # a.v1 and a.v2 keep their own files
+    with closing(RunFolder(Path(f"{beside}.run"), _description(arguments, setup), arguments.tensorboard)) as folder:
+        how = {"path": f"{beside}.training", "save_every": arguments.save_every, **given}
+        run = fit(model, data, arguments.method, setup.recipe, log=folder.log, passes=passes, **how)
         passes.first(lambda: _save(model, out, arguments, setup))
         passes.first(lambda: folder.finish(run))
     if passes.rank == 0:
@@ -172,17 +185,23 @@ def add_compare(commands: Commands) -> None:
         "--budget", default="steps", help="what is equal between the methods: steps, backprops or total"
     )
     command.add_argument("--pairs", help="the pairs to measure, or all; default: W1A1,W2A2,W3A3,W4A4,W8A8,FP")
-    command.add_argument("--qat-lrs", default="", help="learning rates for qat to choose from on validation data")
+    command.add_argument("--qat-lrs", help="learning rates for qat to choose from on validation data")
     _add_seeds_and_jobs(command)
     _add_engine(command)
-    command.add_argument("--out", type=Path, help="folder that all machines share; default: results/compare")
+    command.add_argument(
+        "--out",
+        dest="folder",
+        metavar="OUT",
+        type=Path,
+        help="folder that all machines share; default: results/compare",
+    )
     command.set_defaults(run=run_compare)
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
     """Options for where and when jobs run."""
     command.add_argument("--engine", default="loky", help="what runs the jobs: serial, loky or dask")
-    command.add_argument("--address", default="", help="address of a cluster of dask; default: start one here")
+    command.add_argument("--address", help="address of a cluster of dask; default: start one here")
     command.add_argument(
         "--retries",
         type=int,
@@ -196,25 +215,28 @@ def run_compare(arguments: argparse.Namespace) -> int:
     """Train and measure the methods, print the report, and write it as JSON."""
     from mebqat_lite.experiments.compare import QAT_PAIRS, compare
     from mebqat_lite.experiments.jobs import PAIRS
-    from mebqat_lite.files import write_json
+    from mebqat_lite.files import check_output, write_json
     from mebqat_lite.measure.results import report
     from mebqat_lite.methods import METHODS
 
-    setup = setup_of(arguments)
-    folder = arguments.out or paths.results() / "compare"
+    setup, given = setup_of(arguments)
+    folder = arguments.folder or paths.results() / "compare"
+    check_output(folder / "compare.json")
     shown = _pairs(None if arguments.pairs == "all" else arguments.pairs, PAIRS, setup)
+    names = _names(arguments.methods)
+    _refuse_unread(arguments, setup, names, given)
     outcome = compare(
         setup,
-        _names(arguments.methods),
+        names,
         pairs=[str(pair) for pair in _defined_pairs(setup)] if arguments.pairs == "all" else shown,
-        listed=_pairs(arguments.bits or None, QAT_PAIRS, setup),
-        seeds=_at_least_one(arguments.seeds),
+        listed=_pairs(arguments.bits, QAT_PAIRS, setup),
+        seeds=arguments.seeds,
         folder=folder,
         budget=arguments.budget,
-        qat_lrs=_numbers(arguments.qat_lrs),
+        qat_lrs=[] if arguments.qat_lrs is None else _numbers(arguments.qat_lrs),
         workers=arguments.jobs,
         engine=arguments.engine,
-        address=arguments.address,
+        address=arguments.address or "",
         retries=arguments.retries,
         fresh=arguments.fresh,
     )
@@ -222,6 +244,20 @@ def run_compare(arguments: argparse.Namespace) -> int:
     print(report(outcome, shown, titles={name: METHODS[name].title for name in METHODS}))
     print(f"Written: {folder / 'compare.json'}")
     return 0
+
+
+def _refuse_unread(arguments: argparse.Namespace, setup: Setup, names: Sequence[str], given: Iterable[str]) -> None:
+    """Refuse options that none of the methods reads; ``--m`` is also read by the other budgets."""
+    from mebqat_lite.experiments.compare import ONE_PAIR, refuse_unread
+    from mebqat_lite.experiments.jobs import Variant
+
+    refuse_unread(setup, names, set(given) - ({"m"} if arguments.budget != "steps" else set()))
+    if not any(Variant.parse(name).method in ONE_PAIR for name in names):
+        for option in ("bits", "qat_lrs"):
+            if getattr(arguments, option) is not None:
+                raise ValueError(
+                    f"--{option.replace('_', '-')} is for {', '.join(ONE_PAIR)}: name one, or leave it out"
+                )
 
 
 def _pairs(asked: str | None, defaults: Iterable[str], setup: Setup) -> list[str]:
@@ -248,9 +284,12 @@ def _names(text: str) -> list[str]:
 def _numbers(text: str) -> list[float]:
     """``0.003,0.01`` as two numbers."""
     try:
-        return [float(part) for part in text.split(",") if part]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--qat-lrs takes numbers, as 0.003,0.01, not {text!r}") from None
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"--qat-lrs takes numbers above 0, each once, as 0.003,0.01, not {text!r}")
+    return numbers
 
 
 # ---------------------------------------------------------------- what these commands share
@@ -260,13 +299,6 @@ def _add_seeds_and_jobs(command: argparse.ArgumentParser) -> None:
     """Options of what trains on several seeds, side by side."""
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--jobs", type=int, help="how many processes, of one thread each; default: one per core")
-
-
-def _at_least_one(seeds: int) -> int:
-    """Give back the number of seeds, unless there are none."""
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {seeds}")
-    return seeds
 
 
 def _add_recipe(command: argparse.ArgumentParser) -> None:
@@ -288,18 +320,28 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     )
 
 
-def setup_of(arguments: argparse.Namespace) -> Setup:
-    """The named set-up with what the command line overrides."""
+def setup_of(arguments: argparse.Namespace, options: Sequence[str] = OF_RECIPE) -> tuple[Setup, dict[str, Any]]:
+    """The named set-up with what the command line overrides, and those values of the recipe that are given there.
+
+    ``options`` are the options of the command that are values of the recipe; ``--set`` gives the others.
+    """
     from mebqat_lite.experiments import setups
-    from mebqat_lite.experiments.jobs import assignment
 
     setup = setups.get(arguments.recipe)
-    if arguments.model and arguments.model != setup.model:
+    if arguments.model is not None and arguments.model != setup.model:
         setup = replace(setup, model=arguments.model, options={})  # the options are those of the set-up's own model
-    if arguments.data:
+    if arguments.data is not None:
         setup = replace(setup, data=arguments.data)
-    names = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantizer")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if "steps" in given:
-        given["epochs"] = 0  # which would otherwise replace the steps
-    return setup.with_options(**given, **dict(assignment(text) for text in arguments.set))
+    given = _given(arguments, options)
+    return setup.with_options(**given), given
+
+
+def _given(arguments: argparse.Namespace, options: Sequence[str]) -> dict[str, Any]:
+    """The values of the recipe that the command line gives, each of them once, by their names there."""
+    from mebqat_lite.experiments.jobs import assignments
+
+    own = {name: value for name in options if (value := getattr(arguments, name)) is not None}
+    given = assignments(arguments.set, own)
+    if "seed" in given:
+        raise ValueError(f"--set seed={given['seed']}: give {'--seeds' if 'seeds' in arguments else '--seed'} instead")
+    return given

@@ -79,13 +79,13 @@ def load(name: str, seed: int = 0) -> Data:
     else:
         folders = ", ".join(f"{kind}:PATH" for kind in FOLDERS)
         raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, {folders}")
-    counts = {part: options.pop(key) for key, part in SUBSETS.items() if isinstance(options.get(key), int)}
     known = set(inspect.signature(make).parameters) - {"seed", "path"}
+    words = {key for key, value in options.items() if isinstance(value, str)}  # names of classes, of the few that have
+    counts = {part: options.pop(key) for key, part in SUBSETS.items() if key in options and key not in words & known}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | set(SUBSETS)))}")
-    for key, value in options.items():
-        if isinstance(value, str) and key not in SUBSETS:
-            raise ValueError(f"{key} must be a whole number, not {value!r}, in {name!r}")
+    if wrong := sorted(words - (known & set(SUBSETS))):
+        raise ValueError(f"{wrong[0]} must be a whole number, in {name!r}")
     data = make(seed=seed, **options)
     for part, count in counts.items():
         data = subset(data, count, seed, part)
@@ -94,7 +94,10 @@ def load(name: str, seed: int = 0) -> Data:
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
     """Split ``cifar10,count=5000`` into ``cifar10`` and {"count": 5000}; other commas belong to the name."""
-    options = re.search(r"(,[a-z_]+=[\w+()-]+)*$", name)
+    options = re.search(r"(,[a-z_]+=[\w+().-]+)*$", name)
     assert options is not None  # it may be empty
-    pairs = (option.split("=") for option in options[0].split(",")[1:])
-    return name[: options.start()], {key: int(value) if value.isdigit() else value for key, value in pairs}
+    pairs = [option.split("=") for option in options[0].split(",")[1:]]
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError(f"each option of a dataset once, not {options[0][1:]!r}")
+    numbers = {key: int(value) for key, value in pairs if re.fullmatch(r"-?[0-9]+", value)}
+    return name[: options.start()], dict(pairs) | numbers

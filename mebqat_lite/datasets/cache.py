@@ -38,7 +38,9 @@ def cached(name: str, key: str, decode: Callable[[], Parts]) -> Parts:
     try:
         _save(path, parts)
     except OSError as error:
-        warnings.warn(f"{path.name} is not kept, {path.parent} cannot be written: {error.strerror}", stacklevel=2)
+        warnings.warn(
+            f"{path.name} is not kept, {path.parent} cannot be written: {error.strerror or error}", stacklevel=2
+        )
     return parts
 
 
@@ -48,8 +50,9 @@ def _save(path: Path, parts: Parts) -> None:
 
 
 def _load(path: Path) -> Parts:
-    """Map a cached file into memory, which reads its parts from the disk when they are used."""
+    """Map a cached file into memory; a CheckpointError if it is damaged."""
     tensors, meta = files.read(path, KIND)
-    names = [name.removesuffix(".labels") for name in tensors if name.endswith(".labels")]
-    splits = {name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in names}
-    return Parts(splits, tuple(meta["classes"]))
+    with files.understood(path):
+        names = [name.removesuffix(".labels") for name in tensors if name.endswith(".labels")]
+        splits = {name: Split(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in names}
+        return Parts(splits, tuple(meta["classes"]))

@@ -76,6 +76,8 @@ def _listed(path: Path) -> list[tuple[str, str]]:
             rows = list(reader)
     except FileNotFoundError:
         raise DataError(f"there is no {path.name} in {path.parent}: put it there. {SOURCE}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no table of text ({error}): fetch it anew. {SOURCE}") from error
     if not set(COLUMNS) <= set(columns):
         raise DataError(f"{path} has the columns {columns}, expected {','.join(COLUMNS)}. {SOURCE}")
     if not rows:

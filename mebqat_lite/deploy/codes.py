@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mebqat_lite.quantizers import wide
 from mebqat_lite.switching.layers import QuantizedLayer
 
 LAYOUT = "bit planes, the most significant first; each plane row-major, eight codes a byte, the first one highest"
@@ -31,9 +32,8 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
     with torch.no_grad():
         quantized = layer.quantized_weight(bits)
         step, zero = layer.quantizer.weight_grid(layer.weight, bits, layer.quant, layer.site)
-        codes = (quantized / step + zero).round().to(torch.int32)
-    fits = bool((codes >= 0).all() and (codes < 2**bits).all())
-    if not fits or not torch.equal(dequantize(codes, step, zero), quantized):
+        codes = (wide(quantized) / step + zero).round().clamp(0, 2**bits - 1).to(torch.int32)
+    if not torch.equal(dequantize(codes, step, zero).to(quantized.dtype), quantized):
         raise ValueError(
             f"{layer.quantizer}: weight_grid() at {bits} bits does not give the weights back: weight() must be "
             "(code - zero) step to the last digit; a straight-through gradient is q.detach() + (w - w.detach())"
@@ -42,8 +42,8 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
 
 
 def dequantize(codes: Tensor, step: Tensor, zero: float) -> Tensor:
-    """Compute the weights ``(codes - zero) * step``, in the type of ``step``."""
-    return codes.to(step.dtype).sub_(zero).mul_(step)
+    """Compute the weights ``(codes - zero) * step``, in the type of ``step``, but no narrower than float32."""
+    return codes.to(wide(step).dtype).sub_(zero).mul_(step)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

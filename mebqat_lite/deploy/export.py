@@ -11,7 +11,8 @@ from torch import nn
 from mebqat_lite import datasets, methods
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.deploy.packed import NESTED, save_packed
+from mebqat_lite.deploy.packed import KIND, NESTED, save_packed
+from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
 
@@ -39,11 +40,12 @@ def export(
     Raises:
         ValueError: an argument does not fit, the checkpoint does not say how it was trained, or it is a MAML network,
             whose weights are different for each set of classes.
+        FileExistsError: ``out`` is a checkpoint of another kind, such as ``checkpoint`` itself, or no regular file.
     """
     if to not in FORMATS:
         raise ValueError(f"no format {to!r}; choose one of {', '.join(FORMATS)}")
-    if out is not None and out.resolve() == checkpoint.resolve():
-        raise ValueError(f"--out {out} is the checkpoint itself, whose float weights would be lost: give another name")
+    if out is not None and to != "onnx":
+        check_output(out, KIND)
     model, extra = load_model(checkpoint)
     _check_fixed(checkpoint.name, extra)
     pairs = _pairs(model, extra, to, bits)
@@ -51,7 +53,10 @@ def export(
         _check_trained(checkpoint.name, model, extra, pairs)
     give_statistics(model, extra, pairs)
     name = "nested" if to == "nested" else "-".join(str(pair).lower() for pair in pairs)
-    out = out or results() / f"{checkpoint.stem}-{name}{'' if to == 'onnx' else '.safetensors'}"
+    out = (
+        out
+        or results() / f"{checkpoint.name.removesuffix('.safetensors')}-{name}{'' if to == 'onnx' else '.safetensors'}"
+    )
     if to == "onnx":
         return _onnx(model, extra, pairs[0], out)
     is_nested = save_packed(model, out, pairs, nested=to == "nested", extra=extra)
@@ -105,11 +110,11 @@ def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> 
     from mebqat_lite.deploy import onnx_export, onnx_run
 
     data = datasets.load(extra["data"], extra.get("seed", 0))
-    shape = tuple(data.train.images.shape[1:])
+    shape, out = tuple(data.train.images.shape[1:]), out.with_name(out.name.removesuffix(".onnx"))
     if learns_new_classes(extra):
-        both = onnx_export.export_few_shot(model, out.with_suffix(""), pair, shape)
+        both = onnx_export.export_few_shot(model, out, pair, shape)
         return [one.path for one in both], [str(one) for one in both]
-    written = onnx_export.export_onnx(model, out.with_suffix(".onnx"), pair, shape)
+    written = onnx_export.export_onnx(model, f"{out}.onnx", pair, shape)
     return [written.path], [
         str(written),
         f"ONNX Runtime: {onnx_run.agreement(written.path, model, data.test.images, pair)}",

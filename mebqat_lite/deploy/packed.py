@@ -22,7 +22,6 @@ from mebqat_lite import checkpoint, files, quantizers
 from mebqat_lite.bits import FP, FULL, Bits
 from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, recorded
 from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
-from mebqat_lite.files import CheckpointError
 from mebqat_lite.quantizers import Params, Quantizer, Site
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.norms import require_statistics
@@ -88,7 +87,7 @@ class Packed(Quantizer):
         """
         codes = self.codes.get(site.name)
         if codes is not None and bits in codes.steps:
-            return codes.weight(bits, w.device)
+            return codes.weight(bits, w.device).to(w.dtype)
         if bits < FULL or bool(w.isnan().any()):
             raise ValueError(self._lacks(f"weights of {bits} bits"))
         return w if self.original.float_weights else self.original.weight(w, bits, params, site)
@@ -172,7 +171,6 @@ def save_packed(
     meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
     if wrong := [name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]:
         raise ValueError(f"not all numbers of {wrong[0]} are finite: the network diverged, train it anew")
-    meta["checksum"] = _checksum(tensors)
     with tempfile.TemporaryDirectory() as folder:
         _check(files.write(Path(folder) / Path(path).name, tensors, meta), model, settings, calibration)
     files.write(path, tensors, meta)
@@ -298,12 +296,6 @@ def _sets(model: nn.Module, settings: list[MapOrBits]) -> list[str]:
     return [pair for pair in own if pair in map(str, settings)]
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Compute a checksum of all names and bytes, so that even one wrong bit is found."""
-    names = sorted(tensors)
-    return files.checksum([torch.tensor(list("/".join(names).encode())), *(tensors[name] for name in names)])
-
-
 def _as_json(setting: MapOrBits) -> Any:
     return {k: str(v) for k, v in setting.items()} if isinstance(setting, Mapping) else str(setting)
 
@@ -331,25 +323,19 @@ def load_packed(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mo
         CheckpointError: the file is damaged, is of another kind, or does not fit ``model``.
     """
     tensors, meta = files.read(path, KIND)
-    model = checkpoint.blank(meta["model"], Path(path).name, model)
-    try:
-        if meta["checksum"] != _checksum(tensors):
-            raise ValueError("its checksum is another")
-        settings = parse_settings(meta["settings"])
+    with files.understood(path):
+        model = checkpoint.blank(meta["model"], Path(path).name, model)
+        settings, extra = parse_settings(meta["settings"]), meta["extra"]
         codes = {name: _codes(model, tensors, meta, name) for name in meta["zeros"]}
         _restore(model, tensors, codes)
         _restore_statistics(model, tensors, settings)
-    except RuntimeError as error:
-        raise checkpoint.misfit(Path(path).name, error) from error
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{Path(path).name} is damaged: {' '.join(str(error).split())}") from error
     packed = Packed(quantizers.get(plan_of(model).quantizer)[1], settings, codes)
     setting = setting_of(model)
     setting.quantizer, setting.norm_stats = packed, "recalibrated"
     for layer in quantized_layers(model).values():
         layer.quantizer = packed
     set_bits(model, settings[0])
-    return model.eval(), meta["extra"]
+    return model.eval(), extra
 
 
 def load_any(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:

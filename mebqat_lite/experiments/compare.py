@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mebqat_lite import methods, quantizers
+from mebqat_lite import datasets, methods, quantizers
 from mebqat_lite.bits import FULL, Bits, parse_all
+from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.collect import RIVALS, base_of, choose_rates, collect
-from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, Job, Variant
-from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, Job, Variant, untrained
+from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
 
 ONE_PAIR = [one for _, one in RIVALS.values()]  # methods that train a network of its own for each listed pair
+MEASURED = {"quantizer", "ways", "shots", "queries", "inner_steps", "inner_lr", "test_steps"}  # read without training
 QAT_PAIRS = ("W1A1", "W2A2", "W4A4")  # the pairs that dedicated QAT is trained for by default
 
 
@@ -39,6 +41,37 @@ def list_jobs(
             else:
                 jobs.append(Job(variant.name, seed))
     return jobs
+
+
+def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> None:
+    """Raise a ValueError if an option has no effect, because nothing that is trained or measured reads it.
+
+    Args:
+        setup: what all methods share.
+        names: the methods with their own options, each of which the method must read.
+        given: the options that were given for all methods together; each must be read by one of them, or by the
+            training of the network that they start from.
+    """
+    data, base = datasets.load(setup.data, 0), base_of(names)
+    start = _reads(setup, base, data) - ({"steps", "epochs"} if setup.recipe.warm_steps else set())
+    left = set(given) - start - {"warm_steps"}
+    for name in names:
+        variant = Variant.parse(name)
+        check_classes(variant.method, data)
+        mine = _reads(setup.with_options(**variant.options), variant.method, data)
+        mine = mine if methods.get(variant.method).trains else mine & MEASURED
+        if unread := set(variant.options) - mine:
+            raise ValueError(f"{name}: {variant.method} does not use {', '.join(sorted(unread))}: leave it out")
+        left -= mine
+    if left:
+        raise ValueError(f"none of {', '.join(names)} uses {', '.join(sorted(left))}: leave it out")
+
+
+def _reads(setup: Setup, method: str, data: Data) -> set[str]:
+    """Find the options of a recipe that a job reads; it has a seed, and perhaps a pair, of its own."""
+    recipe = setup.recipe.with_options(bits="W2A2")
+    found = methods.reads(methods.get(method), untrained(setup, data, 0), data.train, recipe)
+    return found - ({"seed", "bits"} if method in ONE_PAIR else {"seed"})
 
 
 def compare(
@@ -72,7 +105,7 @@ def compare(
         listed: the pairs for which ``qat`` is trained, one run for each.
         seeds: the number of seeds. A seed determines the split, the start and the order of the batches.
         folder: where models (``<method>-seed<n>.safetensors``) and their results (``.json``) are saved. All machines
-            must be able to reach it, and it serves one comparison at a time.
+            must be able to reach it, and it serves one comparison at a time: a second one is a BlockingIOError.
         budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
         qat_lrs: learning rates for ``qat``. Each pair takes the one that is best on validation data over all seeds. By
             default there is only the recipe's.

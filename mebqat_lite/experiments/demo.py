@@ -42,8 +42,7 @@ def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, 
         TITLES,
         f"One network at every bitwidth: digits, {seeds} seeds, test images",
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "demo.png", dpi=150)
+    plots.save(figure, folder / "demo.png", dpi=150)
     write_json(folder / "demo.json", outcome)
     print(report(outcome, folder))
     return outcome

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -22,11 +23,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mebqat_lite.files import write_json
+from mebqat_lite.files import plain, write_json
 
 ONE_AT_A_TIME = threading.Lock()  # jobs in one process would share PyTorch's random numbers and number of threads
 JOIN = 60  # seconds to wait for the first worker of a cluster
-Record = dict[str, Any]  # {"key", "value"}, or {"key", "error", "traceback"} after an error, or {"key"} while it runs
+# {"key", "value", "sha256"}, or {"key", "error", "traceback"} after an error, or {"key"} while the task runs
+Record = dict[str, Any]
 
 
 class EngineError(RuntimeError):
@@ -58,14 +60,20 @@ class Task:
         """Read the record in the result file; it is {} if the file is missing, is damaged, or has another key."""
         try:
             record = json.loads(self.result.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) and record.get("key") == self.key else {}
 
     def found(self) -> Record:
-        """Return the record if it holds a value, or {} if the task must still be run."""
+        """Return the record if it holds a value that is whole, or {} if the task must still be run."""
         record = self.read()
-        return record if "value" in record and all(path.is_file() for path in self.leaves) else {}
+        is_whole = "value" in record and record.get("sha256") == _sum(record["value"])
+        return record if is_whole and all(path.is_file() for path in self.leaves) else {}
+
+
+def _sum(value: Any) -> str:
+    """Compute the checksum of a value as it is written to JSON and read again."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def perform(task: Task) -> tuple[str, Record]:
@@ -76,7 +84,8 @@ def perform(task: Task) -> tuple[str, Record]:
     try:
         with ONE_AT_A_TIME:
             write_json(task.result, {"key": task.key})  # the task has begun, and an old result does not count any more
-            write_json(task.result, {"key": task.key, "value": task.call()})
+            value = plain(task.call())
+            write_json(task.result, {"key": task.key, "value": value, "sha256": _sum(value)})
         return task.name, json.loads(task.result.read_text())  # the same numbers that later calls read
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

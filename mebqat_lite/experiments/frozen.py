@@ -18,7 +18,7 @@ from mebqat_lite import datasets
 from mebqat_lite.bits import Bits, candidates
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.datasets.episodes import Episodes
-from mebqat_lite.files import write_json
+from mebqat_lite.files import replace, write_json
 from mebqat_lite.learners import ProtoNet
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.costs import bit_operations
@@ -214,10 +214,9 @@ def write(found: Mapping[str, Any], folder: str | Path) -> list[Path]:
     import pandas as pd
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     titles = {name: method.title for name, method in METHODS.items()}
     paths = [write_json(folder / "benchmark.json", found)]
-    (folder / "benchmark.txt").write_text(text(found) + "\n")
+    replace(folder / "benchmark.txt", (text(found) + "\n").encode())
     figures = {"bitops": plots.accuracy_over_cost(found["accuracy"], found["bitops"], titles)}
     for row, matrix in found["enrolment"].items():
         title = f"{titles.get(row, row)}, {found['set']['name']}"

@@ -9,7 +9,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,16 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def assignments(texts: Iterable[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read several of them, and add them to what is ``given`` already; a name that comes twice is a ValueError."""
+    found = dict(given or {})
+    for name, value in map(assignment, texts):
+        if name in found:
+            raise ValueError(f"{name} is given twice, once as {name}={value}: give it once")
+        found[name] = value
+    return found
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method, and the options in which it differs from the recipe: ``mebqat+teacher=next+sandwich=True``."""
@@ -65,12 +75,12 @@ class Variant:
         """Read a variant from ``method`` or ``method+option=value+...``.
 
         Raises:
-            ValueError: the method is unknown.
+            ValueError: the method is unknown, or an option comes twice.
             TypeError: an option is unknown.
         """
         method, *options = re.split(r"\+(?!\d)", name)  # does not split a number such as 1e+1
         methods.get(method)
-        found = dict(assignment(text) for text in options)
+        found = assignments(options)
         Recipe().with_options(**found)
         return cls(name, method, found)
 
@@ -145,7 +155,7 @@ def start_path(folder: Path, base: str, seed: int) -> Path:
 def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
     """Train the full-precision network (``fp``, ``pn`` or ``fomaml``) that every method of a seed starts from."""
     data = datasets.load(setup.data, seed)
-    model = _cold(setup, data, seed)
+    model = untrained(setup, data, seed)
     recipe = setup.recipe.for_images(len(data.train.labels))
     steps = recipe.warm_steps or recipe.steps
     run = fit(model, data, base, recipe, steps=steps, warm_steps=0, seed=seed, progress=False)
@@ -160,7 +170,7 @@ def starts_cold(setup: Setup, variant: Variant) -> bool:
     return methods.get(variant.method).trains and warm_steps == 0
 
 
-def _cold(setup: Setup, data: Data, seed: int) -> nn.Module:
+def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
     """Build the network of a seed before any training."""
     torch.manual_seed(seed)
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
@@ -192,7 +202,7 @@ def run_job(
     cold = starts_cold(setup, variant)
     model, _ = checkpoint.load_model(start_path(folder, chosen.base, job.seed))
     if cold:
-        model = _cold(setup, data, job.seed)
+        model = untrained(setup, data, job.seed)
     if chosen.trains or "quantizer" in variant.options:
         methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps for the trained weights
     if chosen.trains:

@@ -6,6 +6,7 @@ TensorBoard is installed. However often a run is stopped and continued, ``metric
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -22,6 +23,8 @@ from mebqat_lite.files import replace, write_json
 from mebqat_lite.loop import Run
 from mebqat_lite.tensors import best_device
 
+RECORD = {"step": int, "loss": float, "lr": (int, float)}  # what a step's record needs to have, and of which type
+SESSION = {"first_step": int}
 PACKAGES = ("torch", "torchvision", "numpy", "mebqat_lite")
 
 
@@ -87,17 +90,35 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read the records of ``metrics.jsonl``, without a last line that was cut off; no file means no records.
+
+    Raises:
+        ValueError: another line is no record of a step.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [
+        _checked(f"{path} is damaged, line {number} is no record of a step", line, RECORD)
+        for number, line in enumerate(lines, 1)
+        if line.endswith(b"\n")
+    ]
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
     """Read the sessions of a run from ``environment.json``, in their order."""
     if not path.is_file():
         return []
-    last = json.loads(path.read_text(encoding="utf-8"))
-    return [*last.pop("sessions_before"), last]
+    last = _checked(f"{path} is damaged", path.read_bytes(), SESSION | {"sessions_before": list})
+    before = last.pop("sessions_before")
+    return [*(_checked(f"{path} is damaged", json.dumps(session), SESSION) for session in before), last]
+
+
+def _checked(problem: str, text: str | bytes, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a JSON object that has at least the ``wanted`` names, with values of these types."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in wanted.items()):
+            return found
+    raise ValueError(f"{problem}: delete the file, or give another --out")
 
 
 def summary_writer(insist: bool = False) -> Any:

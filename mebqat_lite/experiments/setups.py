@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from mebqat_lite import models
-from mebqat_lite.datasets.base import Data
+from mebqat_lite import methods, models
+from mebqat_lite.datasets.base import Data, DataError
 from mebqat_lite.measure.fewshot import EPISODES
 from mebqat_lite.recipe import Recipe
+from mebqat_lite.tensors import as_float, evaluating
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,20 @@ class Setup:
         return replace(self, recipe=self.recipe.with_options(**options))
 
     def build(self, data: Data) -> nn.Module:
-        """Build the network with the classes, channels and image size of ``data``, unless ``options`` say otherwise."""
+        """Build the network with the classes, channels and image size of ``data``, unless ``options`` say otherwise.
+
+        Raises:
+            ValueError: the model is unknown, or cannot take images of this size.
+        """
         if self.model not in models.MODELS:
             return models.build(self.model)  # raises an error that lists the known models
         _, channels, height, _ = data.train.images.shape
         found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
         known = inspect.signature(models.MODELS[self.model]).parameters
-        return models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
+        net = models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
+        with on_images(f"the model {self.model}", data.train.images), torch.no_grad(), evaluating(net):
+            net(as_float(data.train.images[:1]))
+        return net
 
 
 # Youn et al., ECCV 2022, section 4.1: AdamW and batches of 256. Milestones are fractions of the epochs. With sat, no
@@ -84,8 +94,28 @@ SETUPS: dict[str, Setup] = {
 }
 
 
+@contextlib.contextmanager
+def on_images(what: str, images: Tensor) -> Iterator[None]:
+    """Add the shape of the images to an error that PyTorch raises in the block, because ``what`` cannot take them."""
+    try:
+        yield
+    except RuntimeError as error:
+        shape = " x ".join(map(str, images.shape[1:]))
+        raise ValueError(f"{what} cannot take images of {shape} (channels x height x width): {error}") from error
+
+
+def check_classes(method: str, data: Data) -> None:
+    """Raise a DataError if a method for fixed classes would be tested on classes that it is not trained on."""
+    unseen = set(data.test.labels.tolist()) - set(data.train.labels.tolist())
+    if unseen and not methods.get(method).learns_new_classes:
+        raise DataError(
+            f"{method} learns fixed classes, and {len(unseen)} classes of {data.name} are only in its test part: take "
+            "a method for new classes, such as mebqat_pn, or other data"
+        )
+
+
 def get(name: str) -> Setup:
     """Return a set-up by name; an unknown name is a ValueError that lists the known ones."""
     if name not in SETUPS:
-        raise ValueError(f"no recipe {name!r}; known: {', '.join(SETUPS)}")
+        raise ValueError(f"no set-up {name!r}; known: {', '.join(SETUPS)}")
     return SETUPS[name]

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from mebqat_lite.experiments.engines import Record, Stream, Task, opened
 from mebqat_lite.experiments.jobs import Job, Outcome, run_job, start_path, train_start
 from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.files import locked
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.paths import PACKAGE
 
@@ -171,6 +172,7 @@ def run_jobs(
 
     Raises:
         SweepError: some jobs failed.
+        BlockingIOError: another comparison is writing the folder.
     """
     if retries < 0:
         raise ValueError(f"retries must not be negative: {retries}")
@@ -178,10 +180,12 @@ def run_jobs(
     starts = {seed: _start(setup, seed, base, folder) for seed in sorted({job.seed for job in jobs})}
     tasks = {job: _task(setup, job, pairs, budget, delivered if job.bits else 1, folder) for job in jobs}
     total = len(starts) + len(tasks)
-    with opened(engine, workers, address) as stream, tqdm(total=total, desc="training", disable=not progress) as bar:
-        sweep = Sweep(stream, retries, fresh, functools.partial(_show, bar))
-        costs = sweep.run(starts.values())
-        found = sweep.run(task for job, task in tasks.items() if starts[job.seed].name in costs)
+    with opened(engine, workers, address) as stream:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder), tqdm(total=total, desc="training", disable=not progress) as bar:
+            sweep = Sweep(stream, retries, fresh, functools.partial(_show, bar))
+            costs = sweep.run(starts.values())
+            found = sweep.run(task for job, task in tasks.items() if starts[job.seed].name in costs)
     for job, task in tasks.items():
         if starts[job.seed].name not in costs:
             sweep.failed[task.name] = "the start of their seed failed"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mebqat_lite.switching.norms import lent_stats, take_stats
-from mebqat_lite.switching.state import MapOrBits, at
+from mebqat_lite.switching.state import MapOrBits, at, norm_layers
 from mebqat_lite.tensors import evaluating
 
 
@@ -47,8 +47,19 @@ def run_adapted(
     uses ``stats``. Returns the output of the model, (batch, N) or (batch, features).
     """
     policy = "recalibrated" if norm_stats == "support" else norm_stats
-    with torch.no_grad(), evaluating(model), at(model, bits, policy), lent_stats(model, stats or {}):
+    with torch.no_grad(), evaluating(model), lent_stats(model, stats or {}), at(model, bits, policy):
         return call_with(model, weights or {}, images)
+
+
+def refuse_unmeasured(model: nn.Module, norm_stats: str) -> None:
+    """Raise a ValueError if the norm policy is ``running``, but nothing measured the running statistics."""
+    norms = [norm for norm in norm_layers(model).values() if norm.running_mean is not None]
+    running = [norm.get_buffer("running_mean") for norm in norms]
+    if norm_stats == "running" and running and not any(mean.any() for mean in running):
+        raise ValueError(
+            "the running statistics of this network were never measured, as MAML trains with those of each episode: "
+            "take norm_stats support, batch or recalibrated"
+        )
 
 
 def support_stats(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.datasets.episodes import Episode
-from mebqat_lite.learners.adapting import call_with, run_adapted, support_stats
+from mebqat_lite.learners.adapting import call_with, refuse_unmeasured, run_adapted, support_stats
 from mebqat_lite.learners.base import Predictor, cross_entropies
 from mebqat_lite.quantizers import TINY
 from mebqat_lite.switching.state import MapOrBits, at, norm_layers, setting_of
@@ -112,7 +112,11 @@ class FOMAML:
 
         Returns a function from images, (batch, channels, height, width), to logits, (batch, N). The inner loop uses
         the norm policy ``norm_stats``; for ``support`` this is the statistics of the batch, which is the support set.
+
+        Raises:
+            ValueError: the policy is ``running``, but nothing measured these statistics, as after training by MAML.
         """
+        refuse_unmeasured(model, norm_stats)
         known = support.flatten(0, 1)
         inner = "batch" if norm_stats == "support" else norm_stats
         with torch.enable_grad(), evaluating(model), at(model, bits, inner):

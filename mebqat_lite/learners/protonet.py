@@ -11,6 +11,7 @@ from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners.adapting import run_adapted, support_stats
 from mebqat_lite.learners.base import Predictor
 from mebqat_lite.learners.supervised import Supervised
+from mebqat_lite.quantizers import wide
 from mebqat_lite.switching.state import MapOrBits
 
 
@@ -29,7 +30,7 @@ class ProtoNet(Supervised):
     def score(self, out: Tensor, task: Episode) -> Tensor:
         """Compute the logits of the query, (N Q, N), from all embeddings ``out``, (N K + N Q, features)."""
         ways, shots = task.support.shape[:2]
-        support, query = out[: ways * shots], out[ways * shots :]
+        support, query = wide(out[: ways * shots]), out[ways * shots :]
         return prototype_logits(query, support.unflatten(0, (ways, shots)).mean(1))
 
     def adapt(self, model: nn.Module, support: Tensor, bits: MapOrBits, norm_stats: str = "support") -> Predictor:
@@ -45,11 +46,16 @@ class ProtoNet(Supervised):
         if norm_stats == "batch":
             both = Episode(support, support)
             return lambda images: self.score(run(torch.cat([known, images])), both)
-        prototypes = run(known, stats=stats).unflatten(0, (ways, shots)).mean(1)  # (N, features)
+        prototypes = wide(run(known, stats=stats)).unflatten(0, (ways, shots)).mean(1)  # (N, features)
         return lambda images: prototype_logits(run(images, stats=stats), prototypes)
 
 
 def prototype_logits(query: Tensor, prototypes: Tensor) -> Tensor:
-    """Compute logits -|q - c|^2, (queries, N), from queries q, (queries, features), and prototypes c, (N, features)."""
-    squares = query.square().sum(1, keepdim=True) + prototypes.square().sum(1)  # (queries, N)
-    return 2 * query @ prototypes.T - squares
+    """Compute logits -|q - c|^2, (queries, N), from queries q, (queries, features), and prototypes c, (N, features).
+
+    They are float32 for narrower types, also within autocast.
+    """
+    with torch.autocast(query.device.type, enabled=False):  # in bfloat16 the difference below would be rounding error
+        query, prototypes = wide(query), wide(prototypes)
+        squares = query.square().sum(1, keepdim=True) + prototypes.square().sum(1)  # (queries, N)
+        return 2 * query @ prototypes.T - squares

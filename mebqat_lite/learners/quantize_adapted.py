@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP
-from mebqat_lite.learners.adapting import put_weights, run_adapted, support_stats
+from mebqat_lite.learners.adapting import put_weights, refuse_unmeasured, run_adapted, support_stats
 from mebqat_lite.learners.base import Predictor
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.switching.convert import requantize
@@ -30,7 +30,11 @@ class QuantizeAdapted(FOMAML):
         """Adapt a copy of the model to the classes of ``support``, (N, K, channels, height, width), and quantize it.
 
         Returns a function from images, (batch, channels, height, width), to logits, (batch, N), at ``bits``.
+
+        Raises:
+            ValueError: as in `FOMAML.adapt`.
         """
+        refuse_unmeasured(model, norm_stats)
         known = support.flatten(0, 1)
         copied = self._quantized(model, support)
         stats = support_stats(copied, known, bits) if norm_stats == "support" else stored_stats(model)

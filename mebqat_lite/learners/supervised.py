@@ -13,6 +13,7 @@ from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.learners.base import cross_entropies
 from mebqat_lite.switching.state import at, has_norm_sets, setting_of
 from mebqat_lite.switching.stem import has_stem
+from mebqat_lite.tensors import logits_of
 
 Body = Callable[[Tensor], Tensor]
 TEACHERS = ("labels", "fp", "next", "start")
@@ -70,7 +71,7 @@ class Supervised:
                     soft = self._teach(model, body, task, features)
                 setting.track_running = index == 0 or apart  # only the highest updates statistics that all share
                 with at(model, bits):
-                    logits = self.score(body(features), task)  # (batch, classes)
+                    logits = logits_of(self.score(body(features), task))
                 yield bits, cross_entropies(logits, labels, None if bits == FP else soft, self.alone)
                 if self.teacher == "next" or (self.teacher == "fp" and bits == FP):
                     soft = logits.detach().softmax(1)
@@ -104,5 +105,7 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
     """
     if not has_stem(model):
         return None, lambda x: model(x.clone()), images  # a network may begin with an operation in place
-    out = model.stem(images.clone())  # type: ignore[operator]
-    return out / count, model.body, out.detach().requires_grad_()  # type: ignore[return-value]
+    out, body = model.stem(images.clone()), model.body  # type: ignore[operator]
+    first = next(module for module in body.modules() if not list(module.children()))  # type: ignore[union-attr]
+    copied = getattr(first, "inplace", False)  # in place it would overwrite what the other pairs read
+    return out / count, (lambda x: body(x.clone())) if copied else body, out.detach().requires_grad_()  # type: ignore[return-value,operator]

@@ -29,7 +29,7 @@ from mebqat_lite.switching.state import (
     setting_of,
 )
 from mebqat_lite.switching.stem import has_stem
-from mebqat_lite.tensors import Images, as_float, evaluating, place
+from mebqat_lite.tensors import Images, evaluating, like_model, logits_of, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -200,8 +200,7 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
         bits: a pair, or a map of layers to pairs.
         norm_stats: the norm policy.
     """
-    device, dtype = place(model)
-    images = as_float(images).to(device, dtype)
+    images = like_model(images, model)
     with evaluating(model), frozen_weights(model), at(model, bits, norm_stats):
         together = torch.cat([model(batch.clone()).argmax(1) for batch in images.split(BATCH)])
         alone = torch.cat([model(image.clone()).argmax(1) for image in images.split(1)])
@@ -238,14 +237,15 @@ def _hits(
 
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
-    device, dtype = place(model)
-    highest = int(split.check().labels.max()) if len(split.labels) else 0
+    if not len(split.check().labels):
+        raise DataError("there are no images to measure on: this part of the data is empty")
+    highest = int(split.labels.max())
     hits: list[float] = [0.0] * len(pairs)
-    batches = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
+    batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
         shared = _shares_stem(model, pairs, norm_stats)
         for images, labels in bar(batches, desc="images"):
-            images, labels = as_float(images).to(device, dtype), labels.to(device)
+            images, labels = like_model(images, model), labels.to(place(model)[0])
             features, body = _after_stem(model, images, shared)
             for index, bits in enumerate(pairs):
                 version = features._version
@@ -253,6 +253,14 @@ def _hits(
                 if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
     return hits
+
+
+def _batches(tensor: Tensor, size: int) -> Sequence[Tensor]:
+    """Cut a tensor into batches of ``size``, or of nearly that size if the last one would have a single image.
+
+    A single image may have no variance for batch norm.
+    """
+    return tensor.tensor_split(-(-len(tensor) // size)) if len(tensor) % size == 1 < size else tensor.split(size)
 
 
 def _is_list(calibration: object) -> bool:
@@ -311,6 +319,6 @@ def _hits_at(
             raise
         except MissingNormSetError:  # the model has norm sets, but none for this pair
             return math.nan
-    if logits.shape[1] <= highest:
+    if logits_of(logits).shape[1] <= highest:
         raise DataError(f"labels go up to {highest}, but this network has {logits.shape[1]} outputs")
     return float((logits.argmax(1) == labels).sum())

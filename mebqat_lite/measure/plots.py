@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from mebqat_lite.bits import FULL
+from mebqat_lite.files import replace
 from mebqat_lite.measure.results import Table, is_known
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ def _draw(
     axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure and close it."""
-    figure.savefig(path)
+def save(figure: Figure, path: str | Path, dpi: float | str = "figure") -> None:
+    """Write a figure to a file, as PNG or in the format that the ending of its name says, and close it."""
+    buffer, path = io.BytesIO(), Path(path)
+    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=dpi)
     plt.close(figure)
+    replace(path, buffer.getvalue())
 
 
 def show(figure: Figure, alt: str) -> None:

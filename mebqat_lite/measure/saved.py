@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ def episodes_for(
     recipe = Recipe(**extra["setup"]["recipe"]).with_options(**asked)
     name = data or extra["data"]
     if name.startswith("folder:"):
+        if taken := re.search(r",(size|channels|whole)=[^,]*", name):
+            raise ValueError(f"a folder is read whole, as the network needs it: leave out {taken[0][1:]}")
         options: Any = model.spec["options"]  # type: ignore[index]
         size, channels = options.get("image_size", 28), options.get("in_channels", 1)
         name = f"classes:{name.partition(':')[2]},size={size},channels={channels},whole=1"

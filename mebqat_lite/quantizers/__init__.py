@@ -9,7 +9,7 @@ from mebqat_lite.quantizers.base import QUANTIZERS, Params, Quantizer, Site, che
 from mebqat_lite.quantizers.functions import (
     TINY,
     codes,
-    inner_product,
+    fake_quantize,
     integer_range,
     pact_activation,
     q_b,
@@ -18,6 +18,7 @@ from mebqat_lite.quantizers.functions import (
     tanh_weight,
     unit_activation,
     unit_grid,
+    wide,
 )
 
 # isort: off
@@ -44,8 +45,8 @@ __all__ = [
     "UntrainedLSQ",
     "check_listed",
     "codes",
+    "fake_quantize",
     "get",
-    "inner_product",
     "integer_range",
     "pact_activation",
     "q_b",
@@ -55,4 +56,5 @@ __all__ = [
     "tanh_weight",
     "unit_activation",
     "unit_grid",
+    "wide",
 ]

@@ -15,11 +15,14 @@ from mebqat_lite.quantizers.lsq import LSQ
 class SharedLSQ(LSQ):
     """LSQ with one step for all bitwidths, which starts as the step for two bits.
 
-    Two more details follow the authors' code: the highest code of an activation is 2^b instead of 2^b - 1, which
-    makes five levels at two bits, and the gradient scale counts the values of the whole batch.
+    More details follow the authors' code: the highest code of an unsigned activation is 2^b instead of 2^b - 1, which
+    makes five levels at two bits; the start of a step and the scale of its gradient have that code for p; the scale
+    counts the values of the whole batch; and each step of an activation is measured while the layers before compute at
+    two bits. Left out is the 1e-6 that they add to a step before they divide by it.
     """
 
     widths = (2,)  # the shared steps are named ``w2`` and ``a2``
+    starts_at = "W2A2"
 
     def check(self, bits: int) -> None:
         """Raise a ValueError for one bit; the shared step serves every other number of bits."""
@@ -34,8 +37,8 @@ class SharedLSQ(LSQ):
         return x.numel()
 
     def highest(self, bits: int, site: Site) -> int:
-        """Return the highest code of an activation, which is one more than its bits can store."""
-        return super().highest(bits, site) + 1
+        """Return the highest code of an activation: 2^b, or 2^(b-1) - 1 if the input is signed."""
+        return super().highest(bits, site) + (not site.signed)
 
 
 class UntrainedLSQ(LSQ):

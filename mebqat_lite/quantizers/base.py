@@ -24,6 +24,7 @@ class Site:
     signed: bool = False  # whether the layer's input had negative values
     mean_abs: float = 0.0  # mean |x| over the layer's input x
     leader: str = ""  # the layer that quantizes this input: itself, or the first of several that read one tensor
+    normed: bool = True  # whether a norm follows the layer, which forgets the scale of its weights
 
 
 class Quantizer:
@@ -37,6 +38,7 @@ class Quantizer:
     signed_inputs = False  # whether it quantizes negative activations; if not, signed inputs stay full precision
     clips_at_zero = False  # whether unsigned activations are clipped at 0, so that a ReLU before is not needed
     edge_bits = FULL  # weight bits of the first and the last layer, except at FP
+    starts_at = ""  # a pair at which the sample runs a second time, so that steps start from quantized inputs
     step_lr = 1.0  # learning rate of its learned values, as a multiple of that of the weights
     float_weights = True  # whether 32 bits mean the layer's own weights; if not, `weight` computes those too
     leaves_weights = False  # set it for a quantizer without a gradient for the weights, which `fit` would refuse

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
-from mebqat_lite.quantizers.functions import TINY, sign_weight, tanh_weight, unit_activation, unit_grid
+from mebqat_lite.quantizers.functions import TINY, sign_weight, tanh_weight, unit_activation, unit_grid, wide
 
 
 class DoReFa(Quantizer):
@@ -30,7 +30,7 @@ class DoReFa(Quantizer):
         """
         if bits == 1:
             return sign_weight(w)
-        scale = w.detach().abs().mean()
+        scale = wide(w.detach()).abs().mean()
         if bits < FULL:
             return tanh_weight(w, bits, scale)
         t = w.tanh()
@@ -43,7 +43,7 @@ class DoReFa(Quantizer):
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
         """The weights are odd multiples of mean|w| / (2^b - 1), so the zero lies halfway between two codes."""
         step, zero = unit_grid(bits, "round")
-        return w.detach().abs().mean() * step, zero
+        return wide(w.detach()).abs().mean() * step, zero
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """The activations are multiples of 1 / (2^b - 1)."""

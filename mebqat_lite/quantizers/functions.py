@@ -53,6 +53,19 @@ def unit_grid(bits: int, form: str) -> tuple[float, float]:
     return 2 / 2**bits, 2 ** (bits - 1) - (0.5 if form == "centred" else 0.0)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return ``x`` in a type in which sums and codes are precise: bfloat16 and float16 become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Compute step clip(round(x / step), low, high), of the shape and type of ``x``, without a gradient of its own.
+
+    step: a scalar, or a tensor that broadcasts to the shape of ``x``.
+    """
+    return wide(x).div(step).clamp_(low, high).round_().mul_(step).to(x.dtype)
+
+
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
     """Compute sum(a b) for two tensors of the same shape.
 
@@ -73,23 +86,23 @@ class _TanhWeight(Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
-        t = w.tanh()
+        t = wide(w).tanh()
         peak = t.abs().amax()
         peak += peak == 0  # avoids 0 / 0 if all weights are zero
         ctx.save_for_backward(t, peak, scale)
         v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; float errors may leave [0, 1]
         step, zero = unit_grid(bits, form)
-        return codes(v, bits, form).sub_(zero).mul_(scale * step)
+        return codes(v, bits, form).sub_(zero).mul_(scale * step).to(w.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         t, peak, scale = ctx.saved_tensors
-        grad_t = grad * (scale / peak)  # the gradient of t for a constant peak
+        grad_t = wide(grad) * (scale / peak)  # the gradient of t for a constant peak
         grad_peak = inner_product(grad_t, t) / peak  # minus the gradient of the peak
         sign = t.div(peak).trunc_()  # -1 or 1 where |t| is the peak, else 0; ties share its gradient
         grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
-        return torch.ops.aten.tanh_backward(grad_t, t), None, None, None
+        return torch.ops.aten.tanh_backward(grad_t, t).to(grad.dtype), None, None, None
 
 
 class _Sign(Function):
@@ -97,7 +110,7 @@ class _Sign(Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor) -> Tensor:
-        return torch.copysign(w.abs().mean(), w + 0.0)  # + 0.0 turns -0.0 into 0.0
+        return torch.copysign(wide(w).abs().mean(), w + 0.0).to(w.dtype)  # + 0.0 turns -0.0 into 0.0
 
     @staticmethod
     @once_differentiable
@@ -112,7 +125,7 @@ class _UnitClip(Function):
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
         ctx.save_for_backward(x)
         levels = 2**bits - 1
-        return x.clamp(0, 1).mul_(levels).round_().div_(levels)
+        return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -133,8 +146,7 @@ class _StepClip(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, grad_scale: float, inside: bool) -> Tensor:
-        size = step.abs().clamp_min_(TINY)
-        out = x.div(size).clamp_(low, high).round_().mul_(size)
+        out = fake_quantize(x, wide(step).abs().clamp_min_(TINY), low, high)
         ctx.save_for_backward(x, step, out)
         ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, inside
         return out
@@ -143,13 +155,16 @@ class _StepClip(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, out = ctx.saved_tensors
-        size = max(abs(float(step)), TINY)
+        size, v = max(abs(float(step)), TINY), wide(x)
         grad_x = torch.ops.aten.hardtanh_backward(grad, x, ctx.low * size, ctx.high * size)
+        if v is not x:  # the type of ``out`` is too narrow for its codes
+            out = fake_quantize(v, wide(step).abs().clamp_min_(TINY), ctx.low, ctx.high)
         # d out / dstep is out / step, which is the code, everywhere; inside the clip, where grad_x is not 0, x / step
-        # is subtracted from it (LSQ), or the code itself, which leaves 0 (PACT).
-        lost = inner_product(grad_x, x if ctx.inside else out)
-        grad_step = (inner_product(grad, out) - lost) * math.copysign(ctx.grad_scale / size, float(step))
-        return grad_x, grad_step.reshape(step.shape), None, None, None, None
+        # is subtracted from it (LSQ), or the code itself, which leaves 0 (PACT). This is done value by value: the
+        # difference of two sums, each of which is large, would be rounding error.
+        parts = (grad * out).addcmul_(grad_x, x if ctx.inside else out, value=-1)
+        grad_step = parts.sum() * math.copysign(ctx.grad_scale / size, float(step))
+        return grad_x, grad_step.to(step.dtype).reshape(step.shape), None, None, None, None
 
 
 def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "round") -> Tensor:
@@ -158,7 +173,7 @@ def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "
     w: weights of any shape. ``form="round"`` is DoReFa (Zhou et al., 2016, equation 9), ``"floor"`` and
     ``"centred"`` are AdaBits (Jin et al., 2020), see `codes`. No gradient flows into ``scale``.
     """
-    return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=w.dtype, device=w.device), bits, form)
+    return _TanhWeight.apply(w, torch.as_tensor(scale, dtype=wide(w).dtype, device=w.device), bits, form)
 
 
 def sign_weight(w: Tensor) -> Tensor:
@@ -194,7 +209,7 @@ def pact_activation(x: Tensor, alpha: Tensor, bits: int, sat: bool = True) -> Te
     """
     # A learnable clip alpha is the same as a learnable step alpha / (2^bits - 1).
     levels = 2**bits - 1
-    return step_clip(x, alpha / levels, 0, levels, inside=sat)
+    return step_clip(x, wide(alpha) / levels, 0, levels, inside=sat)
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -37,7 +37,7 @@ class LSQ(Quantizer):
             return {}
         steps = {}
         for bits in self.widths:
-            p_w, p_a = integer_range(bits, True)[1], integer_range(bits, site.signed)[1]
+            p_w, p_a = integer_range(bits, True)[1], self.highest(bits, site)
             steps[f"w{bits}"] = 2 * w.detach().abs().mean() / math.sqrt(p_w)
             steps[f"a{bits}"] = w.new_tensor(2 * site.mean_abs / math.sqrt(p_a))
         return {name: step.clamp_min(TINY) for name, step in steps.items()}
@@ -60,9 +60,8 @@ class LSQ(Quantizer):
 
         The gradient of the step is scaled by 1 / sqrt(N p), where N is the number of `features`.
         """
-        low, high = integer_range(bits, site.signed)
-        grad_scale = 1 / math.sqrt(self.features(x) * high)
-        return step_clip(x, self.step("a", bits, params), low, self.highest(bits, site), grad_scale)
+        low, high = integer_range(bits, site.signed)[0], self.highest(bits, site)
+        return step_clip(x, self.step("a", bits, params), low, high, 1 / math.sqrt(self.features(x) * high))
 
     def features(self, x: Tensor) -> int:
         """Return the number of features of one sample of ``x``, (batch, ...)."""

@@ -6,14 +6,19 @@ import torch
 from torch import Tensor
 
 from mebqat_lite.bits import FULL, WIDTHS
-from mebqat_lite.quantizers import TINY, Params, Quantizer, Site, check_listed, integer_range, register
+from mebqat_lite.quantizers import (
+    TINY,
+    Params,
+    Quantizer,
+    Site,
+    check_listed,
+    fake_quantize,
+    integer_range,
+    register,
+    wide,
+)
 
 SAMPLES = 20_000  # activation values that the search for a step looks at
-
-
-def fake_quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """Compute step clip(round(x / step), low, high), without a straight-through gradient."""
-    return x.div(step).round_().clamp_(low, high).mul_(step)
 
 
 def mse_step(x: Tensor, low: int, high: int, tries: int = 50) -> Tensor:
@@ -65,14 +70,14 @@ class LeastSquares(Quantizer):
         """Choose the steps of every bitwidth: ``w<bits>``, (out, 1, ...), and ``a<bits>``, a scalar."""
         if site.role != "body":
             return {}
-        rows = w.detach().flatten(1)  # (out, in * height * width)
+        rows = wide(w.detach()).flatten(1)  # (out, in * height * width)
         shape = (-1, *[1] * (w.dim() - 1))
         sample = torch.ones(1, 1) if x is None else _subsample(x)
         steps = {}
         for bits in [b for b in WIDTHS if b < FULL]:
             by_mean = bits == 1 or x is None
             w_step = rows.abs().mean(1) if by_mean else mse_step(rows, *integer_range(bits, True))
-            steps[f"w{bits}"] = w_step.reshape(shape)
+            steps[f"w{bits}"] = w_step.reshape(shape).to(w)
             steps[f"a{bits}"] = mse_step(sample, *_input_range(bits, site)).reshape(()).to(w)
         return steps
 

@@ -51,7 +51,7 @@ class _TensorStepClip(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, low, high, grad_scale, out = ctx.saved_tensors
         grad_x = torch.where((x > low * step) & (x < high * step), grad, 0)
-        grad_step = ((grad * out).sum() - (grad_x * x).sum()) * (grad_scale / step)  # as in quantizers._StepClip
+        grad_step = (grad * out - grad_x * x).sum() * (grad_scale / step)  # as in quantizers._StepClip
         return grad_x, grad_step.reshape(step.shape), None, None, None
 
 

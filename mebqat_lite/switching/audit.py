@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.switching.batchnorm import NORMS, SwitchableNorm
+from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import plan_of, quantized_layers, setting_of
 
 
@@ -18,7 +20,8 @@ def audit(model: nn.Module) -> list[str]:
     >>> mq.switching.audit.audit(model)
     []
     """
-    return [words for words in (_nothing(model), _float_inputs(model), _other_norms(model)) if words]
+    found = (_nothing(model), _bypassed(model), _float_inputs(model), _rescaled(model), _other_norms(model))
+    return [words for words in found if words]
 
 
 def _nothing(model: nn.Module) -> str:
@@ -37,6 +40,33 @@ def _float_inputs(model: nn.Module) -> str:
         f"{len(signed)} of {len(body)} layer inputs that can be negative: they stay float at every activation bitwidth "
         f"({_names(signed)}), because {setting_of(model).quantizer} has no negative values; lsq has"
     )
+
+
+def _bypassed(model: nn.Module) -> str:
+    """Layers whose weights the model reads by itself, so that these reads are always float."""
+    found = plan_of(model).bypassed
+    words = f"{len(found)} layers whose weights the model also reads without calling the layer ({_names(found)})"
+    return f"{words}: no bitwidth reaches these reads" if found else ""
+
+
+def _rescaled(model: nn.Module) -> str:
+    """Layers whose quantized weights have another scale than the float ones, while no norm follows that removes it."""
+    found = [name for name, layer in quantized_layers(model).items() if not layer.site.normed and _changes_scale(layer)]
+    if not found:
+        return ""
+    return (
+        f"{len(found)} layers without a norm behind them ({_names(found)}), although {setting_of(model).quantizer} "
+        "changes the scale of weights, which only a norm removes: quantize with lsq, or add norms"
+    )
+
+
+@torch.no_grad()
+def _changes_scale(layer: QuantizedLayer) -> bool:
+    """Whether 8-bit weights, which are nearly exact, have over four times or under a quarter of the float spread."""
+    if layer.site.role != "body" or layer.weight.numel() < 2 or layer.quantizer.predicts_only:
+        return False
+    ratio = float(layer.quantizer.weight(layer.weight, 8, layer.quant, layer.site).std() / layer.weight.std())
+    return not 1 / 4 < ratio < 4
 
 
 def _other_norms(model: nn.Module) -> str:

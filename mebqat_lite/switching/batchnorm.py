@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, nearest_pair
+from mebqat_lite.quantizers import wide
+from mebqat_lite.switching.guard import is_repeated
 from mebqat_lite.switching.setting import Setting
 
 NORM_STATS = ("running", "batch", "recalibrated", "measure")  # the norm policies, see `SwitchableNorm`
@@ -47,20 +49,34 @@ class SwitchableNorm(nn.Module):
     eps: float
     num_features: int
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, (batch, channels, ...), under the current norm policy."""
-        stats, own = self.setting.norm_stats, self.own_set()
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (batch, channels, ...), under the current norm policy."""
+        self.setting.check_pass(self)
+        x, stats, own = input, self.setting.norm_stats, self.own_set()
+        if (self.training or stats in ("batch", "measure")) and x.numel() == self.num_features:
+            raise ValueError(
+                "a batch norm sees one value per channel, which has no variance: give a larger batch, or in evaluation "
+                "use the norm policy recalibrated"
+            )
+        tracks, repeated = self.training and self.setting.track_running, is_repeated()
         if self.setting.norm is not None and (self.training or stats == "batch"):
-            return self.setting.norm(x, self if own is None else own, self.training and self.setting.track_running)
-        if (self.training and self.setting.track_running) or (stats == "running" and not self.training):
+            return self.setting.norm(x, self if own is None else own, tracks and not repeated)
+        if tracks and repeated:
+            return self.repeat(x, self if own is None else own)
+        if tracks or (stats == "running" and not self.training):
             return super().forward(x) if own is None else own(x)
         gain, shift = (self.weight, self.bias) if own is None else (own.weight, own.bias)
         if not self.training and stats == "recalibrated":
-            mean, var = self.stats().to(x.dtype)
+            mean, var = self.stats() if gain is None else self.stats().to(gain.dtype)
             return F.batch_norm(x, mean, var, gain, shift, False, 0.0, self.eps)
         if stats == "measure" and not self.training:
             self.measure(x)
         return F.batch_norm(x, None, None, gain, shift, True, 0.0, self.eps)
+
+    def repeat(self, x: Tensor, norm: SwitchableNorm | nn.modules.batchnorm._BatchNorm) -> Tensor:
+        """Normalise ``x``, (batch, channels, ...), again as ``norm`` did, without another update of its statistics."""
+        mean, var = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 0.0, self.eps)  # type: ignore[arg-type]
 
     def own_set(self) -> nn.modules.batchnorm._BatchNorm | None:
         """Return the batch norm of the current pair, or None if the float layer's own gain and shift are used.
@@ -98,7 +114,7 @@ class SwitchableNorm(nn.Module):
         The pooled values are those of all batches taken together (Chan, Golub and LeVeque, 1979).
         """
         dims = [d for d in range(x.dim()) if d != 1]
-        var, mean = torch.var_mean(x, dims, correction=0)  # each (channels,)
+        var, mean = torch.var_mean(wide(x), dims, correction=0)  # each (channels,)
         count = x.numel() // x.shape[1]
         moments = self.__dict__.setdefault("moments", {})
         seen, old_mean, old_square = moments.get(self.setting.key, (0, mean, torch.zeros_like(var)))
@@ -127,7 +143,8 @@ class SwitchableNorm(nn.Module):
         for key, value in list(state.items()):
             if key.startswith(f"{prefix}stats_"):
                 like = self.weight if self.weight is not None else value
-                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, like.dtype))
+                self.register_buffer(key.removeprefix(prefix), value.clone().to(like.device, wide(like).dtype))
+                self.setting.measured_with.forget()
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
 
 

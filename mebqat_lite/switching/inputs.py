@@ -17,6 +17,7 @@ class Reader(Protocol):
     quantizer: Quantizer
     quant: nn.ParameterDict
     site: Site
+    weight: Tensor
 
     @property
     def leader(self) -> Reader:
@@ -27,6 +28,11 @@ class Reader(Protocol):
     def clips_at_zero(self) -> bool:
         """Whether the layer clips negative inputs to zero at the current bits."""
         ...
+
+
+def version_of(x: Tensor) -> int:
+    """Count how often ``x`` was changed in place; always 0 in inference mode, where PyTorch does not count."""
+    return 0 if x.is_inference() else x._version
 
 
 class QuantizedInput:
@@ -45,8 +51,8 @@ class QuantizedInput:
         """Return ``layer``'s input ``x``, (batch, channels, ...), quantized to ``bits``."""
         leader = layer.leader
         if not self.followers:
-            return x if bits == FULL else layer.quantizer.activation(x, bits, layer.quant, layer.site)
-        state = (bits, 0 if x.is_inference() else x._version, torch.is_grad_enabled())
+            return x if bits == FULL else _quantized(x, bits, layer)
+        state = (bits, version_of(x), torch.is_grad_enabled())
         left, self.waiting = self.left, self.waiting - 1
         if layer is leader or self.waiting <= 0:
             self.left = None
@@ -54,7 +60,7 @@ class QuantizedInput:
             return x
         if layer is not leader and left is not None and left[0] is x and left[1] == state:
             return left[2]
-        out = layer.quantizer.activation(x, bits, leader.quant, leader.site)
+        out = _quantized(x, bits, leader)
         if layer is leader:
             self.left, self.waiting = (x, state, out), self.followers
         return out
@@ -68,6 +74,13 @@ class QuantizedInput:
         return {"followers": self.followers, "left": None, "waiting": 0}
 
 
+def _quantized(x: Tensor, bits: int, layer: Reader) -> Tensor:
+    """Quantize ``x`` as an input of ``layer``; a single sample without a batch dimension counts as a batch of one."""
+    if x.dim() < layer.weight.dim():  # a batch has at least the dimensions of the weights, (out, in, ...)
+        return _quantized(x[None], bits, layer)[0]
+    return layer.quantizer.activation(x, bits, layer.quant, layer.site)
+
+
 class InputReLU(nn.ReLU):
     """A ReLU whose output is read by convolutions and linear layers only.
 
@@ -75,7 +88,7 @@ class InputReLU(nn.ReLU):
     input unchanged, which saves time in the forward and in the backward pass.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute max(x, 0) for ``x`` of any shape, or return ``x`` if all readers clip it at zero themselves."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute max(input, 0) for any shape, or return ``input`` if all readers clip it at zero themselves."""
         readers: list[Reader] = self.__dict__.get("readers", [])
-        return x if readers and all(reader.clips_at_zero for reader in readers) else super().forward(x)
+        return input if readers and all(reader.clips_at_zero for reader in readers) else super().forward(input)

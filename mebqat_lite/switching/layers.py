@@ -41,10 +41,11 @@ class QuantizedLayer(nn.Module):
         blocked = self.site.signed and not self.quantizer.signed_inputs
         return Bits(bits.w, FULL) if blocked else bits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the layer at the current bits on ``x``, (batch, channels, ...); at FP it is exactly the float layer."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the layer at the current bits on ``input``, (batch, channels, ...); at FP it is the float layer."""
+        self.setting.check_pass(self)
         bits = self.bits
-        return self.apply_weight(self.shared_input(x, bits.a, self), self.quantized_weight(bits.w))
+        return self.apply_weight(self.shared_input(input, bits.a, self), self.quantized_weight(bits.w))
 
     @property
     def leader(self) -> QuantizedLayer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, BitsLike, parse_all
 from mebqat_lite.switching.batchnorm import SwitchableNorm
+from mebqat_lite.switching.measured import MeasuredWith
 from mebqat_lite.switching.state import (
     FLOAT_CLASS,
     MapOrBits,
@@ -21,11 +22,11 @@ from mebqat_lite.switching.state import (
     setting_of,
 )
 from mebqat_lite.switching.stem import has_stem
-from mebqat_lite.tensors import Images, evaluating, image_batches, place
+from mebqat_lite.tensors import Sample, evaluating, image_batches, like_model
 
 
 def recalibrate(
-    model: nn.Module, images: Images, bits: MapOrBits | Iterable[MapOrBits], *, progress: bool = False
+    model: nn.Module, images: Sample, bits: MapOrBits | Iterable[MapOrBits], *, progress: bool = False
 ) -> nn.Module:
     """Measure the mean and variance of each batch norm's input at ``bits``, and store them in the model.
 
@@ -39,17 +40,22 @@ def recalibrate(
 
     Args:
         model: a quantized model, which is returned; its weights do not change.
-        images: training images, never test images: a tensor, an ``(images, labels)`` pair or a loader.
+        images: training images, never test images: a tensor, an ``(images, labels)`` pair, a loader, or a function
+            that runs the model on them, as in `quantize`.
         bits: a pair, several pairs (``"W2A2,FP"`` or a list), a map from layers to pairs, or a list of maps.
         progress: whether to show a progress bar.
     """
-    settings, (device, dtype) = parse_settings(bits), place(model)
+    settings = parse_settings(bits)
     try:
-        with torch.no_grad(), evaluating(model), frozen_weights(model):
-            for batch in tqdm(
-                image_batches(images), desc="norm statistics", disable=not progress, leave=False, delay=2
-            ):
-                _measure(model, batch.to(device, dtype), settings)
+        with evaluating(model), frozen_weights(model):
+            if callable(images):
+                _measure(model, images, settings)
+            else:
+                batches = tqdm(
+                    image_batches(images), desc="norm statistics", disable=not progress, leave=False, delay=2
+                )
+                for batch in batches:
+                    _measure(model, like_model(batch, model), settings)
         found = take_stats(model)
     finally:
         take_stats(model)
@@ -57,6 +63,7 @@ def recalibrate(
     for name, stats in found.items():  # after all measurements, so that an error stores nothing
         owner, _, buffer = name.rpartition(".")
         norms[owner].register_buffer(buffer, stats)
+    setting_of(model).measured_with.remember(model)
     return model
 
 
@@ -88,6 +95,7 @@ def forget_stats(model: nn.Module) -> None:
     for norm in norm_layers(model).values():
         for buffer in [buffer for buffer in norm._buffers if buffer.startswith("stats_")]:
             delattr(norm, buffer)
+    setting_of(model).measured_with.forget()
 
 
 @contextlib.contextmanager
@@ -96,8 +104,9 @@ def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
 
     ``stats`` maps names to statistics, (2, channels), as `take_stats` returns them.
     """
-    norms = norm_layers(model)
-    before = {name: dict(norm._buffers) for name, norm in norms.items()}
+    norms, setting = norm_layers(model), setting_of(model)
+    before, measured_with = {name: dict(norm._buffers) for name, norm in norms.items()}, setting.measured_with
+    setting.measured_with = MeasuredWith() if stats else measured_with
     try:
         for name, value in stats.items():
             owner, _, buffer = name.rpartition(".")
@@ -107,17 +116,18 @@ def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
         for name, norm in norms.items():
             norm._buffers.clear()
             norm._buffers.update(before[name])
+        setting.measured_with = measured_with
 
 
-def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) -> None:
+def _measure(model: nn.Module, images: Tensor | Callable[[nn.Module], object], settings: Sequence[MapOrBits]) -> None:
     """Run a batch of images at all bit settings, so that each batch norm measures its input.
 
     A stem that computes the same at every bitwidth runs only once.
     """
-    if not has_stem(model):
+    if callable(images) or not has_stem(model):
         for bits in settings:
-            with at(model, bits, "measure"):
-                model(images.clone())  # a network may begin with an operation in place
+            with at(model, bits, "measure"):  # a network may begin with an operation in place
+                images(model) if callable(images) else model(images.clone())
         return
     keys = []
     with at(model, settings[0], "measure"):
@@ -130,7 +140,7 @@ def _measure(model: nn.Module, images: Tensor, settings: Sequence[MapOrBits]) ->
         norm.share_measured(first, keys)
 
 
-def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Images | None) -> None:
+def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Sample | None) -> None:
     """Measure the recalibrated statistics of those settings for which the model has none.
 
     Raises:
@@ -152,7 +162,7 @@ def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibrat
 def is_recalibrated(model: nn.Module, key: str) -> bool:
     """Whether every batch norm has recalibrated statistics for the bits named ``key`` (`Setting.key`).
 
-    A norm that has none at all although others do is not asked: evaluation does not reach it.
+    Norms without any such statistics do not count if others have some, because evaluation does not reach them.
     """
     norms = norm_layers(model).values()
     reached = [norm for norm in norms if any(name.startswith("stats_") for name in norm._buffers)]

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits
 from mebqat_lite.quantizers import Quantizer
+from mebqat_lite.switching.guard import Guard
+from mebqat_lite.switching.measured import MeasuredWith
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Setting:
     track_running: bool = True  # whether forward passes in training mode update the running statistics
     keep_weights: bool = False  # whether layers reuse quantized weights; the weights must not change meanwhile
     norm: Callable[[Tensor, nn.Module, bool], Tensor] | None = None  # batch norm over several processes
+    measured_with: MeasuredWith = field(default_factory=MeasuredWith)  # the weights of recalibrated statistics
+    guard: Guard = field(default_factory=Guard)  # against other threads, and repeated passes at other bits
 
     def of(self, layer: str) -> Bits:
         """Return the current bits of one layer."""
@@ -43,3 +47,7 @@ class Setting:
         if not self.per_layer:
             return f'"{self.bits}"'
         return repr({"*": str(self.bits), **{name: str(bits) for name, bits in self.per_layer.items()}})
+
+    def check_pass(self, layer: nn.Module) -> None:
+        """Raise a RuntimeError if ``layer`` would not run at the bits that its caller means, see `guard.Guard`."""
+        self.guard.check_pass((self.bits, self.per_layer), hasattr(layer, "_is_replica"))

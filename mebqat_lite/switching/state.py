@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from mebqat_lite.switching.setting import Setting
 
 FLOAT_CLASS = {swapped: plain for plain, swapped in (LAYERS | NORMS).items()}
 MapOrBits = BitsLike | Mapping[str, BitsLike]
+HELD = "_mebqat"  # the attribute that holds the plan and the setting of a model, whose own attributes have other names
+ENTERING = threading.Lock()  # one thread at a time enters `at`
 
 
 @dataclass
@@ -31,51 +35,84 @@ class Plan:
     sites: list[Site] = field(default_factory=list)  # one for each layer that the sample reached
     skipped: dict[str, str] = field(default_factory=dict)  # layer -> why it cannot be quantized
     readers: dict[str, list[str]] = field(default_factory=dict)  # `inputs.InputReLU` -> the layers that read it
+    bypassed: list[str] = field(default_factory=list)  # layers whose weights the model also reads without their forward
+
+    def within(self, prefix: str) -> Plan:
+        """Return the plan with the names that hold in a module whose part ``prefix`` is this model."""
+        if not prefix:
+            return self
+
+        def full(name: str) -> str:
+            return f"{prefix}.{name}" if name else prefix
+
+        sites = [replace(site, name=full(site.name), leader=full(site.leader)) for site in self.sites]
+        skipped = {full(name): why for name, why in self.skipped.items()}
+        readers = {full(relu): [full(name) for name in names] for relu, names in self.readers.items()}
+        bypassed = [full(name) for name in self.bypassed]
+        return replace(self, sites=sites, skipped=skipped, readers=readers, bypassed=bypassed)
 
 
 class NotQuantizedError(TypeError):
     """A float model was used where a quantized one is needed."""
 
 
+def settings_in(model: nn.Module) -> dict[str, Setting]:
+    """Find the settings in a model, each under the name of the outermost part that holds it."""
+    found: dict[int, tuple[str, Setting]] = {}
+    for name, module in model.named_modules():
+        held = module.__dict__.get(HELD)
+        setting = module.setting if isinstance(module, (QuantizedLayer, SwitchableNorm)) else held and held[1]
+        if setting is not None:
+            found.setdefault(id(setting), (name, setting))
+    return dict(found.values())
+
+
 def is_quantized(model: nn.Module) -> bool:
-    """Whether `quantize` has converted this model."""
-    return isinstance(model.__dict__.get("setting"), Setting)
+    """Whether `quantize` has converted this model, or a part of it."""
+    return bool(settings_in(model))
 
 
 def setting_of(model: nn.Module) -> Setting:
-    """Return the run-time state of a quantized model, or of a part of one.
+    """Return the run-time state of a quantized model, of a part of one, or of a module that holds one.
 
     Raises:
         NotQuantizedError: the model is a float model.
         ValueError: it holds several quantized models, each with bits of its own.
     """
-    if is_quantized(model):
-        return model.__dict__["setting"]
-    found = {id(m.__dict__["setting"]): (name, m) for name, m in reversed(_with_setting(model))}
+    if held := model.__dict__.get(HELD):
+        return held[1]
+    found, kind = settings_in(model), type(model).__name__
+    if not found:
+        raise NotQuantizedError(f"this {kind} has no bitwidths yet; call quantize(model, sample=images) first")
     if len(found) > 1:
-        names = sorted(name for name, _ in found.values())
-        raise ValueError(
-            f"this {type(model).__name__} holds several quantized models ({', '.join(names)}): switch each"
-        )
-    if found:
-        [(_, module)] = found.values()
-        return module.__dict__["setting"]
-    raise NotQuantizedError(
-        f"this {type(model).__name__} has no bitwidths yet; call quantize(model, sample=images) first"
-    )
-
-
-def _with_setting(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The parts of a model that read a setting, the outermost first."""
-    return [(name, module) for name, module in model.named_modules() if is_quantized(module)]
+        raise ValueError(f"this {kind} holds several quantized models ({', '.join(sorted(found))}): switch each")
+    return next(iter(found.values()))
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """Return the plan that `quantize` made for a model."""
+    """Return the plan that `quantize` made for a model, with the names that its layers have in ``model``.
+
+    Raises:
+        NotQuantizedError: the model is a float model.
+        ValueError: it is a part of a quantized model, or holds several.
+    """
     setting_of(model)
-    plan = model.plan
-    assert isinstance(plan, Plan)
-    return plan
+    for name, module in model.named_modules():
+        if held := module.__dict__.get(HELD):
+            return held[0].within(name)
+    raise ValueError(f"this {type(model).__name__} is a part of a quantized model: give the whole model")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside data-parallel, averaging and compiling wrappers, or ``model`` itself if there is none."""
+    while isinstance(inner := getattr(model, "_orig_mod", None) or _wrapped(model), nn.Module):
+        model = inner
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    return model.module if isinstance(model, wrappers) else None
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -90,7 +127,8 @@ def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
 
 def has_one_bit(model: nn.Module) -> bool:
     """Whether the quantizer of the model defines one bit."""
-    return all(layer.quantizer.one_bit for layer in quantized_layers(model).values())
+    quantizer = setting_of(model).quantizer
+    return quantizer is None or quantizer.one_bit
 
 
 def has_norm_sets(model: nn.Module) -> bool:
@@ -122,7 +160,8 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
     A map names layers; ``*`` stands for all other layers, which are at FP if it is missing.
 
     >>> mq.set_bits(model, {"*": "W8A8", "body.1.0": "W2A2"})
-    >>> print(model.setting.of("body.0.0"), model.setting.of("body.1.0"))
+    >>> setting = setting_of(model)
+    >>> print(setting.of("body.0.0"), setting.of("body.1.0"))
     W8A8 W2A2
     >>> mq.set_bits(model, "FP")
 
@@ -137,8 +176,10 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         if unknown := set(per_layer) - set(known) - {"*"}:
             raise ValueError(f"no quantized layer {sorted(unknown)}; there are {list(known)} and * for the rest")
         pair = per_layer.pop("*", FP)
+        per_layer = {known[layer].site.name: own for layer, own in per_layer.items()}  # its name where it was quantized
     else:
         pair = Bits.parse(bits)
+    setting.guard.check_user()
     for width in {width for b in (pair, *per_layer.values()) for width in (b.w, b.a)}:
         if setting.quantizer is not None and (width < FULL or setting.quantizer.predicts_only):
             setting.quantizer.check(width)
@@ -158,24 +199,45 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     (64, 10)
     """
     setting = setting_of(model)
+    guard = setting.guard
+    with ENTERING:
+        before_user, guard.user = guard.user, guard.check_user()
     before = setting.bits, setting.per_layer, setting.norm_stats
     try:
         set_bits(model, bits)
-        if norm_stats is not None:
-            set_norm_stats(model, norm_stats)
+        set_norm_stats(model, setting.norm_stats if norm_stats is None else norm_stats)
         yield model
     finally:
         setting.bits, setting.per_layer, setting.norm_stats = before
+        guard.user = before_user
+
+
+@contextlib.contextmanager
+def going_backward(model: nn.Module, bits: MapOrBits) -> Iterator[None]:
+    """Run a backward pass inside the block for a loss that was computed at ``bits``.
+
+    A model with gradient checkpointing repeats its forward passes then, at the same bits.
+    """
+    with at(model, bits):
+        setting = setting_of(model)
+        setting.guard.ran, setting.guard.last = [], (setting.bits, setting.per_layer)
+        yield
 
 
 def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
     """Choose the statistics that batch norm uses in evaluation mode: ``running``, ``batch`` or ``recalibrated``.
 
-    `batchnorm.SwitchableNorm` explains these norm policies. An unknown one is a ValueError.
+    `batchnorm.SwitchableNorm` explains these norm policies. An unknown one is a ValueError. There is a warning if the
+    weights have changed since statistics were recalibrated.
     """
     if norm_stats not in NORM_STATS:
         raise ValueError(f"no norm policy {norm_stats!r}; choose one of {', '.join(NORM_STATS[:3])}")
-    setting_of(model).norm_stats = norm_stats
+    setting = setting_of(model)
+    if norm_stats == "recalibrated" and setting.measured_with.changed(model):
+        warnings.warn(
+            "the weights have changed since the norm statistics were measured: call recalibrate again", stacklevel=4
+        )
+    setting.norm_stats = norm_stats
 
 
 @contextlib.contextmanager
@@ -187,7 +249,7 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     setting = setting_of(model)
     before, setting.keep_weights = setting.keep_weights, True
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode could not be trained later
             yield
     finally:
         setting.keep_weights = before

@@ -52,9 +52,9 @@ def test_an_error_names_its_type_and_the_line_of_the_cell():
 @pytest.mark.parametrize(
     ("cell", "words"),
     [
-        ("def f():\n    while True: pass", "longer than 1 seconds"),
-        ("while True: pass", "longer than 1 seconds"),
-        ("def f():\n    while True: print('x' * 10000)", "longer than 1 seconds"),
+        ("def f():\n    while True: pass", "longer than 1 s: an endless loop"),
+        ("while True: pass", "longer than 1 s: an endless loop"),
+        ("def f():\n    while True: print('x' * 10000)", "longer than 1 s: an endless loop"),
         ("def f():\n    exit()", r"ended its own process \(exit status 0\)"),
         ("import os\ndef f():\n    os._exit(3)", r"ended its own process \(exit status 3\)"),
         ("def f(:", "the code stops with SyntaxError.*line 1"),

@@ -152,7 +152,7 @@ def spoil(path):
 
 
 def deepen(path):
-    Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(path)
+    Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)).save(path, format="TIFF")
 
 
 WRONG = {  # what is there, what the message says
@@ -191,7 +191,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         folder(tmp_path / "pets")
 
 
-@pytest.mark.parametrize(("damage", "reason"), [(spoil, ""), (deepen, "more than 8 bits")])
+@pytest.mark.parametrize(("damage", "reason"), [(spoil, ""), (deepen, "more than 16 bits")])
 def test_an_image_that_cannot_be_read_is_named(tmp_path, home, damage, reason):
     make(tmp_path, {"a": 10, "b": 10})
     damage(tmp_path / "b" / "7.png")

@@ -110,7 +110,7 @@ def test_a_checkpoint_that_does_not_say_how_it_was_trained_is_refused(tmp_path):
 def test_the_checkpoint_itself_is_not_written_over(tmp_path):
     source = tmp_path / "mine.safetensors"
     source.write_bytes(Path(SHIPPED.format("mebqat")).read_bytes())
-    with pytest.raises(ValueError, match="is the checkpoint itself, whose float weights would be lost"):
+    with pytest.raises(FileExistsError, match=r"mine\.safetensors is a model checkpoint, which is not overwritten"):
         export.export(source, "packed", "W4A4", out=tmp_path / "." / "mine.safetensors")
     assert source.read_bytes() == Path(SHIPPED.format("mebqat")).read_bytes()
 
@@ -131,7 +131,7 @@ def test_files_that_are_none(tmp_path, capsys):
         onnx_run.session(tmp_path / "x.onnx")
     command = ["export", "--checkpoint", SHIPPED.format("mebqat"), "--to", "packed", "--bits", "W4A4"]
     assert main([*command, "--out", str(tmp_path)]) == 2
-    assert "is a folder: give the name of a file" in capsys.readouterr().err
+    assert "is a folder, which is not overwritten: give the name of another file" in capsys.readouterr().err
 
 
 @pytest.mark.slow

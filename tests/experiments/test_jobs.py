@@ -15,6 +15,7 @@ from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.methods import calibration
 from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import plan_of
 
 SETUP = Setup(
     data="digits,count=100,val=20,test=20",
@@ -148,11 +149,11 @@ def test_a_cold_run_does_not_count_the_common_start(folder):
 def test_a_variant_may_have_another_quantizer(folder, options):
     """Its steps are those of the start's weights before training, and learn."""
     _, model = done(folder, f"mebqat{options}")
-    assert model.plan.quantizer == "lsq"
+    assert plan_of(model).quantizer == "lsq"
     steps = {name for name in model.state_dict() if ".quant." in name}
     assert len(steps) == 3 * 2 * 8  # three body layers, weights and activations, eight widths
     _, plain = done(folder, "mebqat")
-    assert plain.plan.quantizer == "dorefa" and not any(".quant." in name for name in plain.state_dict())
+    assert plan_of(plain).quantizer == "dorefa" and not any(".quant." in name for name in plain.state_dict())
     _, still = done(folder, f"mebqat{options}+steps=1+lr=0.0")
     data = datasets.load(SETUP.data, 1)
     fp, _ = load_model(folder / "fp-seed1.safetensors")

@@ -74,7 +74,17 @@ def test_train_leaves_its_folder_beside_the_model(tmp_path, capsys):
 
 
 def test_a_refused_run_leaves_the_folder_as_it_was(tmp_path, capsys):
-    command = ["train", "--steps", "2", "--warm-steps", "0", "--batch-size", "16", "--out", str(tmp_path / "a.st")]
+    command = [
+        "train",
+        "--steps",
+        "2",
+        "--warm-steps",
+        "0",
+        "--batch-size",
+        "16",
+        "--out",
+        str(tmp_path / "a.safetensors"),
+    ]
     assert main([*command, "--no-tensorboard"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "a.run").iterdir()}
     assert main([*command, "--lr", "0.5"]) == 2 and main([*command, "--amp"]) == 2
@@ -86,7 +96,17 @@ def test_a_refused_run_leaves_the_folder_as_it_was(tmp_path, capsys):
 
 def test_tensorboard_without_the_package_is_an_error_that_names_the_cure(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    command = ["train", "--steps", "1", "--warm-steps", "0", "--batch-size", "16", "--out", str(tmp_path / "a.st")]
+    command = [
+        "train",
+        "--steps",
+        "1",
+        "--warm-steps",
+        "0",
+        "--batch-size",
+        "16",
+        "--out",
+        str(tmp_path / "a.safetensors"),
+    ]
     assert main([*command, "--tensorboard"]) == 2
     assert 'pip install "mebqat_lite[logs]"' in capsys.readouterr().err and not list(tmp_path.iterdir())
     assert main(command) == 0 and lines(tmp_path / "a.run")  # not asked for: no error

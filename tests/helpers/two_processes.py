@@ -3,6 +3,7 @@
 Run as a script it is one of the processes: it does all there is to do, once, and leaves what it found in a folder.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -196,6 +197,12 @@ def refusals(folder, fabric):
         fit(net(), DATA, steps=1, path=path, progress=False, passes=Fast(fabric=fabric))
     except ValueError as error:
         found["a file of one"] = str(error)
+    held = files.locked(folder / "held") if fabric.global_rank == 0 else contextlib.nullcontext()
+    try:
+        with held:
+            fit(net(), DATA, steps=1, path=folder / "held", progress=False, passes=Fast(fabric=fabric))
+    except OSError as error:
+        found["a file of another run"] = str(error)
     return found
 
 
@@ -240,7 +247,7 @@ def work(folder):
         buffer += rank
     processes.copy(unlike)
     tensors |= {f"copied/{n}": t for n, t in state(unlike).items()}
-    files.replace = lambda path, content: (written.append(Path(path).name), replace(path, content))
+    files.replace = lambda path, *what: (written.append(Path(path).name), replace(path, *what))
     for name in RESUMED:
         found = interrupted_run(name, path=folder / name, passes=Fast(fabric=fabric))
         tensors |= {f"resumed/{name}/{n}": t for n, t in found.items()}

@@ -18,8 +18,8 @@ def images(count, channels=1, side=8, seed=0):
 
 
 def cnn8_like():
-    """The layers of CNN-8 in its order, dropout included, small."""
-    stem = _conv(3, 4, size=3, padding=0, pool=True)  # 8 -> 6 -> 3
+    """Kinds of layers as in CNN-8, in its order, dropout included, small; here every convolution has a norm."""
+    stem = _conv(3, 4, padding=0, pool=True)  # 8 -> 6 -> 3
     head = [nn.Dropout(0.5), _conv(4, 6, padding=0), nn.Flatten(), nn.Linear(6, 10)]
     return nn.Sequential(stem, _conv(4, 4), _conv(4, 4), *head)
 

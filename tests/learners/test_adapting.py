@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
-from few_shot import CLOSE, episode, images, net
+from few_shot import CLOSE, DATA, FAST, episode, images, net, small
+from torch import nn
 
-from mebqat_lite import recalibrate
+from mebqat_lite import fit, quantize, recalibrate
+from mebqat_lite.datasets import Episodes
 from mebqat_lite.learners import ProtoNet
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
+from mebqat_lite.measure.fewshot import episode_scores
 from mebqat_lite.switching.state import at, norm_layers, setting_of
 
 POLICIES = ("support", "batch", "recalibrated", "running")
@@ -73,12 +76,13 @@ def test_adapting_changes_nothing_of_the_model_and_no_mode_matters(name, mode, p
     recalibrate(model, images(30, seed=5), ["FP", "W2A2"])
     if mode == "mixed":
         model.body[1].eval()
+    own = dict.fromkeys(("quantizer", "guard", "measured_with"))  # these do not compare by their values
     with at(model, "W4A8", "batch"):
-        setting = copy.deepcopy(vars(setting_of(model)) | {"quantizer": None})
+        setting = copy.deepcopy(vars(setting_of(model)) | own)
         state = {n: t.clone() for n, t in model.state_dict().items()}
         modes = [module.training for module in model.modules()]
         logits = learner_of(name).adapt(model, task.support, bits, policy)(task.query.flatten(0, 1))
-        assert vars(setting_of(model)) | {"quantizer": None} == setting
+        assert vars(setting_of(model)) | own == setting
         assert [module.training for module in model.modules()] == modes
     now = model.state_dict()
     assert list(now) == list(state) and all(torch.equal(now[n], t) for n, t in state.items())
@@ -97,3 +101,28 @@ def test_adapting_works_where_gradients_are_off(name):
         logits = learner_of(name).adapt(model, task.support.clone(), "W2A2")(task.query.flatten(0, 1))
         assert not torch.is_grad_enabled()
     assert torch.equal(logits, wanted)
+
+
+@pytest.mark.parametrize("trained", ["fomaml", "mebqat_maml"])
+@pytest.mark.parametrize("learner", [FOMAML(2, 0.1), QuantizeAdapted(2, 0.1)])
+def test_running_statistics_that_nothing_measured_are_refused(trained, learner):
+    """MAML trains with those of each episode, so that the running ones stay at 0 and 1, of another network."""
+    model, task = small(3), episode()
+    fit(model, DATA, trained, FAST, progress=False, device="cpu")
+    support, query = task.support.float(), task.query.flatten(0, 1).float()
+    with pytest.raises(ValueError, match=r"never measured.*: take norm_stats support, batch or recalibrated$"):
+        learner.adapt(model, support, "W2A2", "running")
+    assert learner.adapt(model, support, "W2A2", "support")(query).isfinite().all()
+    with pytest.raises(ValueError, match="never measured"):
+        episode_scores(model, learner, Episodes(DATA.test, 3, 2, 2), "W2A2", count=1, norm_stats="running")
+    with torch.no_grad():
+        model.train()(DATA.train.images)  # measures them
+    assert learner.adapt(model, support, "W2A2", "running")(query).isfinite().all()
+
+
+def test_a_network_without_norms_has_no_statistics_to_miss():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
+    model, task = quantize(net.double(), "lsq", sample=images(8)), episode()
+    predict = FOMAML(1, 0.01).adapt(model, task.support, "W2A2", "running")
+    assert predict(task.query.flatten(0, 1)).shape == (12, 3)

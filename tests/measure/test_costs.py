@@ -11,6 +11,7 @@ from mebqat_lite import candidates, datasets, fit, loop, models, quantize, recal
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.loop import Costs
 from mebqat_lite.measure.costs import bit_operations, saving, stored_bytes
+from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.state import quantized_layers
 
 
@@ -60,7 +61,7 @@ def test_a_warm_start_counts_both_parts(data):
     assert costs("mebqat", warm_steps=3) == Costs(5, 3 + 8, 3 + 8)
     assert costs("mebqat", warm_steps=0) == Costs(2, 8, 8)
     assert costs("qat", bits="W2A2", warm_steps=3) == Costs(5, 3 + 4, 3 + 2)  # its start teaches
-    assert costs("fp", warm_steps=3) == Costs(2, 2, 2)  # nothing to warm up
+    assert costs("fp", recipe=Recipe(warm_steps=3)) == Costs(2, 2, 2)  # nothing to warm up
 
 
 def test_seconds_count_both_parts(data, monkeypatch):

@@ -12,7 +12,7 @@ from mebqat_lite import accuracy, candidates, datasets, give_norm_sets, grid, mo
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.measure.intervals import interval, t_quantile
 from mebqat_lite.switching.batchnorm import MissingStatisticsError
-from mebqat_lite.switching.state import at, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.switching.state import at, plan_of, quantized_layers, set_norm_stats, setting_of
 
 SOME = "FP,W2A2,W4A8,W8A3"
 MAP = {"*": "W8A8", "body.1.0": "W2A2"}
@@ -210,7 +210,7 @@ def test_images_stored_as_bytes_are_measured_like_floats(images, norm_stats):
         frames.append(grid(model, split, SOME, norm_stats=norm_stats, calibration=calibration))
         assert accuracy(model, split, "W2A2", norm_stats) == frames[0].loc["W2A2", "mean"]
     assert frames[0]["mean"].tolist() == frames[1]["mean"].tolist()
-    plans = [quantize(net(images), "lsq", sample=sample).plan for sample in (stored, as_floats.images)]
+    plans = [plan_of(quantize(net(images), "lsq", sample=sample)) for sample in (stored, as_floats.images)]
     assert plans[0] == plans[1]
 
 

@@ -1,6 +1,7 @@
 """The table of `summary`, its bytes against arithmetic, and what `quantize` finds out about a model."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -89,8 +90,9 @@ def test_bytes_are_those_of_weights_packed_at_the_bits_in_force(quantizer, bits,
         }
         assert packed_bytes(model) == sum(expected.values())
         assert rest[0] == f"3 of 7 layers quantized; {sum(expected.values()):,} bytes at {setting_of(model).key}"
-        warned = [line.startswith("WARNING: 1 of 3 layer inputs that can be negative: ") for line in rest[1:]]
-        assert warned == ([] if quantizer in ("lsq", "least_squares") else [True])
+        warned = [re.match(r"WARNING: (.*?)( \(|:)", line)[1] for line in rest[1:]]
+        signed, unnormed = ["1 of 3 layer inputs that can be negative"], ["1 layers without a norm behind them"]
+        assert warned == {"dorefa": signed, "sat": signed + unnormed}.get(quantizer, [])
 
 
 @pytest.mark.parametrize(("quantizer", "flat"), [("dorefa", "FP"), ("sat", "FP"), ("lsq", "4"), ("least_squares", "4")])

@@ -18,7 +18,7 @@ prop = settings(deadline=None, max_examples=80, derandomize=True)
 F64, EPS = torch.float64, torch.finfo(torch.float64).eps
 NORMAL = torch.randn(3, 5000, dtype=F64, generator=torch.Generator().manual_seed(0))
 LOW_WIDTHS, SAT, LSQ = [2, 3, 4, 5, 6, 7, 8, 16], ["sat", "sat_centred", "sat_pact"], ["lsq", "lsq_shared"]
-SHARED = ("lsq_shared", "lsq_authors")  # the authors' clip: one activation level too many
+SHARED = ("lsq_shared", "lsq_authors")  # the authors' clip: one level too many, of activations without a sign
 CASES = [(name, b) for name in QUANTIZERS for b in ([1] if QUANTIZERS[name].one_bit else []) + LOW_WIDTHS]
 vectors = st.lists(st.floats(-4, 4).map(lambda v: v * (abs(v) > 1e-6)), min_size=2, max_size=24).map(torch.DoubleTensor)
 widths, steps = st.sampled_from([1, *LOW_WIDTHS]), st.floats(0.01, 2.0)
@@ -67,7 +67,7 @@ def spans(name, b, signed, w):  # DESIGN: lowest and highest weight and activati
         return sat if name in SAT else ((-w.abs().mean(), w.abs().mean()), (0, 1))
     if b == 1:  # post-training: sign(w) mean|w| and {0, s}
         return (-0.1, 0.1), (0, 0.1)
-    top = (half - 1 if signed else n - 1) + (name in SHARED)
+    top = half - 1 if signed else n - 1 + (name in SHARED)
     return (-half / 10, (half - 1) / 10), (-half / 10 * signed, top / 10)
 
 
@@ -78,7 +78,7 @@ def test_levels_range_and_order(name, b, signed):
     w, quantizer = torch.linspace(-12, 12, 6001, dtype=F64)[None], QUANTIZERS[name]
     site = Site("layer", signed=signed and quantizer.signed_inputs)
     params = {k: v if k == "alpha" else torch.tensor(0.1, dtype=F64) for k, v in layer(name, w, w)[1].items()}
-    runs, extras = (quantizer.weight, quantizer.activation), (0, name in SHARED)
+    runs, extras = (quantizer.weight, quantizer.activation), (0, name in SHARED and not signed)
     for run, span, extra in zip(runs, spans(name, b, site.signed, w), extras, strict=True):
         before, out = w.clone(), run(w, b, params, site)
         levels = out.unique()
@@ -196,15 +196,18 @@ def test_weights_of_dorefa_and_sat_and_their_gradient(name, role, b):
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("name", LSQ)
 def test_lsq_starts_at_2_mean_over_sqrt_p_and_scales_gradients_by_sqrt_N_p(name, signed, b):
-    """N: weights or features of one sample (shared: the batch); a step per bitwidth (shared: the two-bit one)."""
+    """N: weights or features of one sample (shared: the batch); a step per bitwidth (shared: the two-bit one).
+
+    p: the highest code, which is 2^b for the unsigned activations of the shared step.
+    """
     shared, w, x = name == "lsq_shared", NORMAL[0, :108].reshape(4, 3, 3, 3), NORMAL[1, :120].reshape(5, 4, 2, 3)
     x = x if signed else x.relu()
     quantizer, params, site = layer(name, w, x, signed=signed)
     assert set(params) == {f"{kind}{width}" for kind in "wa" for width in ([2] if shared else LOW_WIDTHS)}
-    p_w, p_a = 2 ** (b - 1) - 1, 2 ** (b - 1) - 1 if signed else 2**b - 1
+    p_w, p_a = 2 ** (b - 1) - 1, 2 ** (b - 1) - 1 if signed else 2**b - 1 + shared
     for key, run, v, count, p, span in (
         ("w", quantizer.weight, w, 108, p_w, (-p_w - 1, p_w)),
-        ("a", quantizer.activation, x, 120 if shared else 24, p_a, ((-p_w - 1) * signed, p_a + shared)),
+        ("a", quantizer.activation, x, 120 if shared else 24, p_a, ((-p_w - 1) * signed, p_a)),
     ):
         key = f"{key}{2 if shared else b}"
         if b == 2 or not shared:

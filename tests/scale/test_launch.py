@@ -91,8 +91,8 @@ def test_one_device_needs_no_fabric(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--devices", "0"), "--devices and --nodes must be at least 1, not 0 and 1"),
-        (("--nodes", "-1"), "must be at least 1, not 1 and -1"),
+        (("--devices", "0"), "--devices must be at least 1, not 0"),
+        (("--nodes", "-1"), "--nodes must be at least 1, not -1"),
     ],
 )
 def test_devices_that_cannot_be(called, capsys, words, message):

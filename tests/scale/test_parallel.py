@@ -163,6 +163,12 @@ def test_a_checkpoint_that_one_machine_does_not_see_is_refused(found):
 
 
 @pytest.mark.slow
+def test_a_file_that_another_run_writes_is_refused_in_both(found):
+    for said in found[2]:
+        assert "another run writes" in said["refused"]["a file of another run"]
+
+
+@pytest.mark.slow
 def test_a_writer_that_fails_fails_in_both(found):
     assert all("No space left on device" in said["full"] for said in found[2])
 

@@ -12,7 +12,7 @@ from mebqat_lite.bits import Bits
 from mebqat_lite.quantizers import QUANTIZERS
 from mebqat_lite.switching.convert import restore_float
 from mebqat_lite.switching.inputs import InputReLU
-from mebqat_lite.switching.state import quantized_layers, setting_of
+from mebqat_lite.switching.state import plan_of, quantized_layers, setting_of
 
 
 def relus(model):
@@ -71,8 +71,8 @@ def test_a_skipped_relu_changes_neither_logits_nor_gradients(name, quantizer, bi
 @pytest.mark.parametrize("name", FLOAT_NETS)
 def test_a_relu_is_skipped_where_all_its_readers_clip_and_nowhere_else(name, quantizer):
     model, x = net(name, quantizer), SOURCES[name]
-    body = {site.name for site in model.plan.sites if site.role == "body"}
-    readers = {relu: names for relu, names in model.plan.readers.items() if names and set(names) <= body}
+    body = {site.name for site in plan_of(model).sites if site.role == "body"}
+    readers = {relu: names for relu, names in plan_of(model).readers.items() if names and set(names) <= body}
     readers.pop("stem.2", None)  # a stem may run once for all pairs, FP among them
     assert len(readers) == {"digit_net": 2, "resnet": 18, "cnn8_like": 3}[name]
     assert negatives(model, x, "W2A2") == set(readers)
@@ -84,8 +84,8 @@ def test_a_relu_is_skipped_where_all_its_readers_clip_and_nowhere_else(name, qua
 
 def test_where_a_relu_has_two_readers_both_must_clip():
     model = net("resnet")
-    assert model.plan.readers["body.3.relu1"] == ["body.3.skip.0", "body.3.conv1"]
-    for kept in model.plan.readers["body.3.relu1"]:
+    assert plan_of(model).readers["body.3.relu1"] == ["body.3.skip.0", "body.3.conv1"]
+    for kept in plan_of(model).readers["body.3.relu1"]:
         below = negatives(model, SOURCES["resnet"], {"*": "W2A2", kept: "W2A32"})
         assert "body.3.relu1" not in below and "body.3.relu2" in below
 
@@ -120,7 +120,7 @@ def test_a_relu_called_twice_or_read_by_a_layer_that_runs_twice_is_never_skipped
     x = images(8) - 0.5
     model = mq.quantize(Shared().to(F64).eval(), sample=x, keep=["first"])
     assert set(quantized_layers(model)) == {"twice", "once", "other", "last"}
-    assert model.plan.readers == {"single": ["last"]}
+    assert plan_of(model).readers == {"single": ["last"]}
     assert negatives(model, x, "W2A2") == {"single"}
 
 
@@ -148,6 +148,6 @@ def test_a_checkpoint_keeps_who_reads_which_relu(name, tmp_path):
     model = net(name)
     mq.save_model(model, tmp_path / "m.safetensors")
     loaded, _ = mq.load_model(tmp_path / "m.safetensors")
-    assert loaded.plan.readers == model.plan.readers
+    assert plan_of(loaded).readers == plan_of(model).readers
     below = negatives(model, SOURCES[name], "W2A2")
     assert below and negatives(loaded, SOURCES[name], "W2A2") == below

@@ -174,7 +174,7 @@ class Sandbox:
     def _why(self) -> str:
         """Why the process is gone."""
         if self.late:
-            return f"it took longer than {self.limits.seconds:g} seconds: an endless loop?"
+            return f"it took longer than {self.limits.seconds:g} s: an endless loop?"
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         code = self.process.returncode

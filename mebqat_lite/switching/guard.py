@@ -1,0 +1,77 @@
+"""Refuse forward passes that would not run at the bits that their caller means."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import torch
+
+
+def is_repeated() -> bool:
+    """Whether the present forward pass is repeated by gradient checkpointing, while backward runs."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class Guard:
+    """Who uses a quantized model, and at which bits its last forward passes ran.
+
+    A model has one setting, so two threads or asyncio tasks cannot use it at two bitwidths at once. And gradient
+    checkpointing repeats forward passes while it goes backward, when the bits may be others than before.
+    """
+
+    def __init__(self) -> None:
+        self.user: tuple[int, int] | None = None  # the thread and the asyncio task that are inside `state.at`
+        self.last: Any = None  # the bits of the last forward pass
+        self.ran: list[Any] = []  # the bits of passes with gradients since the last repeated one, at most two of them
+
+    def check_pass(self, bits: Any, is_replica: bool) -> None:
+        """Check a forward pass at ``bits``; each layer calls this.
+
+        ``is_replica`` tells that the layer is a copy that `nn.DataParallel` runs in a thread of its own.
+
+        Raises:
+            RuntimeError: another thread or asyncio task has switched the model, or a pass is repeated at other bits.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if is_repeated():
+            self._check_repeated(bits)
+            return
+        if self.user is not None and not is_replica:
+            self.check_user()
+        if torch.is_grad_enabled() and bits not in self.ran:
+            self.ran = [*self.ran[-1:], bits]
+        self.last = bits
+
+    def _check_repeated(self, bits: Any) -> None:
+        ran = self.ran or [self.last or bits]  # the older form of checkpointing makes the first pass without gradients
+        self.ran, self.last = [], bits
+        if ran != [bits]:
+            raise RuntimeError(
+                f"gradient checkpointing would repeat at {bits[0]} what ran at {' and '.join(str(b) for b, _ in ran)}: "
+                "call backward for each pair inside `with at(model, bits):`, and make passes that need no gradient "
+                "under torch.no_grad()"
+            )
+
+    def check_user(self) -> tuple[int, int]:
+        """Return the thread and the asyncio task that ask; a RuntimeError if others are inside `state.at`."""
+        asker = (threading.get_ident(), _task())
+        if self.user not in (None, asker):
+            raise RuntimeError(
+                "another thread or asyncio task has switched this model: give each a copy of its own, by copy.deepcopy"
+            )
+        return asker
+
+    def __reduce__(self) -> tuple[type[Guard], tuple]:
+        """Copy nothing, because nobody uses the copied model yet."""
+        return Guard, ()
+
+
+def _task() -> int:
+    """Identify the asyncio task that runs in this thread, if any."""
+    try:
+        return id(asyncio.current_task())
+    except RuntimeError:  # no event loop runs in this thread
+        return 0
