@@ -18,7 +18,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import quantized_layers
 
-CLOSE = 1e-3  # how far apart two values may be, as a share of the largest one
+CLOSE = 1e-4  # how far apart two values may be, as a share of the largest one
 FEW = 0.01  # the share of values that may be farther apart: those halfway between two levels
 
 Inputs = Mapping[str, Sequence[Tensor | None]]  # the quantized inputs of each layer in order; None: not recorded

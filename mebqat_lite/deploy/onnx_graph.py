@@ -208,9 +208,9 @@ def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
     """Replace the float initializer ``name`` by integers, and return the nodes that compute ``name`` from them."""
     from onnx import helper
 
-    kept = [tensor for tensor in graph.initializer if tensor.name != name]
-    del graph.initializer[:]
-    graph.initializer.extend([*kept, _integers(f"{name}_codes", weights.codes, weights.kind)])
+    floats = next(index for index, tensor in enumerate(graph.initializer) if tensor.name == name)
+    del graph.initializer[floats]
+    graph.initializer.append(_integers(f"{name}_codes", weights.codes, weights.kind))
     if not weights.shift:
         graph.initializer.append(_floats(f"{name}_step", weights.step))
         return [_dequantize(f"{name}_codes", f"{name}_step", name, weights.step)]

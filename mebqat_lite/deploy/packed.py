@@ -225,9 +225,8 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
 
     Weights that become codes, running statistics, and whatever only other pairs use are left out.
     """
-    layers, norms, state = quantized_layers(model), norm_layers(model), model.state_dict()
+    layers, norms, again = quantized_layers(model), norm_layers(model), _further_names(model)
     dropped = {f"{name}.weight" for name in layers if FULL not in widths[name]}
-    dropped |= {name for name in state if name.startswith(_further_names(model))}
     for name, layer in layers.items():
         kept = set()
         for setting in settings:
@@ -238,6 +237,7 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
         dropped |= {f"{name}.{buffer}" for buffer, _ in norm.named_buffers()}
         others = set(norm.sets) - set(_sets(model, settings))
         dropped |= {f"{name}.sets.{pair}.{p}" for pair in others for p in ("weight", "bias")}
+    state = {name: t for name, t in model.state_dict().items() if not name.startswith(again)}
     return {f"model/{name}": t for name, t in state.items() if name not in dropped}
 
 

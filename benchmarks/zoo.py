@@ -1,0 +1,202 @@
+"""Try torchvision's classification networks: ``python -m benchmarks.zoo [NAME ...] [--store]``.
+
+Each network has random weights, is quantized with lsq in evaluation mode, and runs on small random images in a process
+of its own. ``--store`` writes ``zoo.json`` and puts the table into README.md in this folder. All networks together take
+about an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from benchmarks.machine import machine
+from mebqat_lite.deploy.agree import recorded
+from mebqat_lite.deploy.onnx_export import export_onnx
+from mebqat_lite.deploy.onnx_run import agreement
+from mebqat_lite.deploy.packed import load_packed, save_packed
+from mebqat_lite.files import write_json
+from mebqat_lite.quantizers import QUANTIZERS
+from mebqat_lite.switching.convert import quantize
+from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.state import at, plan_of, quantized_layers
+
+FOLDER = Path(__file__).parent
+IMAGES, SIDE = 8, 64  # how many images, and their side in pixels
+OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False},
+    "inception_v3": {"init_weights": False},
+    **{name: {"image_size": SIDE} for name in ("vit_b_16", "vit_b_32")},
+}
+SIDES = {"inception_v3": 96, "maxvit_t": 224}  # networks that do not take smaller images
+NETWORKS = (  # each architecture, and where it has many sizes a small and a larger one
+    "alexnet convnext_tiny convnext_small densenet121 densenet169 efficientnet_b0 efficientnet_b3 efficientnet_v2_s "
+    "googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet1_3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large "
+    "regnet_x_400mf regnet_x_3_2gf regnet_y_400mf regnet_y_3_2gf resnet18 resnet50 resnet101 resnext50_32x4d "
+    "shufflenet_v2_x0_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 "
+    "vit_b_32 wide_resnet50_2"
+).split()
+FEW, ONNX = "W2A2", "W4A4"  # the pairs of the levels and packed files, and of the ONNX files
+
+
+def build(name: str) -> nn.Module:
+    """Build a network of torchvision with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Try one network, and return what was found; a part that failed has its error as text."""
+    warnings.simplefilter("ignore")
+    side = SIDES.get(name, SIDE)
+    images = torch.rand(IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
+    model = build(name)
+    with torch.no_grad():
+        wanted = model(images)
+        quantize(model, "lsq", sample=images)
+        found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "side": side}
+        found |= {"fp": torch.equal(model(images), wanted), "layers": layers(model)}
+    recalibrate(model, images, [FEW, ONNX])
+    parts: dict[str, Callable[[], Any]] = {
+        "levels": lambda: levels(model, images),
+        "packed": lambda: packed(model, name, images),
+        "onnx": lambda: onnx(model, images),
+    }
+    return found | {part: attempt(work) for part, work in parts.items()}
+
+
+def attempt(work: Callable[[], Any]) -> Any:
+    """Return what ``work`` returns, or the first line of its error."""
+    try:
+        return work()
+    except Exception as error:  # whatever it is, it stands in the table
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+
+
+def layers(model: nn.Module) -> dict[str, Any]:
+    """Count the layers that are quantized, kept and skipped, and the inputs that stay float under two quantizers.
+
+    These are the inputs that can be negative, if the quantizer has no negative values.
+    """
+    plan = plan_of(model)
+    roles = Counter("quantized" if site.role == "body" else "kept" for site in plan.sites)
+    body = [site for site in plan.sites if site.role == "body"]
+    stay = {
+        name: sum(site.signed for site in body) * (not QUANTIZERS[name].signed_inputs) for name in ("dorefa", "lsq")
+    }
+    return {**roles, "skipped": dict(Counter(plan.skipped.values())), "float_inputs": stay}
+
+
+def levels(model: nn.Module, images: Tensor) -> list[int]:
+    """Count the different values of weights and of inputs in the quantized layer that has the most of them."""
+    with at(model, FEW, "recalibrated"), recorded(model) as inputs:
+        model(images)
+        found = [layer for name, layer in quantized_layers(model).items() if name in inputs]
+        weights = max(len(layer.quantized_weight(layer.bits.w).unique()) for layer in found)
+    return [weights, max(len(x.unique()) for values in inputs.values() for x in values if x is not None)]
+
+
+def packed(model: nn.Module, name: str, images: Tensor) -> dict[str, Any]:
+    """Write a packed file, read it into another instance, and compare all logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_packed(model, Path(folder) / "packed", FEW, calibration=images)
+        size = (Path(folder) / "packed").stat().st_size
+        again, _ = load_packed(Path(folder) / "packed", build(name))
+    with torch.no_grad(), at(model, FEW, "recalibrated"):
+        return {"bytes": size, "equal": torch.equal(again(images), model(images))}
+
+
+def onnx(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Write an ONNX file and compare its logits with PyTorch's, in relation to the largest one."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = export_onnx(model, Path(folder) / "net.onnx", ONNX, images.shape[1:])
+        found = agreement(done.path, model, images, ONNX)
+    with torch.no_grad(), at(model, ONNX, "recalibrated"):
+        largest = float(model(images).abs().max())
+    difference = found.largest_difference / (largest or 1)  # a new head of zeros gives zeros
+    return {"bytes": done.bytes, "same_class": found.share, "difference": difference}
+
+
+def run(names: list[str]) -> dict[str, Any]:
+    """Try networks one after the other, each in a process of its own, so that its memory is free afterwards."""
+    found: dict[str, Any] = {}
+    for name in (bar := tqdm(names)):
+        bar.set_description(name)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            try:
+                found[name] = pool.submit(measure, name).result()
+            except Exception as error:  # an error of the network, or the end of its process for lack of memory
+                found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+        tqdm.write(line(name, found[name]))
+    return found
+
+
+HEAD = (
+    f"{'':19}{'':>6}   {'layers':^21} {'float':>6} {'FP':>3} {'levels':>7} {'packed':>13}   ONNX\n"
+    f"{'network':19}{'weights':>9}{'quantized':>11}{'kept':>6}{'not':>5}{'inputs':>8}{'':>4} {FEW:>6} {FEW:>14}   {ONNX}"
+)
+
+
+def line(name: str, row: Mapping[str, Any] | str) -> str:
+    """Format what was found for one network."""
+    if isinstance(row, str):
+        return f"{name:19} {row}"
+    layers = row["layers"]
+    counts = f"{layers['quantized']:11}{layers['kept']:6}{sum(layers['skipped'].values()):5}"
+    text = f"{name:19}{row['parameters'] / 1e6:7.1f} M{counts}{layers['float_inputs']['dorefa']:8}"
+    text += f"{'=' if row['fp'] else 'other':>4} "
+    levels, packed, onnx = row["levels"], row["packed"], row["onnx"]
+    text += f"{levels if isinstance(levels, str) else '{} {}'.format(*levels):>6} "
+    is_file = isinstance(packed, dict)
+    text += f"{packed['bytes'] / 1e6:9.2f} MB {'=' if packed['equal'] else 'other'}" if is_file else packed
+    if not isinstance(onnx, dict):
+        return f"{text}   {onnx}"
+    return f"{text}   {onnx['bytes'] / 1e6:.2f} MB, {onnx['same_class']:.0f} %, {onnx['difference']:.0e}"
+
+
+def block(stored: Mapping[str, Any]) -> str:
+    """Format the results as the README shows them."""
+    lines = [HEAD, *(line(name, row) for name, row in stored["found"].items()), stored["machine"]]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def store(found: dict[str, Any]) -> None:
+    """Update the networks in ``zoo.json``, and put all stored results into the README."""
+    path = FOLDER / "zoo.json"
+    before = json.loads(path.read_text())["found"] if path.exists() else {}
+    stored = {"machine": f"torchvision {torchvision.__version__}, {machine()}", "found": {**before, **found}}
+    write_json(path, stored)
+    start, rest = (FOLDER / "README.md").read_text().split("<!-- zoo -->\n")
+    end = rest.split("<!-- /zoo -->")[1]
+    (FOLDER / "README.md").write_text(f"{start}<!-- zoo -->\n{block(stored)}\n<!-- /zoo -->{end}")
+
+
+def main(names: list[str]) -> int:
+    """Try the named networks (by default `NETWORKS`) and print the table; ``--store`` also stores it."""
+    keep = "--store" in names
+    names = [name for name in names if name != "--store"] or NETWORKS
+    if unknown := set(names) - set(torchvision.models.list_models(module=torchvision.models)):
+        print(f"torchvision has no network {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    print(HEAD)
+    found = run(names)
+    if keep:
+        store(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
