@@ -54,8 +54,9 @@ def fit(
         method: the name of the method.
         recipe: the options of the run. Single options may also be given by name, as in ``steps=500, lr=1e-3``.
         path: the file of a training checkpoint. If it exists, the run continues from it. The result is identical to
-            that of an uninterrupted run on the same machine, with the same versions and number of threads. The file
-            is locked until the run ends (`files.locked`), so that no second run writes it.
+            that of an uninterrupted run on the same machine, with the same versions and number of threads; on a GPU,
+            which adds up in no fixed order, nearly so. The file is locked until the run ends (`files.locked`), so that
+            no second run writes it.
         save_every: steps between two checkpoints.
         progress: whether to show a progress bar.
         device: where to train; by default CUDA if it is available, else the CPU.

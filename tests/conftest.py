@@ -1,8 +1,11 @@
 """Fixtures of several wings."""
 
+import os
 import socket
 import urllib.error
 import urllib.request
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests compare bits, and a GPU adds up in no fixed order
 
 import pytest
 import torch
