@@ -43,11 +43,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 SIDES = {"inception_v3": 96, "maxvit_t": 224}  # networks that do not take smaller images
 NETWORKS = (  # each architecture, and where it has many sizes, a small and a larger one
-    "alexnet convnext_tiny convnext_small densenet121 densenet169 efficientnet_b0 efficientnet_b3 efficientnet_v2_s "
-    "googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet1_3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large "
-    "regnet_x_400mf regnet_x_3_2gf regnet_y_400mf regnet_y_3_2gf resnet18 resnet50 resnet101 resnext50_32x4d "
-    "shufflenet_v2_x0_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 "
-    "vit_b_32 wide_resnet50_2"
+    "squeezenet1_1 mnasnet0_5 shufflenet_v2_x0_5 mobilenet_v3_small mobilenet_v2 efficientnet_b0 googlenet resnet18 "
+    "regnet_x_400mf regnet_y_400mf densenet121 inception_v3 alexnet vgg11_bn convnext_tiny swin_t swin_v2_t vit_b_32 "
+    "vit_b_16 maxvit_t mobilenet_v3_large mnasnet1_3 shufflenet_v2_x2_0 efficientnet_b3 efficientnet_v2_s resnet50 "
+    "resnext50_32x4d regnet_y_3_2gf wide_resnet50_2 resnet101"
 )
 FEW, ONNX = "W2A2", "W4A4"  # the pairs of the levels and packed files, and of the ONNX files
 
@@ -86,7 +85,7 @@ def attempt(work: Callable[[], Any]) -> Any:
     """Return what ``work`` returns, or the first line of its error."""
     try:
         return work()
-    except Exception as error:  # whatever it is, it stands in the table
+    except Exception as error:  # whatever it is, also the end of a process for lack of memory, stands in the table
         return f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
 
 
@@ -134,18 +133,10 @@ def onnx(model: nn.Module, images: Tensor) -> dict[str, Any]:
     return {"bytes": done.bytes, "same_class": found.share, "difference": difference}
 
 
-def run(names: list[str]) -> dict[str, Any]:
-    """Try networks one after the other, each in a process of its own, so that its memory is free afterwards."""
-    found: dict[str, Any] = {}
-    for name in (bar := tqdm(names, disable=None)):
-        bar.set_description(name)
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            try:
-                found[name] = pool.submit(measure, name).result()
-            except Exception as error:  # an error of the network, or the end of its process for lack of memory
-                found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-        tqdm.write(line(name, found[name]))
-    return found
+def apart(name: str) -> dict[str, Any] | str:
+    """Try a network in a process of its own, so that its memory is free afterwards; an error becomes text."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return attempt(lambda: pool.submit(measure, name).result())
 
 
 COLUMNS = {  # the heading of each column, and its width
@@ -208,9 +199,12 @@ def main(names: list[str]) -> int:
         print(f"torchvision has no network {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     print(_row(COLUMNS))
-    found = run(names)
-    if keep:
-        store(found)
+    for name in (bar := tqdm(names, disable=None)):
+        bar.set_description(name)
+        found = apart(name)
+        tqdm.write(line(name, found))
+        if keep:
+            store({name: found})
     return 0
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import accuracy, deploy, steps, timing
+from benchmarks import accuracy, deploy, steps, timing, zoo
 from benchmarks.__main__ import BENCHMARKS, block, main
 from mebqat_lite import paths
 from mebqat_lite.bits import Bits, parse_all
@@ -281,3 +281,47 @@ def test_a_section_is_measured_shown_and_kept_beside_the_others(tmp_path, monkey
         and text == f"before\n<!-- deploy -->\n{deploy.block(stored)}\n<!-- /deploy -->\nafter\n"
     )
     assert deploy.block(stored).count("```text") == 2
+
+
+# --- networks of torchvision --------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_the_networks_of_torchvision_did():
+    stored = json.loads((zoo.FOLDER / "zoo.json").read_text())
+    assert f"<!-- zoo -->\n{zoo.block(stored)}\n<!-- /zoo -->" in (zoo.FOLDER / "README.md").read_text()
+    assert set(zoo.NETWORKS.split()) <= set(stored["found"])
+    for name, row in stored["found"].items():
+        assert row["fp"] and max(row["levels"]) <= 4 and row["packed"]["equal"], name
+        assert row["onnx"]["same_class"] == 100 and row["onnx"]["difference"] < 0.02, name
+        assert row["layers"]["kept"] == 2 and row["layers"]["float_inputs"]["lsq"] == 0
+
+
+@pytest.mark.slow
+def test_networks_are_tried_shown_and_kept_beside_the_others(tmp_path, monkeypatch, capsys):
+    assert zoo.main(["lenet"]) == 2 and "torchvision has no network lenet" in capsys.readouterr().err
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    (tmp_path / "README.md").write_text("before\n<!-- zoo -->\nold\n<!-- /zoo -->\nafter\n")
+    zoo.store({"lenet": "MemoryError: it is too large"})
+    assert zoo.main(["squeezenet1_1", "--store"]) == 0
+    text, stored = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "zoo.json").read_text())
+    assert text == f"before\n<!-- zoo -->\n{zoo.block(stored)}\n<!-- /zoo -->\nafter\n"
+    assert set(stored["found"]) == {"lenet", "squeezenet1_1"} and "MemoryError: it is too large" in text
+    row = stored["found"]["squeezenet1_1"]
+    assert row["layers"] == {
+        "quantized": 24,
+        "kept": 2,
+        "skipped": {},
+        "float_inputs": {"dorefa": 0, "lsq": 0},
+    }
+    assert row["fp"] and row["levels"] == [3, 4] and row["packed"]["equal"] and row["onnx"]["same_class"] == 100
+
+
+def test_a_network_that_fails_has_its_error_in_its_row():
+    def fails():
+        raise ValueError("no way\nwhatever")
+
+    row = {"parameters": 2e6, "fp": False, "layers": {"quantized": 5, "kept": 2, "skipped": {"own": 3, "why": 4}}}
+    row["layers"]["float_inputs"] = {"dorefa": 6, "lsq": 0}
+    row |= {"levels": zoo.attempt(lambda: [4, 4]), "packed": zoo.attempt(fails), "onnx": zoo.attempt(fails)}
+    shown = " ".join(zoo.line("net", row).split())
+    assert shown == "net 2.0 M 5 2 7 6 other ValueError: no way ValueError: no way"

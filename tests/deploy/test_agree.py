@@ -5,16 +5,18 @@ import dataclasses
 import pytest
 import torch
 from shared import IMAGES, SHAPE, Chain, Twice, made
+from torch import nn
 
-from mebqat_lite import save_packed
+from mebqat_lite import at, load_packed, save_packed
 from mebqat_lite.deploy import onnx_export, onnx_graph, packed
 from mebqat_lite.deploy.agree import DisagreementError, check_close
+from mebqat_lite.switching.state import plan_of
 
 
 def wrong_step(found):
-    """Weights of 'two' that are one percent larger."""
+    """Weights of 'two' that are twice as large."""
     return lambda layer, *rest: dataclasses.replace(
-        found(layer, *rest), step=found(layer, *rest).step * (1.01 if layer.site.name == "two" else 1)
+        found(layer, *rest), step=found(layer, *rest).step * (2 if layer.site.name == "two" else 1)
     )
 
 
@@ -112,16 +114,37 @@ def test_a_packed_file_that_comes_back_as_another_network_is_not_written(fault, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_weight_that_is_read_without_its_layer_is_not_in_a_packed_file(tmp_path):
-    """Its integers alone are stored, so the network would compute with nothing."""
+class Reads(Chain):
+    """A network that reads the weight of a layer by itself, too."""
 
-    class Reads(Chain):
-        def forward(self, x):
-            return super().forward(x) + self.one.weight.sum()
+    def forward(self, x):
+        return super().forward(x) + self.one.weight.sum()
 
+
+class Transposes(Twice):
+    """A network that runs a layer backward with the layer's own weights."""
+
+    def forward(self, x):
+        x = self.a(self.first(x).relu()).relu()
+        return self.last(nn.functional.conv_transpose2d(x, self.a.weight).mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [lambda: Reads(tied=()), Reads, Transposes])
+def test_weights_that_a_network_reads_itself_are_in_the_packed_file(build, tmp_path):
+    model = made(build)
+    save_packed(model, tmp_path / "p", "W3A3", calibration=IMAGES)
+    with torch.no_grad(), at(model, "W3A3", "recalibrated"):
+        assert torch.equal(load_packed(tmp_path / "p", build())[0](IMAGES), model(IMAGES))
+
+
+def test_weights_that_nothing_says_are_read_are_missed(tmp_path):
     model = made(lambda: Reads(tied=()))
+    plan_of(model).bypassed.clear()
     with pytest.raises(DisagreementError, match="the output differs by up to nan"):
         save_packed(model, tmp_path / "p", "W3A3", calibration=IMAGES)
+    with pytest.raises(DisagreementError, match="the output 'logits' differs by up to"):
+        onnx_export.export_onnx(model, tmp_path / "net.onnx", "W3A3", SHAPE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_few_values_may_fall_to_the_other_level_and_no_more():
