@@ -1,8 +1,8 @@
 """Try torchvision's classification networks: ``python -m benchmarks.zoo [NAME ...] [--store]``.
 
 Each network has random weights, is quantized with lsq in evaluation mode, and runs on small random images in a process
-of its own. ``--store`` writes ``zoo.json`` and puts the table into README.md in this folder. All networks together take
-about an hour on two cores.
+of its own. ``--store`` writes ``zoo.json`` and puts the table into README.md in this folder. All networks of the table
+take half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,20 +42,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"image_size": SIDE} for name in ("vit_b_16", "vit_b_32")},
 }
 SIDES = {"inception_v3": 96, "maxvit_t": 224}  # networks that do not take smaller images
-NETWORKS = (  # each architecture, and where it has many sizes a small and a larger one
+NETWORKS = (  # each architecture, and where it has many sizes, a small and a larger one
     "alexnet convnext_tiny convnext_small densenet121 densenet169 efficientnet_b0 efficientnet_b3 efficientnet_v2_s "
     "googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet1_3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large "
     "regnet_x_400mf regnet_x_3_2gf regnet_y_400mf regnet_y_3_2gf resnet18 resnet50 resnet101 resnext50_32x4d "
     "shufflenet_v2_x0_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 "
     "vit_b_32 wide_resnet50_2"
-).split()
+)
 FEW, ONNX = "W2A2", "W4A4"  # the pairs of the levels and packed files, and of the ONNX files
 
 
 def build(name: str) -> nn.Module:
-    """Build a network of torchvision with random weights, in evaluation mode."""
+    """Build a network of torchvision with random weights, in evaluation mode; weights that start at zero, too."""
     torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+    model = torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {})).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def onnx(model: nn.Module, images: Tensor) -> dict[str, Any]:
 def run(names: list[str]) -> dict[str, Any]:
     """Try networks one after the other, each in a process of its own, so that its memory is free afterwards."""
     found: dict[str, Any] = {}
-    for name in (bar := tqdm(names)):
+    for name in (bar := tqdm(names, disable=None)):
         bar.set_description(name)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             try:
@@ -144,32 +148,44 @@ def run(names: list[str]) -> dict[str, Any]:
     return found
 
 
-HEAD = (
-    f"{'':19}{'':>6}   {'layers':^21} {'float':>6} {'FP':>3} {'levels':>7} {'packed':>13}   ONNX\n"
-    f"{'network':19}{'weights':>9}{'quantized':>11}{'kept':>6}{'not':>5}{'inputs':>8}{'':>4} {FEW:>6} {FEW:>14}   {ONNX}"
-)
+COLUMNS = {  # the heading of each column, and its width
+    "network": -19,
+    "weights": 9,
+    "quantized": 11,
+    "kept": 6,
+    "not": 5,
+    "float inputs": 14,
+    "FP": 7,
+    f"{FEW}: levels": 14,
+    "packed": 13,
+    f"{ONNX}: ONNX": 14,
+    "same class": 12,
+    "difference": 12,
+}
 
 
 def line(name: str, row: Mapping[str, Any] | str) -> str:
-    """Format what was found for one network."""
+    """Format what was found for one network; what failed has its error."""
     if isinstance(row, str):
-        return f"{name:19} {row}"
-    layers = row["layers"]
-    counts = f"{layers['quantized']:11}{layers['kept']:6}{sum(layers['skipped'].values()):5}"
-    text = f"{name:19}{row['parameters'] / 1e6:7.1f} M{counts}{layers['float_inputs']['dorefa']:8}"
-    text += f"{'=' if row['fp'] else 'other':>4} "
-    levels, packed, onnx = row["levels"], row["packed"], row["onnx"]
-    text += f"{levels if isinstance(levels, str) else '{} {}'.format(*levels):>6} "
-    is_file = isinstance(packed, dict)
-    text += f"{packed['bytes'] / 1e6:9.2f} MB {'=' if packed['equal'] else 'other'}" if is_file else packed
-    if not isinstance(onnx, dict):
-        return f"{text}   {onnx}"
-    return f"{text}   {onnx['bytes'] / 1e6:.2f} MB, {onnx['same_class']:.0f} %, {onnx['difference']:.0e}"
+        return f"{name:19}  {row}"
+    layers, (levels, packed, onnx) = row["layers"], (row[part] for part in ("levels", "packed", "onnx"))
+    cells = [name, f"{row['parameters'] / 1e6:.1f} M", layers["quantized"], layers["kept"]]
+    cells += [sum(layers["skipped"].values()), layers["float_inputs"]["dorefa"], "equal" if row["fp"] else "other"]
+    errors = [part for part in (levels, packed, onnx) if isinstance(part, str)]
+    if not errors:
+        cells += [" and ".join(map(str, levels)), f"{packed['bytes'] / 1e6:.1f} MB" * packed["equal"] or "other"]
+        cells += [f"{onnx['bytes'] / 1e6:.1f} MB", f"{onnx['same_class']:.0f} %", f"{onnx['difference']:.0e}"]
+    return _row(cells) + "".join(f"  {error}" for error in errors)
+
+
+def _row(cells: Iterable[object]) -> str:
+    widths = COLUMNS.values()
+    return "".join(f"{cell!s:<{-w}}" if w < 0 else f"{cell!s:>{w}}" for cell, w in zip(cells, widths, strict=False))
 
 
 def block(stored: Mapping[str, Any]) -> str:
     """Format the results as the README shows them."""
-    lines = [HEAD, *(line(name, row) for name, row in stored["found"].items()), stored["machine"]]
+    lines = [_row(COLUMNS), *(line(name, row) for name, row in stored["found"].items()), stored["machine"]]
     return "\n".join(["```text", *lines, "```"])
 
 
@@ -187,11 +203,11 @@ def store(found: dict[str, Any]) -> None:
 def main(names: list[str]) -> int:
     """Try the named networks (by default `NETWORKS`) and print the table; ``--store`` also stores it."""
     keep = "--store" in names
-    names = [name for name in names if name != "--store"] or NETWORKS
+    names = [name for name in names if name != "--store"] or NETWORKS.split()
     if unknown := set(names) - set(torchvision.models.list_models(module=torchvision.models)):
         print(f"torchvision has no network {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
-    print(HEAD)
+    print(_row(COLUMNS))
     found = run(names)
     if keep:
         store(found)

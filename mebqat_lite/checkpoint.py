@@ -45,13 +45,22 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     'digits.safetensors'
 
     Raises:
-        ValueError: the network is packed, so that it has no float weights.
+        ValueError: the network is packed, so that it has no float weights, or a part of it is compiled.
     """
-    model = unwrapped(model)
+    model = as_saved(model)
     if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     meta = {"kind": "model", "model": describe(model), "extra": extra}
     return write(path, model.state_dict(), meta)
+
+
+def as_saved(model: nn.Module) -> nn.Module:
+    """Return the model inside its wrappers; a ValueError if a part of it is compiled, which changes names."""
+    model = unwrapped(model)
+    if parts := [name for name, _ in model.named_modules() if name.endswith("._orig_mod")]:
+        part = parts[0].removesuffix("._orig_mod")
+        raise ValueError(f"{part} went through torch.compile, which changes names: call {part}.compile() instead")
+    return model
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -64,7 +73,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> tuple[nn.Mod
 
     Args:
         path: a file that `save_model` wrote.
-        model: an instance of the same architecture; needed only if the architecture is not in `models`.
+        model: an instance of the same architecture; needed only if the architecture is not in `models`. If it is
+            compiled or in another wrapper, the network inside is loaded and returned.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,6 +101,7 @@ def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) 
 
 def rebuild(model: nn.Module, described: dict[str, Any], name: str) -> nn.Module:
     """Quantize ``model`` as the described model was, with the stored plan instead of a sample."""
+    model = unwrapped(model)
     plan = Plan(**{**described["plan"], "sites": [Site(**site) for site in described["plan"]["sites"]]})
     if missing := {site.name for site in plan.sites} - {name for name, _ in model.named_modules()}:
         raise CheckpointError(f"{name} does not fit this model, which has no {', '.join(sorted(missing))}")

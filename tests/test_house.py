@@ -167,7 +167,7 @@ READ = [
     "switching/*.py",
     *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
 ]
-MOST_LINES = 2145
+MOST_LINES = 2600
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

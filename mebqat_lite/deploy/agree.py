@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP
-from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import quantized_layers
 
 CLOSE = 1e-4  # how far apart two values may be, as a share of the largest one
@@ -33,8 +32,8 @@ def recorded(model: nn.Module) -> Iterator[dict[str, list[Tensor | None]]]:
     """Yield a dictionary that receives the quantized input of each layer that runs inside the block."""
     found: dict[str, list[Tensor | None]] = {}
 
-    def see(layer: QuantizedLayer, x: Tensor) -> Tensor:
-        found.setdefault(layer.site.name, []).append(x)
+    def see(name: str, x: Tensor) -> Tensor:
+        found.setdefault(name, []).append(x)
         return x
 
     with _between(model, see):
@@ -50,8 +49,7 @@ def compared(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     """
     left = {name: list(values) for name, values in inputs.items()}
 
-    def take(layer: QuantizedLayer, x: Tensor) -> Tensor:
-        name = layer.site.name
+    def take(name: str, x: Tensor) -> Tensor:
         if not left.get(name):
             raise DisagreementError(f"the layer {name}, or one of its runs, is missing: nothing was written")
         value = left[name].pop(0)
@@ -65,21 +63,22 @@ def compared(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _between(model: nn.Module, see: Callable[[QuantizedLayer, Tensor], Tensor]) -> Iterator[None]:
+def _between(model: nn.Module, see: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Let ``see`` have, and replace, each layer's input after it was quantized; layers at FP are left alone."""
-    layers = [layer for layer in quantized_layers(model).values() if layer.bits != FP]
+    layers = {name: layer for name, layer in quantized_layers(model).items() if layer.bits != FP}
 
-    def run(layer: QuantizedLayer, x: Tensor) -> Tensor:
-        x = see(layer, layer.shared_input(x, layer.bits.a, layer))
+    def run(name: str, input: Tensor) -> Tensor:
+        layer = layers[name]
+        x = see(name, layer.shared_input(input, layer.bits.a, layer))
         return layer.apply_weight(x, layer.quantized_weight(layer.bits.w))
 
     try:
-        for layer in layers:
-            layer.forward = functools.partial(run, layer)  # type: ignore[method-assign]
+        for name, layer in layers.items():
+            layer.forward = functools.partial(run, name)  # type: ignore[method-assign]
         with torch.no_grad():
             yield
     finally:
-        for layer in layers:
+        for layer in layers.values():
             layer.__dict__.pop("forward", None)
 
 

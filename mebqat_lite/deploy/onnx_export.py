@@ -36,7 +36,15 @@ from mebqat_lite.files import FORMAT
 from mebqat_lite.learners import prototype_logits
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.norms import require_statistics
-from mebqat_lite.switching.state import MapOrBits, plan_of, quantized_layers, set_bits, set_norm_stats, setting_of
+from mebqat_lite.switching.state import (
+    MapOrBits,
+    plan_of,
+    quantized_layers,
+    set_bits,
+    set_norm_stats,
+    setting_of,
+    unwrapped,
+)
 from mebqat_lite.tensors import Images, place
 
 STORED = ("recalibrated", "running")  # norm policies whose statistics do not depend on the batch
@@ -158,7 +166,7 @@ class _Around(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.plan = network, plan_of(network)
+        self.network = network
 
 
 class _Enroll(_Around):
@@ -203,7 +211,7 @@ def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_
         )
     if norm_stats == "recalibrated":
         require_statistics(model, [bits], calibration)
-    network = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    network = copy.deepcopy(unwrapped(model)).cpu().eval().requires_grad_(False)
     set_bits(network, bits)
     set_norm_stats(network, norm_stats)
     return network
@@ -229,8 +237,8 @@ def _float_layers(module: nn.Module) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def _plain(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    return layer.apply_weight(x, layer.weight)
+def _plain(layer: QuantizedLayer, input: Tensor) -> Tensor:
+    return layer.apply_weight(input, layer.weight)
 
 
 def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool) -> Exported:
@@ -247,20 +255,21 @@ def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool
     meta = {"format": FORMAT, "bits": bits, "quantizer": quantizer, "norm_stats": setting.norm_stats}
     onnx.helper.set_model_props(graph, meta)
     onnx.checker.check_model(graph, full_check=True)
-    _check(graph, module, task, {found[name][0].site.name: inputs for name, inputs in run.items()})
+    _check(graph, module, task, {found[name][0]: inputs for name, inputs in run.items()})
     files.replace(path, graph.SerializeToString())
     stored = [_stored(*found[name]) for name in run]
     return Exported(path, bits, quantizer, setting.norm_stats, opset, path.stat().st_size, stored)
 
 
-def _check(graph: Any, module: nn.Module, task: _Task, nodes: Mapping[str, Sequence[str]]) -> None:
+def _check(graph: Any, module: nn.Module, task: _Task, nodes: Mapping[nn.Module, Sequence[str]]) -> None:
     """Make sure that a graph computes what the module computes, see `agree`.
 
     ``nodes`` has the inputs of each layer's nodes as `quantize_graph` returns them.
     """
     read = {name for names in nodes.values() for name in names if name}
     theirs = values(graph, [*task.outputs, *read], dict(zip(task.sizes, task.inputs, strict=True)))
-    with compared(module, {layer: [theirs.get(name) for name in names] for layer, names in nodes.items()}):
+    inputs = {name: [*map(theirs.get, nodes.get(layer, ()))] for name, layer in quantized_layers(module).items()}
+    with compared(module, inputs):
         ours = module(*task.inputs)
     for name, value in zip(task.outputs, ours if isinstance(ours, tuple) else (ours,), strict=True):
         check_close(f"the output {name!r}", value, theirs[name])

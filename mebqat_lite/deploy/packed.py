@@ -147,10 +147,10 @@ def save_packed(
 
     Raises:
         ValueError: norm statistics are missing and there are no calibration images, the quantizer does not say what
-            its integers mean, or a ``nested`` file should hold weights of more than 8 bits.
+            its integers mean, a ``nested`` file should hold weights of more than 8 bits, or a part is compiled.
         DisagreementError: the file was read back and does not compute what the model computes. There is no file then.
     """
-    settings = parse_settings(bits)
+    settings, model = parse_settings(bits), checkpoint.as_saved(model)
     require_statistics(model, settings, calibration)
     layers = quantized_layers(model)
     widths = {name: _widths(model, settings, name) for name in layers}
@@ -191,9 +191,9 @@ def _check(path: Path, model: nn.Module, settings: list[MapOrBits], calibration:
 
 def _check_weights(model: nn.Module, again: nn.Module, setting: MapOrBits) -> None:
     with at(model, setting), at(again, setting):
-        for ours, theirs in zip(quantized_layers(model).values(), quantized_layers(again).values(), strict=True):
-            if not torch.equal(ours.quantized_weight(ours.bits.w), theirs.quantized_weight(theirs.bits.w)):
-                name = ours.site.name
+        layers = quantized_layers(again)
+        for name, ours in quantized_layers(model).items():
+            if not torch.equal(ours.quantized_weight(ours.bits.w), layers[name].quantized_weight(ours.bits.w)):
                 raise DisagreementError(f"the weights of {name} come back as others at {setting}: nothing was written")
 
 
@@ -226,7 +226,8 @@ def _rest(model: nn.Module, settings: list[MapOrBits], widths: Mapping[str, list
     Weights that become codes, running statistics, and whatever only other pairs use are left out.
     """
     layers, norms, again = quantized_layers(model), norm_layers(model), _further_names(model)
-    dropped = {f"{name}.weight" for name in layers if FULL not in widths[name]}
+    read = plan_of(model).bypassed  # the model itself reads these weights, too
+    dropped = {f"{name}.weight" for name in layers if FULL not in widths[name] and name not in read}
     for name, layer in layers.items():
         kept = set()
         for setting in settings:

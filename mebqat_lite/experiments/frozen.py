@@ -79,7 +79,7 @@ def sheet(
     if there are any.
 
     Args:
-        checkpoints: files, or folders of files. Networks that do not learn new classes are skipped.
+        checkpoints: files, or folders of files, of which networks that do not learn new classes are skipped.
         name: the set, one of `SETS`.
         part: the part of the data. Make choices on ``val``, and look at ``test`` only once.
         bits: the pairs; by default all 73 that need no 1-bit values.
@@ -90,18 +90,21 @@ def sheet(
         The sheet, which `text` formats and `write` saves.
 
     Raises:
-        ValueError: the set is unknown, or there is no few-shot network among the checkpoints.
+        ValueError: the set is unknown, a file is no few-shot network, or there is none in the folders.
     """
     if name not in SETS:
         raise ValueError(f"no frozen set {name!r}; there are {', '.join(SETS)}")
     episodes, pairs = SETS[name].episodes(part), list(bits or map(str, candidates(one_bit=False)))
     scores: Scores = defaultdict(lambda: defaultdict(dict))
     found: dict[str, Any] = {"enrolment": {}, "bitops": {}, "norm_stats": {}}
-    for path in _files(checkpoints):
+    named = [Path(path) for path in checkpoints]
+    for path in _files(named):
         model, extra = load_model(path)
         if is_few_shot(extra):
             row = extra.get("variant") or extra["method"]
             _measure(row, model, extra, episodes, pairs, count, scores, found, progress)
+        elif path in named:
+            raise ValueError(f"{path.name} is no few-shot checkpoint: leave it out")
     if not scores:
         raise ValueError("no few-shot checkpoint among these: give files, or folders of files, that train wrote")
     checksum = episodes.fingerprint(count)

@@ -17,7 +17,7 @@ from mebqat_lite.switching.inputs import QuantizedInput
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
 from mebqat_lite.switching.observe import observe, runner, unchanged
 from mebqat_lite.switching.setting import Setting
-from mebqat_lite.switching.state import FLOAT_CLASS, HELD, Plan, at, plan_of, quantized_layers, settings_in
+from mebqat_lite.switching.state import FLOAT_CLASS, HELD, Plan, at, plan_of, quantized_layers, settings_in, unwrapped
 from mebqat_lite.tensors import Sample
 
 LAYER_NAMES = ("setting", "site", "quantizer", "quant", "shared_input", "leading")  # attributes of quantized layers
@@ -57,6 +57,7 @@ def quantize(
         ValueError: there is neither a sample nor a plan, or the quantizer or a name in ``keep`` is unknown.
     """
     name, chosen = quantizers.get(quantizer)
+    given, model = model, unwrapped(model)  # compiling wrappers change the names of layers
     inputs: dict[str, Tensor] = {}
     run = None
     if plan is None:
@@ -70,7 +71,7 @@ def quantize(
         _start_again(model, run, chosen.starts_at)
     for words in audit(model) if sample is not None else []:  # a model from a file was warned of when it was made
         warnings.warn(f"quantize found {words}", stacklevel=2)
-    return model
+    return given
 
 
 @torch.inference_mode(False)  # learned values made in inference mode could not be trained

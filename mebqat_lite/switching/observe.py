@@ -82,7 +82,7 @@ def _find_layers(model: nn.Module, quantizer: str) -> tuple[dict[str, nn.Module]
         if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and "weight" in module._parameters:
             layers[layer] = module
         elif isinstance(module, tuple(LAYERS)):
-            computed = type(module) in LAYERS
+            computed = "weight" not in module._parameters
             own = "its weights are computed" if computed else f"{type(module).__name__} is a layer class of its own"
             plan.skipped[layer] = own
     return layers, plan

@@ -42,6 +42,30 @@ def test_an_unknown_option_lists_the_known():
         load("svhn,height=3")
 
 
+@pytest.mark.parametrize("value", ["-1", "0", "5", "999", "1000000"])
+@pytest.mark.parametrize("key", ["count", "val", "test"])
+def test_a_number_of_images_that_cannot_be_is_blamed_itself(key, value):
+    with pytest.raises(datasets.DataError, match=f"no stratified subset of {value} of the "):
+        load(f"digits,{key}={value}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("count=many", "count must be a whole number, in "),
+        ("val=1.5", "val must be a whole number, in "),
+        ("size=8px", "size must be a whole number, in "),
+        ("size=8,size=9", "each option of a dataset once, not 'size=8,size=9'"),
+        ("size=0", "size must be a whole number of pixels from 1 to 32,768, not 0"),
+        ("size=-3", "size must be a whole number of pixels from 1 to 32,768, not -3"),
+    ],
+)
+def test_an_option_that_cannot_be_is_blamed_itself(tmp_path, options, message):
+    make(tmp_path / "pets", {"cat": 20, "dog": 20})
+    with pytest.raises(ValueError, match=message):
+        load(f"folder:{tmp_path / 'pets'},{options}")
+
+
 def test_the_command_line_names_the_cure(tmp_path, capsys):
     assert cli.main(["train", "--data", f"folder:{tmp_path / 'nothing'}"]) == 2
     assert capsys.readouterr().err.startswith("mebqat-lite: there is no folder")
