@@ -161,19 +161,22 @@ def test_narrow_weights_are_refused_with_the_way_to_mixed_precision(dtype, quant
     assert not untouched(model, before)
 
 
+FEW = {"mebqat": {"batch_size": 12}, "pn": {"ways": 3, "shots": 2, "queries": 2}}
+FEW["fomaml"] = FEW["pn"] | {"tasks": 2, "inner_steps": 1}
+
+
 @pytest.mark.parametrize("kind", ["float32", "float64", "bytes"])
-@pytest.mark.parametrize("method", ["mebqat", "pn", "fomaml"])
+@pytest.mark.parametrize("method", list(FEW))
 def test_float64_networks_train_on_images_of_any_type(method, kind):
     """The same losses as in float32, up to its rounding."""
     images = (IMAGES * 255).to(torch.uint8)
     images = images if kind == "bytes" else images.to(getattr(torch, kind)) / 255
-    losses = {}
+    losses, once = {}, {"steps": 1, "lr": 1e-3, "progress": False, "device": "cpu"}
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
         model = mq.models.conv4(channels=4, image_size=16, classes=None if method == "pn" else 3)
         big = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
         model = mq.quantize(model.to(dtype), "lsq", sample=big)
-        options = SHORT | {"ways": 3, "shots": 2, "queries": 2, "tasks": 2, "inner_steps": 1, "lr": 1e-3, "steps": 1}
-        losses[dtype] = mq.fit(model, data(big), method, **options).losses
+        losses[dtype] = mq.fit(model, data(big), method, **FEW[method], **once).losses
         assert next(model.parameters()).dtype == dtype
     assert losses[torch.float64] == pytest.approx(losses[torch.float32], rel=1e-3)
