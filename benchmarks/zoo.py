@@ -123,14 +123,18 @@ def packed(model: nn.Module, name: str, images: Tensor) -> dict[str, Any]:
 
 
 def onnx(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """Write an ONNX file and compare its logits with PyTorch's, in relation to the largest one."""
+    """Write an ONNX file and compare its logits with PyTorch's, in relation to the largest one.
+
+    ``alone`` is what PyTorch's own logits differ by if each image runs alone, which adds in another order.
+    """
     with tempfile.TemporaryDirectory() as folder:
         done = export_onnx(model, Path(folder) / "net.onnx", ONNX, images.shape[1:])
         found = agreement(done.path, model, images, ONNX)
     with torch.no_grad(), at(model, ONNX, "recalibrated"):
-        largest = float(model(images).abs().max())
-    difference = found.largest_difference / (largest or 1)  # a new head of zeros gives zeros
-    return {"bytes": done.bytes, "same_class": found.share, "difference": difference}
+        logits, alone = model(images), torch.cat([model(image[None]) for image in images])
+    apart = {"difference": found.largest_difference, "alone": float((alone - logits).abs().max())}
+    largest = float(logits.abs().max())
+    return {"bytes": done.bytes, "same_class": found.share, **{name: value / largest for name, value in apart.items()}}
 
 
 def apart(name: str) -> dict[str, Any] | str:
@@ -152,6 +156,7 @@ COLUMNS = {  # the heading of each column, and its width
     f"{ONNX}: ONNX": 14,
     "same class": 12,
     "difference": 12,
+    "alone": 7,
 }
 
 
@@ -166,6 +171,7 @@ def line(name: str, row: Mapping[str, Any] | str) -> str:
     if not errors:
         cells += [" and ".join(map(str, levels)), f"{packed['bytes'] / 1e6:.1f} MB" * packed["equal"] or "other"]
         cells += [f"{onnx['bytes'] / 1e6:.1f} MB", f"{onnx['same_class']:.0f} %", f"{onnx['difference']:.0e}"]
+        cells += [f"{onnx['alone']:.0e}"]
     return _row(cells) + "".join(f"  {error}" for error in errors)
 
 

@@ -8,11 +8,13 @@ input of each layer, and the other side compares its own with it and goes on wit
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mebqat_lite.bits import FP
 from mebqat_lite.switching.state import quantized_layers
@@ -21,6 +23,12 @@ CLOSE = 1e-4  # how far apart two values may be, as a share of the largest one
 FEW = 0.01  # the share of values that may be farther apart: those halfway between two levels
 
 Inputs = Mapping[str, Sequence[Tensor | None]]  # the quantized inputs of each layer in order; None: not recorded
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, also if its attributes hold tensors that it computed with gradients, which deepcopy refuses."""
+    held = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach() for tensor in held if not tensor.is_leaf})
 
 
 class DisagreementError(RuntimeError):

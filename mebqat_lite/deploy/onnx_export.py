@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from mebqat_lite import files
 from mebqat_lite.bits import FULL, Bits
-from mebqat_lite.deploy.agree import check_close, compared
+from mebqat_lite.deploy.agree import check_close, compared, copied
 from mebqat_lite.deploy.onnx_graph import (
     OPSET,
     UPGRADE,
@@ -211,7 +210,7 @@ def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_
         )
     if norm_stats == "recalibrated":
         require_statistics(model, [bits], calibration)
-    network = copy.deepcopy(unwrapped(model)).cpu().eval().requires_grad_(False)
+    network = copied(unwrapped(model)).cpu().eval().requires_grad_(False)
     set_bits(network, bits)
     set_norm_stats(network, norm_stats)
     return network

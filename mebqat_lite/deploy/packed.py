@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from mebqat_lite import checkpoint, files, quantizers
 from mebqat_lite.bits import FP, FULL, Bits
-from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, recorded
+from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, copied, recorded
 from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
 from mebqat_lite.quantizers import Params, Quantizer, Site
 from mebqat_lite.switching.layers import QuantizedLayer
@@ -179,7 +178,7 @@ def save_packed(
 
 def _check(path: Path, model: nn.Module, settings: list[MapOrBits], calibration: Images | None) -> None:
     """Read a file back, and compare its weights with the model's, and what both compute of a few calibration images."""
-    fresh = copy.deepcopy(model)
+    fresh = copied(model)
     setting_of(fresh).quantizer = None  # a packed network can be written again, though it cannot be quantized
     again, _ = load_packed(path, fresh)
     batch = None if calibration is None else next(iter(image_batches(calibration)), None)

@@ -1,12 +1,14 @@
-"""Modules that ask for the version of a state dict find it in files of this package, too."""
+"""Files of modules that ask for the version of a state dict, compute their weights, or keep what they computed."""
 
 import pytest
 import torch
 import torchvision
-from shared import IMAGES, Auxiliary, made
+from shared import IMAGES, SHAPE, Auxiliary, made
 from torch import nn
 
 from mebqat_lite import at, load_model, load_packed, quantize, recalibrate, save_model, save_packed
+from mebqat_lite.deploy.onnx_export import export_onnx
+from mebqat_lite.deploy.onnx_run import agreement
 
 
 class Asks(Auxiliary):
@@ -56,3 +58,41 @@ def test_a_file_is_read_as_the_version_of_its_classes(build, tmp_path):
     packed, _ = load_packed(tmp_path / "p", build())
     with torch.no_grad(), at(again, "W3A3", "recalibrated"):
         assert torch.equal(again(images), wanted) and torch.equal(packed(images), wanted)
+
+
+class Keeps(Auxiliary):
+    """A network that keeps features of its last pass, in an attribute and in a list."""
+
+    def forward(self, x):
+        self.kept = self.first(x)
+        self.more = {"all": [self.kept.relu()]}
+        return super().forward(x)
+
+
+def normed(how):
+    """A network with a layer whose weights are computed from a length and a direction."""
+
+    def build():
+        model = Auxiliary()
+        how(model.two)
+        return model
+
+    return build
+
+
+BUILDS = [Keeps, normed(torch.nn.utils.weight_norm), normed(torch.nn.utils.parametrizations.weight_norm)]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.parametrize("build", BUILDS)
+def test_tensors_that_a_network_computed_are_no_obstacle(build, tmp_path):
+    model = made(build)
+    with at(model, "W3A3", "recalibrated"):
+        wanted = model(IMAGES)  # with gradients, as after training
+    save_packed(model, tmp_path / "p", "W3A3", calibration=IMAGES)
+    assert torch.equal(load_packed(tmp_path / "p", build())[0](IMAGES), wanted)
+    with at(model, "W3A3", "recalibrated"):
+        model(IMAGES)
+    done = export_onnx(model, tmp_path / "net.onnx", "W3A3", SHAPE)
+    assert agreement(done.path, model, IMAGES, "W3A3").largest_difference < 1e-5
+    assert "two" not in {stored.layer for stored in done.layers} or build is Keeps
