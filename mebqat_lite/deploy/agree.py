@@ -59,7 +59,9 @@ def compared(model: nn.Module, inputs: Inputs) -> Iterator[None]:
 
     def take(name: str, x: Tensor) -> Tensor:
         if not left.get(name):
-            raise DisagreementError(f"the layer {name}, or one of its runs, is missing: nothing was written")
+            raise DisagreementError(
+                f"the layer {name} runs more often in the network than in what was made of it: nothing was written"
+            )
         value = left[name].pop(0)
         if value is None:
             return x
