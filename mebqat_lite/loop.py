@@ -20,7 +20,7 @@ from mebqat_lite.models import channels_last
 from mebqat_lite.optim import GradientMean, groups, keep_steps_positive, set_learning_rate
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.state import going_backward, plan_of
-from mebqat_lite.tensors import as_float, best_device, keep_memory, place
+from mebqat_lite.tensors import best_device, keep_memory, like_model, place
 
 
 class TrainingError(RuntimeError):
@@ -59,7 +59,7 @@ class Loop:
         keep_memory()
         chosen, (device, dtype), images = methods.get(method), place(model), train.images
         if images.dtype != torch.uint8 or dtype != torch.float32:  # bytes become float32 in each batch
-            images = as_float(images).to(dtype)
+            images = like_model(images, model)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
         split = Split(images.to(device), train.labels.to(device))

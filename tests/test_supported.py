@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import mebqat_lite as mq
-from mebqat_lite.datasets.base import Split
+from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.deploy.onnx_export import export_onnx
 from mebqat_lite.deploy.onnx_run import answers
 from mebqat_lite.measure.costs import bit_operations
@@ -411,7 +411,10 @@ def whole():
     torch.manual_seed(0)
     tokens = torch.randint(9, (16, 5))
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
-    mq.recalibrate(mq.quantize(model, "lsq", sample=tokens, keep=[]), tokens, "W2A2")
+    mq.quantize(model, "lsq", sample=tokens, keep=[])
+    split = Split(tokens, Y)
+    mq.fit(model, Data("made", split, split, split, ("a", "b", "c")), "mebqat", steps=1, progress=False)
+    mq.recalibrate(model, tokens, "W2A2")
     assert mq.grid(model, Split(tokens, Y), "W2A2,FP")["mean"].notna().all()
 
 

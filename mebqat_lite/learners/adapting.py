@@ -56,10 +56,7 @@ def refuse_unmeasured(model: nn.Module, norm_stats: str) -> None:
     norms = [norm for norm in norm_layers(model).values() if norm.running_mean is not None]
     running = [norm.get_buffer("running_mean") for norm in norms]
     if norm_stats == "running" and running and not any(mean.any() for mean in running):
-        raise ValueError(
-            "the running statistics of this network were never measured, as MAML trains with those of each episode: "
-            "take norm_stats support, batch or recalibrated"
-        )
+        raise ValueError("running statistics were never measured here: take norm_stats support, batch or recalibrated")
 
 
 def support_stats(

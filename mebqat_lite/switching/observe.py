@@ -79,11 +79,11 @@ def _find_layers(model: nn.Module, quantizer: str) -> tuple[dict[str, nn.Module]
     """Find the layers that can be quantized, and start a plan that says why other layers cannot."""
     layers, plan = {}, Plan(quantizer)
     for layer, module in model.named_modules():
-        if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and "weight" in module._parameters:
+        stored = "weight" in module._parameters
+        if FLOAT_CLASS.get(type(module), type(module)) in LAYERS and stored:
             layers[layer] = module
         elif isinstance(module, tuple(LAYERS)):
-            computed = "weight" not in module._parameters
-            own = "its weights are computed" if computed else f"{type(module).__name__} is a layer class of its own"
+            own = f"{type(module).__name__} is a layer class of its own" if stored else "its weights are computed"
             plan.skipped[layer] = own
     return layers, plan
 

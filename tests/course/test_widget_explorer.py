@@ -15,6 +15,7 @@ from mebqat_lite.course.widgets.explorer import DIAGONAL, SHIPPED, Explorer
 from mebqat_lite.course.widgets.explorer import compute as explore
 from mebqat_lite.course.widgets.explorer import picture as map_picture
 from mebqat_lite.datasets.base import Data
+from mebqat_lite.switching.state import setting_of
 
 EXPLORER = importlib.import_module("mebqat_lite.course.widgets.explorer")
 
@@ -58,7 +59,7 @@ def test_statistics_are_measured_once_for_a_pair_and_the_model_is_left_as_it_was
     monkeypatch.setattr(EXPLORER, "recalibrate", lambda *args: pytest.fail("measured again"))
     explore(model, data, "W2A2")
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
-    assert (model.setting.bits, model.setting.norm_stats) == (mq.FP, "running")
+    assert (setting_of(model).bits, setting_of(model).norm_stats) == (mq.FP, "running")
 
 
 def test_every_control_of_the_explorer_changes_the_picture(data):
