@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+TAKING = threading.Lock()  # one thread at a time enters `state.at`
+
 
 def is_repeated() -> bool:
     """Whether the present forward pass is repeated by gradient checkpointing, while backward runs."""
@@ -55,14 +57,20 @@ class Guard:
                 "under torch.no_grad()"
             )
 
-    def check_user(self) -> tuple[int, int]:
-        """Return the thread and the asyncio task that ask; a RuntimeError if others are inside `state.at`."""
-        asker = (threading.get_ident(), _task())
-        if self.user not in (None, asker):
+    def check_user(self) -> None:
+        """Raise a RuntimeError if another thread or asyncio task is inside `state.at`."""
+        thread, task = self.user or (threading.get_ident(), 0)
+        if thread != threading.get_ident() or (task and task != _task()):
             raise RuntimeError(
                 "another thread or asyncio task has switched this model: give each a copy of its own, by copy.deepcopy"
             )
-        return asker
+
+    def take(self) -> tuple[int, int] | None:
+        """Let this thread and task be the user, if no other is; return the user of before."""
+        with TAKING:
+            self.check_user()
+            before, self.user = self.user, (threading.get_ident(), _task())
+        return before
 
     def __reduce__(self) -> tuple[type[Guard], tuple]:
         """Copy nothing, because nobody uses the copied model yet."""

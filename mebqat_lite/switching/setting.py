@@ -50,4 +50,4 @@ class Setting:
 
     def check_pass(self, layer: nn.Module) -> None:
         """Raise a RuntimeError if ``layer`` would not run at the bits that its caller means, see `guard.Guard`."""
-        self.guard.check_pass((self.bits, self.per_layer), hasattr(layer, "_is_replica"))
+        self.guard.check_pass((self.bits, self.per_layer), "_is_replica" in layer.__dict__)

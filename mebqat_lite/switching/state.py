@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,6 @@ from mebqat_lite.switching.setting import Setting
 FLOAT_CLASS = {swapped: plain for plain, swapped in (LAYERS | NORMS).items()}
 MapOrBits = BitsLike | Mapping[str, BitsLike]
 HELD = "_mebqat"  # the attribute that holds the plan and the setting of a model, whose own attributes have other names
-ENTERING = threading.Lock()  # one thread at a time enters `at`
 
 
 @dataclass
@@ -199,9 +197,7 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     (64, 10)
     """
     setting = setting_of(model)
-    guard = setting.guard
-    with ENTERING:
-        before_user, guard.user = guard.user, guard.check_user()
+    user = setting.guard.take()
     before = setting.bits, setting.per_layer, setting.norm_stats
     try:
         set_bits(model, bits)
@@ -209,7 +205,7 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
         yield model
     finally:
         setting.bits, setting.per_layer, setting.norm_stats = before
-        guard.user = before_user
+        setting.guard.user = user
 
 
 @contextlib.contextmanager
