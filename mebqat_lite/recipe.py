@@ -65,6 +65,8 @@ class Recipe:
                 raise ValueError(f"{item.name} must be at least {least}, not {value}")
             if kind is int and value > MOST:
                 raise ValueError(f"{item.name} must be at most {MOST:,}, not {value}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be greater than 0, not {self.clip}: nothing would be trained")
         if not all(isinstance(share, float) and 0 < share < 1 for share in self.milestones):
             raise ValueError(f"milestones are fractions of the steps, as (0.5, 0.75), not {self.milestones}")
         if not all(width in WIDTHS[:-1] for width in self.exclude) or set(self.exclude) == set(WIDTHS[:-1]):

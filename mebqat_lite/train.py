@@ -16,9 +16,17 @@ from mebqat_lite.datasets.base import Data
 from mebqat_lite.loop import AUTOMATIC, Loop, Passes, Run
 from mebqat_lite.optim import learning_rate
 from mebqat_lite.recipe import Recipe
+from mebqat_lite.samplers import Sampled
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.norms import forget_stats
-from mebqat_lite.switching.state import NotQuantizedError, plan_of, quantized_layers, set_norm_stats, setting_of
+from mebqat_lite.switching.state import (
+    NotQuantizedError,
+    has_norm_sets,
+    plan_of,
+    quantized_layers,
+    set_norm_stats,
+    setting_of,
+)
 from mebqat_lite.tensors import best_device, place
 
 Log = Callable[[dict[str, Any]], None]
@@ -79,6 +87,10 @@ def fit(
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
     recipe = _recipe(recipe, options)
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise ValueError("training needs gradients: call fit outside of torch.no_grad() and torch.inference_mode()")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("no parameter of this model is trained: set requires_grad of some of them")
     if save_every < 1:
         raise ValueError(f"save_every must be at least 1, not {save_every}")
     passes.start(model, device)
@@ -153,6 +165,8 @@ def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: 
     """Build sampler, learner and source once, so that they raise their errors before any work is done."""
     data.train.check()
     sampler, _, source = methods.parts(chosen, model, data.train, recipe)
+    if isinstance(sampler, Sampled) and has_norm_sets(model):
+        raise ValueError(f"{chosen.title} visits pairs for which this model has no norm sets: quantize it again first")
     _refuse_untrainable(model, sampler)
     passes.share(source)
 
@@ -161,8 +175,9 @@ def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
     """Raise a ValueError if a quantized pair would give the weights no gradient: such a network would not learn."""
     pairs = [pair for task in sampler.draw() for pair in task if isinstance(pair, Bits) and pair.w < FULL]
     layers = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
-    layers = [layer for layer in layers if layer.weight.requires_grad and not layer.quantizer.leaves_weights]
-    for layer in layers[:1] if pairs else []:
+    own = [layer for layer in layers if "weight" in layer._parameters and not layer.quantizer.leaves_weights]
+    for layer in [layer for layer in own if layer.weight.requires_grad][:1] if pairs else []:
+        layer.quantizer.check(pairs[0].w)
         weight = layer.quantizer.weight(layer.weight, pairs[0].w, layer.quant, layer.site)
         loss = (weight * layer.weight.detach()).sum()  # any loss that depends on all weights
         [found] = torch.autograd.grad(loss, [layer.weight], allow_unused=True) if loss.requires_grad else [None]

@@ -290,7 +290,7 @@ def repeated():
         loss.backward()
 
 
-@row("two threads or asyncio tasks")
+@row("two threads or asyncio tasks, one of them")
 def threads():
     from concurrent.futures import ThreadPoolExecutor
 

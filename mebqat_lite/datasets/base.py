@@ -34,6 +34,9 @@ class Split(NamedTuple):
         Raises:
             DataError: there is not one label for each image, or a label is no class number.
         """
+        if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
+            kinds = f"{type(self.images).__name__} and {type(self.labels).__name__}"  # type: ignore[unreachable]
+            raise DataError(f"images and labels are tensors, not {kinds}: make them with torch.as_tensor")
         if self.labels.dim() != 1 or len(self.labels) != len(self.images):
             shape = tuple(self.labels.shape)
             raise DataError(f"{len(self.images)} images need one label each, but the labels have the shape {shape}")

@@ -14,7 +14,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.switching.audit import uncounted
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
 from mebqat_lite.switching.state import MapOrBits, at
-from mebqat_lite.tensors import evaluating, place
+from mebqat_lite.tensors import evaluating, like_model
 
 
 def stored_bytes(model: nn.Module, statistics: bool = True) -> int:
@@ -52,10 +52,9 @@ def bit_operations(model: nn.Module, image: Tensor, bits: MapOrBits) -> int:
         names = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in left_out.items())
         warnings.warn(f"bit_operations leaves out what is no convolution or linear layer: {names}", stacklevel=2)
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, tuple(LAYERS))]
-    device, dtype = place(model)
     try:
-        with torch.no_grad(), evaluating(model), at(model, bits, "batch"):
-            model(image[None].to(device, dtype, copy=True))
+        with torch.no_grad(), evaluating(model), at(model, bits, "running"):
+            model(like_model(image[None].clone(), model))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
 from mebqat_lite.datasets.base import DataError, Split
 from mebqat_lite.measure.intervals import interval
+from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
 from mebqat_lite.switching.norms import recalibrate
 from mebqat_lite.switching.state import (
@@ -103,7 +104,8 @@ def grid(
     Returns:
         A frame with a row per pair, indexed by its name (``bits``). ``w`` and ``a`` are its bitwidths, ``mean`` is the
         accuracy in percent, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for one model), and
-        ``n`` the number of models. ``frame.attrs["norm_stats"]`` names the norm policy.
+        ``n`` the number of models. ``frame.attrs["norm_stats"]`` names the norm policy, and
+        ``frame.attrs["unreached"]`` lists what the bits do not reach (`switching.audit.audit`).
 
     Raises:
         ValueError: the quantizer does not define these bits, or there are not as many splits or calibration sets as
@@ -126,7 +128,9 @@ def grid(
                 _calibrate(net, sample, pairs, progress)
             hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
         runs.append([100 * count / len(split.labels) for count in hits])
-    return frame_of(pairs, runs, norm_stats)
+    frame = frame_of(pairs, runs, norm_stats)
+    frame.attrs["unreached"] = audit(nets[0])
+    return frame
 
 
 def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
@@ -239,6 +243,8 @@ def _hits(
     """
     if not len(split.check().labels):
         raise DataError("there are no images to measure on: this part of the data is empty")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     highest = int(split.labels.max())
     hits: list[float] = [0.0] * len(pairs)
     batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
@@ -319,6 +325,8 @@ def _hits_at(
             raise
         except MissingNormSetError:  # the model has norm sets, but none for this pair
             return math.nan
-    if logits_of(logits).shape[1] <= highest:
+    if logits_of(logits).isnan().any():
+        raise ValueError(f"the network gives logits that are not numbers (NaN) at {bits}")
+    if logits.shape[1] <= highest:
         raise DataError(f"labels go up to {highest}, but this network has {logits.shape[1]} outputs")
     return float((logits.argmax(1) == labels).sum())

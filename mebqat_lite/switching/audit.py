@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.switching.batchnorm import NORMS, SwitchableNorm
@@ -80,7 +80,9 @@ def _other_norms(model: nn.Module) -> str:
 
 
 def _is_other_norm(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm | nn.SyncBatchNorm) and not isinstance(module, SwitchableNorm)
+    if isinstance(module, SwitchableNorm) or not isinstance(module, _NormBase):
+        return False
+    return isinstance(module, _BatchNorm) or module.track_running_stats  # instance norms seldom have statistics
 
 
 def uncounted(model: nn.Module) -> dict[str, nn.Module]:

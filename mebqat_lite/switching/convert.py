@@ -90,6 +90,8 @@ def _convert(model: nn.Module, plan: Plan, chosen: Quantizer, inputs: dict[str, 
             module.setting, module.sets = setting, nn.ModuleDict()
         elif isinstance(module, nn.TransformerEncoderLayer):
             module.register_forward_pre_hook(_no_fast_path)
+        elif isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:  # which only the fast path takes
+            module.__dict__.update(use_nested_tensor=False, nests=True)
     model.__dict__[HELD] = (plan, setting)
 
 
@@ -108,7 +110,7 @@ def _start_again(model: nn.Module, run: Callable[[], object], bits: str) -> None
         layer: layer.register_forward_pre_hook(start, with_kwargs=True) for layer in quantized_layers(model).values()
     }
     try:
-        with torch.no_grad(), unchanged(model), at(model, bits, "running"):
+        with unchanged(model), at(model, bits, "running"):
             run()
     finally:
         for hook in hooks.values():
@@ -199,6 +201,8 @@ def restore_float(model: nn.Module) -> nn.Module:
             for name in [name for name in module._buffers if name.startswith("stats_")]:
                 del module._buffers[name]
         module.__dict__.pop(HELD, None)  # also of a part that was quantized by itself
+        if module.__dict__.pop("nests", False):
+            module.__dict__["use_nested_tensor"] = True
         if isinstance(module, nn.TransformerEncoderLayer):
             for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _no_fast_path]:
                 del module._forward_pre_hooks[key]

@@ -25,36 +25,37 @@ class Guard:
 
     def __init__(self) -> None:
         self.user: tuple[int, int] | None = None  # the thread and the asyncio task that are inside `state.at`
-        self.last: Any = None  # the bits of the last forward pass
-        self.ran: list[Any] = []  # the bits of passes with gradients since the last repeated one, at most two of them
+        self.ran: list[Any] = []  # how passes with gradients ran since the last repeated one, at most two ways
+        self.bare: list[Any] = []  # the same of passes without gradients, as the older form of checkpointing makes them
 
-    def check_pass(self, bits: Any, is_replica: bool) -> None:
-        """Check a forward pass at ``bits``; each layer calls this.
+    def check_pass(self, way: Any, is_replica: bool) -> None:
+        """Check a forward pass that runs in this ``way``, its bits and norm policy; each layer calls this.
 
         ``is_replica`` tells that the layer is a copy that `nn.DataParallel` runs in a thread of its own.
 
         Raises:
-            RuntimeError: another thread or asyncio task has switched the model, or a pass is repeated at other bits.
+            RuntimeError: another thread or asyncio task has switched the model, or a pass is repeated in another way.
         """
         if torch.compiler.is_compiling():
             return
         if is_repeated():
-            self._check_repeated(bits)
+            self._check_repeated(way)
             return
         if self.user is not None and not is_replica:
             self.check_user()
-        if torch.is_grad_enabled() and bits not in self.ran:
-            self.ran = [*self.ran[-1:], bits]
-        self.last = bits
+        if torch.is_grad_enabled():
+            self.ran = self.ran if way in self.ran else [*self.ran[-1:], way]
+        else:
+            self.bare = self.bare if way in self.bare else [*self.bare[-1:], way]
 
-    def _check_repeated(self, bits: Any) -> None:
-        ran = self.ran or [self.last or bits]  # the older form of checkpointing makes the first pass without gradients
-        self.ran, self.last = [], bits
-        if ran != [bits]:
+    def _check_repeated(self, way: Any) -> None:
+        ran = self.ran or self.bare or [way]
+        self.ran, self.bare = [], [way]
+        if ran != [way]:
             raise RuntimeError(
-                f"gradient checkpointing would repeat at {bits[0]} what ran at {' and '.join(str(b) for b, _ in ran)}: "
-                "call backward for each pair inside `with at(model, bits):`, and make passes that need no gradient "
-                "under torch.no_grad()"
+                f"gradient checkpointing would repeat at {_words(way)} what ran at {' and '.join(map(_words, ran))}: "
+                "call backward for each pair inside `with at(model, bits):`, take use_reentrant=False, and make passes "
+                "that need no gradient under torch.no_grad()"
             )
 
     def check_user(self) -> None:
@@ -75,6 +76,11 @@ class Guard:
     def __reduce__(self) -> tuple[type[Guard], tuple]:
         """Copy nothing, because nobody uses the copied model yet."""
         return Guard, ()
+
+
+def _words(way: Any) -> str:
+    bits, _, norm_stats = way
+    return f"{bits} ({norm_stats})"
 
 
 def _task() -> int:

@@ -87,9 +87,9 @@ class QuantizedLayer(nn.Module):
             self.quant.setdefault(
                 key.removeprefix(f"{prefix}quant."), nn.Parameter(self.quant["alpha"].detach().clone())
             )
-        brought = [name for name in self.quant if f"{prefix}quant.{name}" in state]
-        for name, value in (self.quant if brought else self._steps_for(state.get(f"{prefix}weight"))).items():
-            state.setdefault(f"{prefix}quant.{name}", value.detach())
+        if any(f"{prefix}quant.{name}" not in state for name in self.quant):
+            for name, value in self._steps_for(state.get(f"{prefix}weight")).items():
+                state.setdefault(f"{prefix}quant.{name}", value.detach())
         super()._load_from_state_dict(state, prefix, local, strict, *rest)
 
     def _steps_for(self, weight: Tensor | None) -> dict[str, Tensor]:
@@ -101,7 +101,8 @@ class QuantizedLayer(nn.Module):
         if torch.equal(weight, self.weight) or self.site.role != "body":
             return own
         warnings.warn(
-            "float weights were loaded into a quantized model, but its activation steps were measured with others: "
+            "weights were loaded into a quantized model without its steps, but its activation steps were measured with "
+            "others: "
             "measure them again by quantize(model, quantizer, sample=images)",
             stacklevel=2,
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+
+import torch
 from torch import nn
 
 
@@ -10,7 +13,7 @@ class MeasuredWith:
 
     def __init__(self) -> None:
         self.versions: list[tuple[int, int]] = []  # of each parameter: its identity, and how often it was changed
-        self.sums: list[float] = []  # of each parameter; empty if nothing was measured
+        self.sums: list[int] = []  # a checksum of each parameter; empty if nothing was measured
 
     def remember(self, model: nn.Module) -> None:
         """Remember the present parameters of ``model``."""
@@ -35,5 +38,5 @@ def _versions(model: nn.Module) -> list[tuple[int, int]]:
     return [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
-def _sums(model: nn.Module) -> list[float]:
-    return [float(p.detach().double().sum()) for p in model.parameters()]
+def _sums(model: nn.Module) -> list[int]:
+    return [zlib.crc32(p.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()) for p in model.parameters()]

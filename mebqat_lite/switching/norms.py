@@ -54,11 +54,17 @@ def recalibrate(
                 batches = tqdm(
                     image_batches(images), desc="norm statistics", disable=not progress, leave=False, delay=2
                 )
-                for batch in batches:
+                count = 0
+                for batch in filter(len, batches):
+                    count += len(batch)
                     _measure(model, like_model(batch, model), settings)
+                if not count:
+                    raise ValueError("there are no images to measure norm statistics on")
         found = take_stats(model)
     finally:
         take_stats(model)
+    if bad := [name for name, stats in found.items() if not stats.isfinite().all()]:
+        raise ValueError(f"{bad[0]} is not finite: look for bad values in the images, or in the weights")
     norms = norm_layers(model)
     for name, stats in found.items():  # after all measurements, so that an error stores nothing
         owner, _, buffer = name.rpartition(".")

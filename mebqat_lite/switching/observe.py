@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.quantizers import Site
 from mebqat_lite.switching.inputs import InputReLU, version_of
 from mebqat_lite.switching.layers import LAYERS
-from mebqat_lite.switching.state import FLOAT_CLASS, Plan, at, settings_in
+from mebqat_lite.switching.state import FLOAT_CLASS, Plan, settings_in
 from mebqat_lite.tensors import Sample, image_batches, like_model
 
 SCALING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # norms, after which the scale of a layer is forgotten
@@ -90,6 +91,8 @@ def _find_layers(model: nn.Module, quantizer: str) -> tuple[dict[str, nn.Module]
 
 def _site(layer: str, role: str, inputs: Sequence[Tensor], normed: bool) -> Site:
     mean_abs = sum(float(x.abs().sum()) for x in inputs) / max(1, sum(x.numel() for x in inputs))
+    if not math.isfinite(mean_abs):
+        raise ValueError(f"the sample gives {layer} an input that is not finite: look for bad values in it")
     return Site(layer, role, any(bool((x < 0).any()) for x in inputs), mean_abs, leader=layer, normed=normed)
 
 
@@ -137,7 +140,7 @@ def _watch(
         elif isinstance(module, SCALING):
             hooks.append(module.register_forward_hook(lambda *_: seen.order.append(None)))
     try:
-        with torch.no_grad(), unchanged(model), _at_full_precision(model), _WeightReads(layers, running, seen):
+        with unchanged(model), _at_full_precision(model), _WeightReads(layers, running, seen):
             run()
     finally:
         for hook in hooks:
@@ -189,7 +192,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = {id(b): (b, b.clone()) for _, buffers in before for b in buffers.values() if b is not None}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):  # as it counts changes
             yield
     finally:
         for buffers, own in before:
@@ -202,7 +205,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _at_full_precision(model: nn.Module) -> Iterator[None]:
     """Run each part that is quantized already at full precision."""
-    with contextlib.ExitStack() as stack:
-        for name in settings_in(model):
-            stack.enter_context(at(model.get_submodule(name), FP, "running"))
+    before = [(setting, dict(vars(setting))) for setting in settings_in(model).values()]
+    try:
+        for setting, _ in before:
+            setting.bits, setting.per_layer, setting.norm_stats = FP, {}, "running"
         yield
+    finally:
+        for setting, values in before:
+            vars(setting).update(values)

@@ -48,6 +48,11 @@ class Setting:
             return f'"{self.bits}"'
         return repr({"*": str(self.bits), **{name: str(bits) for name, bits in self.per_layer.items()}})
 
+    @property
+    def now(self) -> tuple[Bits, Mapping[str, Bits], str]:
+        """What decides how a forward pass runs."""
+        return self.bits, self.per_layer, self.norm_stats
+
     def check_pass(self, layer: nn.Module) -> None:
         """Raise a RuntimeError if ``layer`` would not run at the bits that its caller means, see `guard.Guard`."""
-        self.guard.check_pass((self.bits, self.per_layer), "_is_replica" in layer.__dict__)
+        self.guard.check_pass(self.now, "_is_replica" in layer.__dict__)

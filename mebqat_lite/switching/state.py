@@ -35,6 +35,11 @@ class Plan:
     readers: dict[str, list[str]] = field(default_factory=dict)  # `inputs.InputReLU` -> the layers that read it
     bypassed: list[str] = field(default_factory=list)  # layers whose weights the model also reads without their forward
 
+    def layers(self, setting: Setting) -> int:
+        """Count the layers that `quantize` gave another class."""
+        edges = setting.quantizer is not None and setting.quantizer.edge_bits < FULL
+        return sum(site.role == "body" or (edges and site.role != "kept") for site in self.sites)
+
     def within(self, prefix: str) -> Plan:
         """Return the plan with the names that hold in a module whose part ``prefix`` is this model."""
         if not prefix:
@@ -75,15 +80,18 @@ def setting_of(model: nn.Module) -> Setting:
 
     Raises:
         NotQuantizedError: the model is a float model.
-        ValueError: it holds several quantized models, each with bits of its own.
+        ValueError: it holds several quantized models, each with bits of its own, or layers that it lost since then.
     """
-    if held := model.__dict__.get(HELD):
-        return held[1]
     found, kind = settings_in(model), type(model).__name__
     if not found:
         raise NotQuantizedError(f"this {kind} has no bitwidths yet; call quantize(model, sample=images) first")
     if len(found) > 1:
-        raise ValueError(f"this {kind} holds several quantized models ({', '.join(sorted(found))}): switch each")
+        names = ", ".join(name or "itself" for name in sorted(found))
+        raise ValueError(f"this {kind} holds several quantized models ({names}): switch each, or quantize the whole")
+    if held := model.__dict__.get(HELD):
+        now, then = len(quantized_layers(model)), held[0].layers(held[1])
+        if now < then:
+            raise ValueError(f"{then - now} of {then} quantized layers were replaced: quantize this {kind} again")
     return next(iter(found.values()))
 
 
@@ -153,7 +161,7 @@ def parse_settings(bits: MapOrBits | Iterable[MapOrBits]) -> list[MapOrBits]:
 
 
 def set_bits(model: nn.Module, bits: MapOrBits) -> None:
-    """Switch a model to a bitwidth pair, or to one pair for each layer.
+    """Switch a model to a bitwidth pair, or to one pair for each layer, for all threads.
 
     A map names layers; ``*`` stands for all other layers, which are at FP if it is missing.
 
@@ -198,7 +206,7 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     """
     setting = setting_of(model)
     user = setting.guard.take()
-    before = setting.bits, setting.per_layer, setting.norm_stats
+    before = setting.now
     try:
         set_bits(model, bits)
         set_norm_stats(model, setting.norm_stats if norm_stats is None else norm_stats)
@@ -216,7 +224,7 @@ def going_backward(model: nn.Module, bits: MapOrBits) -> Iterator[None]:
     """
     with at(model, bits):
         setting = setting_of(model)
-        setting.guard.ran, setting.guard.last = [], (setting.bits, setting.per_layer)
+        setting.guard.ran, setting.guard.bare = [], [setting.now]
         yield
 
 

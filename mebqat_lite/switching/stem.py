@@ -28,7 +28,8 @@ def has_stem(model: nn.Module) -> bool:
     """Whether ``model.body(model.stem(x))`` is what the model does, with a stem that is the same at every bitwidth."""
     if not isinstance(model, StemAndBody) or type(model).forward is not StemAndBody.forward:
         return False
-    watched = model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
+    watched = any(hooks) or "forward" in vars(model)
     return not watched and is_shareable(model.stem)
 
 

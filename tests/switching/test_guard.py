@@ -78,7 +78,10 @@ def test_backward_of_an_own_loop_repeats_at_the_same_bits_or_not_at_all(repeat):
     expected = gradients(net("no"), backward_inside=False)  # without checkpointing nothing is repeated
     found = gradients(net(repeat), backward_inside=True)
     assert all(torch.equal(mine, other) for mine, other in zip(expected, found, strict=True))
-    with pytest.raises(RuntimeError, match=r"would repeat at FP what ran at W2A2: call backward .* inside `with at"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"would repeat at FP \(running\) what ran at W2A2 \(running\): call backward .* inside `with at",
+    ):
         gradients(net(repeat), backward_inside=False)
 
 
@@ -89,7 +92,10 @@ def test_losses_of_several_pairs_cannot_be_repeated_together(repeat):
     for bits in ("W2A2", "W4A4"):
         with mq.at(model, bits):
             losses.append(F.cross_entropy(model(X), Y))
-    with pytest.raises(RuntimeError, match="at W4A4 what ran at W2A2 and W4A4"), mq.at(model, "W4A4"):
+    with (
+        pytest.raises(RuntimeError, match=r"at W4A4 \(running\) what ran at W2A2 \(running\) and W4A4 \(running\)"),
+        mq.at(model, "W4A4"),
+    ):
         sum(losses).backward()
     for bits in ("W2A2", "W4A4", {"*": "W4A4", "blocks.0.0": "W2A2"}):  # one after the other is fine
         with mq.at(model, bits):
@@ -193,3 +199,24 @@ def test_a_data_parallel_replica_runs_at_the_bits_of_its_model():
     with mq.at(model, "W2A2"), torch.no_grad():
         assert together(lambda: found.append(replica(x))) == []
         assert torch.equal(found[0], layer(x))
+
+
+# ---------------------------------------------------------------- what else decides how a pass runs
+
+
+def test_a_pass_is_repeated_under_its_norm_policy_or_not_at_all():
+    model = net("plain").eval()
+    with mq.at(model, "W4A4", "batch"):
+        loss = F.cross_entropy(model(X), Y)
+    with pytest.raises(RuntimeError, match=r"at W4A4 \(running\) what ran at W4A4 \(batch\)"), mq.at(model, "W4A4"):
+        loss.backward()
+
+
+def test_the_older_form_is_refused_where_passes_ran_in_several_ways():
+    model = net("reentrant")
+    losses = []
+    for bits in ("W2A2", "FP"):
+        mq.set_bits(model, bits)
+        losses.append(F.cross_entropy(model(X), Y))
+    with pytest.raises(RuntimeError, match="take use_reentrant=False"):
+        sum(losses).backward()
