@@ -265,7 +265,8 @@ def _check(graph: Any, module: nn.Module, task: _Task, nodes: Mapping[nn.Module,
 
     ``nodes`` has the inputs of each layer's nodes as `quantize_graph` returns them.
     """
-    read = {name for names in nodes.values() for name in names if name}
+    computed = {name for node in graph.graph.node for name in node.output}  # without what the optimizer made constant
+    read = {name for names in nodes.values() for name in names} & computed
     theirs = values(graph, [*task.outputs, *read], dict(zip(task.sizes, task.inputs, strict=True)))
     inputs = {name: [*map(theirs.get, nodes.get(layer, ()))] for name, layer in quantized_layers(module).items()}
     with compared(module, inputs):

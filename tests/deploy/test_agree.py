@@ -10,6 +10,7 @@ from torch import nn
 from mebqat_lite import at, load_packed, save_packed
 from mebqat_lite.deploy import onnx_export, onnx_graph, packed
 from mebqat_lite.deploy.agree import DisagreementError, check_close
+from mebqat_lite.deploy.onnx_run import agreement
 from mebqat_lite.switching.state import plan_of
 
 
@@ -160,3 +161,23 @@ def test_few_values_may_fall_to_the_other_level_and_no_more():
     for theirs in (ours[:-1], ours.clone().fill_(torch.nan)):
         with pytest.raises(DisagreementError, match="x differs by up to"):
             check_close("x", ours, theirs)
+
+
+class Constant(Chain):
+    """A network with a layer whose input is always the same, as a bias of positions has."""
+
+    def __init__(self):
+        super().__init__(tied=())
+        self.position, self.mix = nn.Linear(3, 8), nn.Linear(8, 6)
+        self.register_buffer("table", torch.rand(1, 3))
+
+    def forward(self, x):
+        x = self.two(self.one(self.first(x).relu()).relu()).relu()
+        return self.last(x.mean((2, 3)) * self.mix(self.position(self.table).relu()).sigmoid())
+
+
+@pytest.mark.parametrize("bits", ["W3A3", pytest.param("W8A8", marks=pytest.mark.slow), {"*": "W8A8", "mix": "FP"}])
+def test_what_a_graph_holds_as_a_constant_is_no_obstacle(bits, tmp_path):
+    model = made(Constant, bits=bits)
+    done = onnx_export.export_onnx(model, tmp_path / "net.onnx", bits, SHAPE)
+    assert agreement(done.path, model, IMAGES, bits).largest_difference < 1e-5
