@@ -40,7 +40,7 @@ KNOWS = {
     "checkpoint": "bits files models quantizers switching tensors",
     "loop": "bits datasets files methods models optim recipe switching tensors",
     "resume": "checkpoint files loop recipe switching",
-    "train": "bits datasets loop methods optim recipe resume switching tensors",
+    "train": "bits datasets loop methods optim recipe resume samplers switching tensors",
     "measure": "bits datasets files learners methods quantizers recipe switching tensors",
     "deploy": "bits checkpoint datasets files learners measure methods paths quantizers switching tensors",
     "scale": "bits datasets learners loop quantizers switching tensors",
