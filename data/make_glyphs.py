@@ -16,8 +16,9 @@ import shutil
 import sys
 import unicodedata
 import zipfile
+from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path as File
 
 import matplotlib
@@ -195,16 +196,18 @@ def draw(points: np.ndarray, side: float, centre: np.ndarray, radius: float) -> 
 
 def instances(code: int, bits: int) -> np.ndarray:
     """The images of a class, (INSTANCES, SIDE, SIDE), uint8 from 0 to LEVELS - 1; ``bits`` say which FACES it uses."""
-    rng = np.random.default_rng((SEED, code))
-    faces = [face for i, face in enumerate(FACES) if bits >> i & 1]
-    images = []
-    for index in range(INSTANCES):
-        points = moved(*centre_line(faces[index % len(faces)], code), rng)
+    return np.stack(list(islice(hands(code, bits, SEED), INSTANCES)))
+
+
+def hands(code: int, bits: int, seed: int) -> Iterator[np.ndarray]:
+    """Image after image of a class, each (SIDE, SIDE); another ``seed`` gives other images, and they never end."""
+    rng = np.random.default_rng((seed, code))
+    for face in cycle(face for i, face in enumerate(FACES) if bits >> i & 1):
+        points = moved(*centre_line(face, code), rng)
         side, radius = rng.uniform(13, 22), rng.uniform(0.65, 0.85)
         room = (SIDE - 3 - side) / 2  # for half a stroke
         centre = SIDE / 2 + np.clip(rng.normal(0, 1.5, 2), -room, room)
-        images.append(np.rint(draw(points, side, centre, radius) * (LEVELS - 1)).astype(np.uint8))
-    return np.stack(images)
+        yield np.rint(draw(points, side, centre, radius) * (LEVELS - 1)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------- near duplicates
@@ -222,19 +225,19 @@ def apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     ``images`` and ``others`` are stacks of `plain`. The least of nine shifts, since a serif moves the whole box, and
     of all stretches, since people do not keep proportions: Cyrillic capital and small EN are one shape.
     """
-    ink, target = _flat(images[:, 0]), _flat(others)
+    ink, target = flat(images[:, 0]), flat(others)
     near, wide = (ndimage.maximum_filter(stack, (1,) * (stack.ndim - 2) + (3, 3)) for stack in (images[:, 0], others))
     least = np.full((len(images), len(others)), np.inf, np.float32)
     for dy, dx in np.ndindex(3, 3):
         shift = (dy - 1, dx - 1)
-        free, taken = 1 - _flat(np.roll(wide, shift, (-2, -1))), 1 - _flat(np.roll(near, (1 - dy, 1 - dx), (1, 2)))
+        free, taken = 1 - flat(np.roll(wide, shift, (-2, -1))), 1 - flat(np.roll(near, (1 - dy, 1 - dx), (1, 2)))
         for k in range(len(STRETCHES)):
             lost = ink @ free[:, k].T + taken @ target[:, k].T  # whole numbers: exact
             least = np.minimum(least, lost)
     return least
 
 
-def _flat(stack: np.ndarray) -> np.ndarray:
+def flat(stack: np.ndarray) -> np.ndarray:
     """Images, (..., SIDE, SIDE), as rows of numbers, (..., SIDE * SIDE)."""
     return stack.reshape(*stack.shape[:-2], -1).astype(np.float32)
 
@@ -357,10 +360,10 @@ def sheet(arrays: dict[str, np.ndarray], classes: int = 6, each: int = 4, zoom: 
     return picture.quantize(LEVELS * 2)
 
 
-def differences(arrays: dict[str, np.ndarray]) -> list[str]:
+def differences(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
     """What is not the same in the stored file, one line each."""
-    with np.load(FOLDER / "glyphs.npz", allow_pickle=False) as stored:
-        return [f"{name} differs" for name in arrays if not np.array_equal(stored[name], arrays[name])]
+    with np.load(FOLDER / name, allow_pickle=False) as stored:
+        return [f"{key} differs" for key in arrays if not np.array_equal(stored[key], arrays[key])]
 
 
 def write(arrays: dict[str, np.ndarray]) -> None:
@@ -375,19 +378,19 @@ def write(arrays: dict[str, np.ndarray]) -> None:
     print(about["sha256"])
 
 
-def main() -> int:
-    """Make the set, then write it or compare it."""
-    parser = argparse.ArgumentParser(description="make Glyphs, the embedded few-shot data set")
+def main(name: str, make: Callable[[], dict[str, np.ndarray]], write: Callable[[dict[str, np.ndarray]], None]) -> int:
+    """Make the set of the file ``name``, then write it or compare it."""
+    parser = argparse.ArgumentParser(description=f"make the embedded data set {name}")
     parser.add_argument("--check", action="store_true", help="write nothing; compare with the stored file")
     check = parser.parse_args().check
     arrays = make()
     if not check:
         write(arrays)
         return 0
-    wrong = differences(arrays)
-    print("\n".join(wrong) if wrong else "glyphs.npz is what this script makes")
+    wrong = differences(name, arrays)
+    print("\n".join(wrong) if wrong else f"{name} is what this script makes")
     return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("glyphs.npz", make, write))

@@ -26,7 +26,7 @@ from mebqat_lite.learners import Learner, ProtoNet, Supervised
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
 from mebqat_lite.recipe import Recipe
-from mebqat_lite.samplers import Dealt, Listed, Sampled
+from mebqat_lite.samplers import Dealt, InTurn, Listed, Sampled
 from mebqat_lite.switching.convert import give_clips, requantize
 from mebqat_lite.switching.norms import forget_stats, give_norm_sets
 from mebqat_lite.switching.state import has_one_bit, norm_layers, quantized_layers
@@ -121,7 +121,7 @@ def _pool(model: nn.Module, recipe: Recipe) -> list[Bits]:
     return [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
 
 
-def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
+def _sampled(model: nn.Module, recipe: Recipe) -> Sampled:
     """Make MEBQAT's sampler, which visits FP and W1A1 in every step (ECCV 2022, section 3.2).
 
     Where the quantizer has no 1 bit, W2A2 takes the place of W1A1 if ``recipe.sandwich`` is set.
@@ -129,7 +129,7 @@ def _sampled(model: nn.Module, recipe: Recipe) -> Sampler:
     lowest = [b for b in _lowest(model, recipe) if b.w == 1 or recipe.sandwich]
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
     layers = body if recipe.per_layer else []
-    return Sampled(_pool(model, recipe), recipe.m, [FP, *lowest][: recipe.m], seed=recipe.seed, layers=layers)
+    return Sampled(_pool(model, recipe), recipe.m, [FP, *lowest], seed=recipe.seed, layers=layers)
 
 
 def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
@@ -140,13 +140,22 @@ def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
     return [FP, *_lowest(model, recipe)] if recipe.sandwich else []
 
 
-def _sampled_pn(model: nn.Module, recipe: Recipe) -> Sampler:
-    return Sampled(_pool(model, recipe), recipe.m, _ends(model, recipe)[: recipe.m], seed=recipe.seed)
+def _sampled_pn(model: nn.Module, recipe: Recipe) -> Sampled:
+    return Sampled(_pool(model, recipe), recipe.m, _ends(model, recipe), seed=recipe.seed)
+
+
+def _in_turn(sampler: Callable[[nn.Module, Recipe], Sampled]) -> Callable[[nn.Module, Recipe], Sampler]:
+    """Visit the pairs of a step of another method one after the other, each in a step of its own."""
+
+    def make(model: nn.Module, recipe: Recipe) -> Sampler:
+        of = sampler(model, recipe)
+        return InTurn(of.pool, of.m, of.guaranteed, seed=recipe.seed, layers=of.layers)
+
+    return make
 
 
 def _dealt(model: nn.Module, recipe: Recipe) -> Sampler:
-    ends = _ends(model, recipe)[: recipe.tasks]
-    return Dealt(_pool(model, recipe), recipe.tasks, ends, seed=recipe.seed)
+    return Dealt(_pool(model, recipe), recipe.tasks, _ends(model, recipe), seed=recipe.seed)
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:
@@ -239,6 +248,8 @@ METHODS: dict[str, Method] = {
     # network that the run started from teaches instead; without one there are only the labels.
     "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
     "mebqat": Method("MEBQAT", _sampled, _supervised),
+    # The same pairs, but an update after each of them (ours, not the paper's).
+    "mebqat_in_turn": Method("MEBQAT in turn", _in_turn(_sampled), _supervised, teacher="labels"),
     "adabits": _switchable("AdaBits", _supervised, "labels"),
     "any_precision_hard": _switchable("Any-Precision, hard", _supervised, "labels"),
     "any_precision_soft": _switchable("Any-Precision, soft", _teacher_alone, "fp"),
@@ -247,6 +258,7 @@ METHODS: dict[str, Method] = {
     "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_least_squares),
     "pn_qat": _pn("PN + QAT", _one_pair, warm_teacher="start"),
     "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn, teacher="fp"),
+    "mebqat_pn_in_turn": _pn("MEBQAT-PN in turn", _in_turn(_sampled_pn)),
     "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False),
     "fomaml_ptq_mse": _maml(
         "FOMAML, adapted, then PTQ-MSE", _each_task(_full_precision), trains=False, learner=_quantizes_adapted

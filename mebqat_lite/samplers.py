@@ -6,6 +6,7 @@ A sampler is the first half of a method. For each training step it draws one lis
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,10 @@ class Sampled:
         layers: Sequence[str] = (),
     ) -> None:
         if len(guaranteed) > m:
-            raise ValueError(f"{len(guaranteed)} guaranteed pairs do not fit in m = {m} pairs a task")
+            always = " and ".join(map(str, guaranteed))
+            raise ValueError(
+                f"each step visits {always}: m, with MAML tasks, must be at least {len(guaranteed)}, not {m}"
+            )
         if not pool:
             raise ValueError("the pool of a sampler must hold at least one pair")
         self.pool, self.m, self.guaranteed, self.tasks = list(pool), m, list(guaranteed), tasks
@@ -86,3 +90,38 @@ class Dealt(Sampled):
     def draw(self) -> list[list[Pair]]:
         """Return the pairs of one step: ``m`` lists of one pair."""
         return [[pair] for pair in super().draw()[0]]
+
+
+class InTurn(Sampled):
+    """Visit the ``m`` pairs that `Sampled` draws in ``m`` steps, one after the other, instead of in one step.
+
+    The same pairs are visited equally often, with as many back-propagations, but the weights are updated after each.
+    Guaranteed pairs and drawn ones alternate. This form of MEBQAT is this package's own, not the paper's.
+    """
+
+    def __init__(self, pool: Sequence[Bits], m: int = 4, guaranteed: Sequence[Bits] = (), **options: Any) -> None:
+        super().__init__(pool, m, guaranteed, **options)
+        self.round: list[Pair] = []  # the pairs of the present round
+        self.visited = 0  # how many of them the steps so far have visited
+        self.began = super().state_dict()  # the state of the generator before they were drawn
+
+    def draw(self) -> list[list[Pair]]:
+        """Return the pairs of one step: a list of one pair."""
+        if self.visited == len(self.round):
+            self.began, self.visited = super().state_dict(), 0
+            [pairs] = super().draw()
+            sure, drawn = pairs[: len(self.guaranteed)], pairs[len(self.guaranteed) :]
+            self.round = [pair for both in zip_longest(sure, drawn) for pair in both if pair is not None]
+        self.visited += 1
+        return [[self.round[self.visited - 1]]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the generator before the present round, and how many of its pairs were visited."""
+        return {"began": self.began, "visited": self.visited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Draw the present round again, and go on after the pairs that were visited."""
+        super().load_state_dict(state["began"])
+        self.round, self.visited = [], 0
+        for _ in range(state["visited"]):
+            self.draw()

@@ -293,7 +293,8 @@ DECLARED_AS |= {
     "jupyter_core": "jupyterlab",
     "nbformat": "nbclient",
 }
-OWN = {"mebqat_lite", "benchmarks", "__future__"} | {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"answers"}
+OWN = {"mebqat_lite", "benchmarks", "__future__", "answers"}
+OWN |= {path.stem for folder in ("tests", "data") for path in (ROOT / folder).rglob("*.py")}
 
 
 def third_party(path: Path, top: bool = False) -> set[str]:

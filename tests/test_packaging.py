@@ -89,7 +89,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, source)
     (source / "data" / "checkpoints").mkdir(parents=True)
     shutil.copy(ROOT / "data" / "README.md", source / "data")
-    for name in ("a.json", "glyphs.npz", "checkpoints/a.safetensors"):
+    for name in ("a.json", "glyphs.npz", "glyph_classes.npz", "checkpoints/a.safetensors"):
         (source / "data" / name).write_text("shipped")
     (source / "data" / "cifar10").mkdir()
     for name in ("cifar10/batch.bin", "cifar10/meta.json", "set.zip", "checkpoints/half.part"):
@@ -100,7 +100,7 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_wheel_carries_what_is_shipped_and_no_downloads(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "/_data/" in name}
-    shipped = {"README.md", "a.json", "glyphs.npz", "checkpoints/a.safetensors"}
+    shipped = {"README.md", "a.json", "glyphs.npz", "glyph_classes.npz", "checkpoints/a.safetensors"}
     assert names == {f"mebqat_lite/_data/{name}" for name in shipped}
 
 
@@ -135,6 +135,7 @@ def test_installed_wheel_finds_its_data_away_from_the_checkout(wheel, tmp_path):
         ("data/README.md", False),
         ("data/checksums.json", False),
         ("data/glyphs.npz", False),
+        ("data/glyph_classes.npz", False),
         ("data/checkpoints/digits.safetensors", False),
         ("data/cifar-10-batches-py/batch_1", True),
         ("data/train_32x32.mat", True),

@@ -119,7 +119,7 @@ def test_changing_the_pool_of_the_caller_changes_no_draw():
 
 
 def test_too_many_guaranteed_pairs_are_refused_and_as_many_as_m_are_not():
-    with pytest.raises(ValueError, match="2 guaranteed pairs do not fit in m = 1 pairs a task"):
+    with pytest.raises(ValueError, match="each step visits FP and W1A1: m, with MAML tasks, must be at least 2, not 1"):
         Sampled(candidates(), 1, [FP, Bits(1, 1)])
     assert Sampled(candidates(), 2, [FP, Bits(1, 1)]).draw() == [[FP, Bits(1, 1)]]
 

@@ -13,6 +13,7 @@ from mebqat_lite.datasets.digits import digits
 from mebqat_lite.datasets.downloads import cifar10, svhn
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.datasets.folder import folder
+from mebqat_lite.datasets.glyph_classes import glyph_classes
 from mebqat_lite.datasets.glyphs import glyphs
 from mebqat_lite.datasets.miniimagenet import miniimagenet
 from mebqat_lite.datasets.omniglot import alphabets, omniglot
@@ -23,6 +24,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "cifar10": cifar10,
     "svhn": svhn,
     "glyphs": glyphs,
+    "glyph_classes": glyph_classes,
     "omniglot": omniglot,
 }
 FOLDERS: dict[str, Callable[..., Data]] = {  # datasets from folders, given as kind:PATH
@@ -47,6 +49,7 @@ __all__ = [
     "class_folders",
     "digits",
     "folder",
+    "glyph_classes",
     "glyphs",
     "load",
     "miniimagenet",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from pathlib import Path
+import math
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from mebqat_lite import paths
 from mebqat_lite.datasets.base import Data, DataError, Split
 
 SHA256 = "4b60907211d37446854a518fd36abf97594c0f67eeee05c78d0d1031d168e43d"
-INSTANCES, SIDE = 20, 28
 
 
 def glyphs(seed: int = 0) -> Data:
@@ -30,10 +29,10 @@ def glyphs(seed: int = 0) -> Data:
     Raises:
         DataError: the file is missing or damaged.
     """
-    with np.load(io.BytesIO(_verified(paths.shipped("glyphs.npz"))), allow_pickle=False) as file:
-        names, parts, packed = file["name"], file["part"], file["images"]
-    train, val, test = (_split(packed, np.flatnonzero(parts == part)) for part in ("train", "val", "test"))
-    return Data("glyphs", train, val, test, tuple(names.tolist()))
+    file = shipped_arrays("glyphs.npz", SHA256)
+    members = (np.flatnonzero(file["part"] == part) for part in ("train", "val", "test"))
+    train, val, test = (unpacked(file["images"][classes], classes) for classes in members)
+    return Data("glyphs", train, val, test, tuple(file["name"].tolist()))
 
 
 def script(name: str) -> str:
@@ -41,26 +40,32 @@ def script(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _verified(path: Path) -> bytes:
-    """Read the file, and raise a DataError if its checksum is wrong."""
-    mend = "restore it with `git checkout data/glyphs.npz`, or install mebqat_lite again"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the data of Glyphs, {path}, cannot be read ({error.strerror}): {mend}") from error
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise DataError(f"{path} is damaged, its checksum is not that of Glyphs: {mend}")
-    return data
+def shipped_arrays(name: str, sha256: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a file that the package ships, by their names.
 
-
-def _split(packed: np.ndarray, classes: np.ndarray) -> Split:
-    """Unpack the images of ``classes``, (count,), from all images, (all classes, 20, 196), with four pixels per byte.
-
-    The first pixel of a byte is in its highest bits. The images are shuffled, always in the same way, because the
-    first ones are used for calibration and should come from all scripts.
+    Raises:
+        DataError: the file is missing, or its checksum is not ``sha256``.
     """
-    levels = packed[classes][..., None] >> np.array([6, 4, 2, 0], np.uint8) & 3
-    images = (levels * np.uint8(85)).reshape(-1, 1, SIDE, SIDE)
-    labels = np.repeat(classes.astype(np.int64), INSTANCES)
-    order = np.random.default_rng(0).permutation(len(labels))
-    return Split(torch.from_numpy(images[order]), torch.from_numpy(labels[order]))
+    path, mend = paths.shipped(name), f"restore it with `git checkout data/{name}`, or install mebqat_lite again"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the shipped data {path} cannot be read ({error.strerror}): {mend}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(f"{path} is damaged, its checksum is not that of the shipped data: {mend}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return dict(file)
+
+
+def unpacked(packed: np.ndarray, labels: np.ndarray) -> Split:
+    """Unpack the images of some classes, (classes, images of a class, pixels / 4), whose ``labels`` are (classes,).
+
+    A byte holds four pixels, the first one in its highest bits. The images are square. They are shuffled, always in
+    the same way, because the first ones are used for calibration and should come from all classes.
+    """
+    levels = packed[..., None] >> np.array([6, 4, 2, 0], np.uint8) & 3
+    side = math.isqrt(4 * packed.shape[-1])
+    images = (levels * np.uint8(85)).reshape(-1, 1, side, side)
+    every = np.repeat(labels.astype(np.int64), packed.shape[1])
+    order = np.random.default_rng(0).permutation(len(every))
+    return Split(torch.from_numpy(images[order]), torch.from_numpy(every[order]))

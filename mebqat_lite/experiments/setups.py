@@ -65,6 +65,7 @@ _MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", q
 _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 
 # Quick set-ups for the embedded glyphs, small enough for two cores.
+_GLYPH_CLASSES = Recipe(warm_steps=300, batch_size=32, pad=1)
 _GLYPHS_PN = Recipe(
     warm_steps=1200, steps=400, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
 )
@@ -72,6 +73,7 @@ _GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quan
 
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
+    "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
     "svhn-cnn8": Setup("svhn", "cnn8", {}, _SVHN),

@@ -1,6 +1,6 @@
 """Named set-ups."""
 
-from mebqat_lite import models
+from mebqat_lite import datasets, models, quantize
 from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import SETUPS, Setup
 
@@ -9,12 +9,23 @@ def test_the_paper_s_set_ups_build_and_count_their_steps():
     """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256; 4.2: 75 x 800 steps of MAML, 20,000 of PN."""
     steps = {name: setup.recipe.for_images(45_000).steps for name, setup in SETUPS.items()}
     epochs = {"cifar10-preact_resnet20": 400, "cifar10-mobilenet_v2": 600, "svhn-cnn8": 100}
-    wanted = {"digits": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
+    wanted = {"digits": 300, "glyph-classes": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
     for data in ("omniglot", "miniimagenet"):
         wanted |= {f"{data}-maml": 75 * 800, f"{data}-pn": 20_000}
     assert {name: steps[name] for name in wanted} == wanted
     for setup in SETUPS.values():
         models.build(setup.model, **setup.options)
+
+
+def test_glyph_classes_take_a_small_network_and_1200_back_propagations_of_mebqat():
+    setup = SETUPS["glyph-classes"]
+    data = datasets.load(setup.data)
+    model = quantize(setup.build(data), setup.recipe.quantizer, sample=data.train.images[:8])
+    assert [tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2] == [(32, 16)]
+    assert model(data.train.images[:5] / 255).shape == (5, 32)
+    recipe, digits = setup.recipe, SETUPS["digits"].recipe
+    assert (recipe.warm_steps, recipe.steps * recipe.m) == (300, 1200)
+    assert recipe == digits.with_options(batch_size=32, pad=1)
 
 
 def test_the_setup_names_what_it_measures():
