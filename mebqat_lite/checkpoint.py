@@ -25,12 +25,21 @@ def describe(model: nn.Module) -> dict[str, Any]:
     norms, spec = list(norm_layers(model).values()), getattr(model, "spec", None)
     return {
         "spec": spec if isinstance(spec, models.Spec) else None,
-        "plan": asdict(plan_of(model)),
+        "plan": _described(plan_of(model)),
         "norm_sets": list(norms[0].sets) if norms else [],
         "norm_stats": setting_of(model).norm_stats,
         "dtype": str(place(model)[1]).removeprefix("torch."),
         "channels_last": any(is_channels_last(p) for p in model.parameters()),
     }
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """Describe a plan in JSON, without what is the same in nearly all plans."""
+    found = asdict(plan)
+    for site in found["sites"]:
+        if site["normed"]:
+            del site["normed"]
+    return {name: value for name, value in found.items() if value or name != "bypassed"}
 
 
 def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:

@@ -188,6 +188,8 @@ def _write(arguments: argparse.Namespace, measured: Measured, started: float) ->
 def _print(arguments: argparse.Namespace, measured: Measured) -> None:
     """Print the table, and below it what it was measured on."""
     titles = {"mean": f"accuracy (%), {arguments.part}", "ci95": "±"}
+    for words in measured.frame.attrs.get("unreached", []):
+        print(f"Bits do not reach {words}")
     print(measured.frame[measured.columns].round(1).rename(columns=titles).to_string())
     print(f"norm statistics: {arguments.norm}; {measured.images}")
 

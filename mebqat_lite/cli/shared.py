@@ -34,7 +34,7 @@ def check_values(arguments: argparse.Namespace) -> None:
 
 def _check_outputs(paths: dict[str, Path]) -> None:
     """Raise a ValueError if two outputs are one, or if a file is where a folder is needed."""
-    if len({path.absolute() for path in paths.values()}) < len(paths):
+    if len({path.resolve() for path in paths.values()}) < len(paths):
         raise ValueError(f"{' and '.join(OUTPUTS[name] for name in paths)} are the same: give different names")
     for name, path in paths.items():
         folders = [path, *path.parents] if name in ("folder", "ship") else path.parents

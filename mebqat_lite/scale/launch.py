@@ -33,7 +33,7 @@ def fabric_for(devices: int = 1, nodes: int = 1, words: Sequence[str] | None = N
             command line.
 
     Raises:
-        ValueError: a number is below 1, there are fewer GPUs than ``devices``, torchrun started several processes for
+        ValueError: a number is below 1, there are fewer GPUs, or cores, than ``devices``, torchrun started several processes for
             a single device, or ``words`` are not this process's command line.
         RuntimeError: Lightning Fabric is not installed.
     """
@@ -48,6 +48,9 @@ def fabric_for(devices: int = 1, nodes: int = 1, words: Sequence[str] | None = N
     fabric_class = _fabric_class()
     if 0 < torch.cuda.device_count() < devices:
         raise ValueError(f"there are {torch.cuda.device_count()} GPUs, not {devices}: give --devices so many")
+    cores = os.cpu_count() or 1
+    if not torch.cuda.is_available() and devices > cores:
+        raise ValueError(f"this machine has {cores} cores, not {devices}: give --devices at most so many")
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     fabric: Fabric = fabric_class(accelerator=kind, devices=devices, num_nodes=nodes, strategy="ddp")
     return fabric

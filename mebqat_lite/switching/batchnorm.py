@@ -51,17 +51,12 @@ class SwitchableNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (batch, channels, ...), under the current norm policy."""
-        self.setting.check_pass(self)
         x, stats, own = input, self.setting.norm_stats, self.own_set()
-        if (self.training or stats in ("batch", "measure")) and x.numel() == self.num_features:
-            raise ValueError(
-                "a batch norm sees one value per channel, which has no variance: give a larger batch, or in evaluation "
-                "use the norm policy recalibrated"
-            )
-        tracks, repeated = self.training and self.setting.track_running, is_repeated()
+        self.check(x)
+        tracks = self.training and self.setting.track_running
         if self.setting.norm is not None and (self.training or stats == "batch"):
-            return self.setting.norm(x, self if own is None else own, tracks and not repeated)
-        if tracks and repeated:
+            return self.setting.norm(x, self if own is None else own, tracks and not is_repeated())
+        if tracks and is_repeated():
             return self.repeat(x, self if own is None else own)
         if tracks or (stats == "running" and not self.training):
             return super().forward(x) if own is None else own(x)
@@ -72,6 +67,16 @@ class SwitchableNorm(nn.Module):
         if stats == "measure" and not self.training:
             self.measure(x)
         return F.batch_norm(x, None, None, gain, shift, True, 0.0, self.eps)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a pass at other bits than its caller means, and a batch of one value per channel."""
+        self.setting.check_pass(self)
+        uses_batch = self.training or self.setting.norm_stats in ("batch", "measure")
+        if uses_batch and x.numel() == self.num_features:
+            raise ValueError(
+                "a batch norm sees one value per channel, which has no variance: give a larger batch, or in evaluation "
+                "use the norm policy recalibrated"
+            )
 
     def repeat(self, x: Tensor, norm: SwitchableNorm | nn.modules.batchnorm._BatchNorm) -> Tensor:
         """Normalise ``x``, (batch, channels, ...), again as ``norm`` did, without another update of its statistics."""

@@ -17,7 +17,17 @@ from mebqat_lite.switching.inputs import QuantizedInput
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
 from mebqat_lite.switching.observe import observe, runner, unchanged
 from mebqat_lite.switching.setting import Setting
-from mebqat_lite.switching.state import FLOAT_CLASS, HELD, Plan, at, plan_of, quantized_layers, settings_in, unwrapped
+from mebqat_lite.switching.state import (
+    FLOAT_CLASS,
+    HELD,
+    Held,
+    Plan,
+    at,
+    plan_of,
+    quantized_layers,
+    settings_in,
+    unwrapped,
+)
 from mebqat_lite.tensors import Sample
 
 LAYER_NAMES = ("setting", "site", "quantizer", "quant", "shared_input", "leading")  # attributes of quantized layers
@@ -92,7 +102,9 @@ def _convert(model: nn.Module, plan: Plan, chosen: Quantizer, inputs: dict[str, 
             module.register_forward_pre_hook(_no_fast_path)
         elif isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:  # which only the fast path takes
             module.__dict__.update(use_nested_tensor=False, nests=True)
-    model.__dict__[HELD] = (plan, setting)
+    parts = [(module._modules, name, part) for module in modules.values() for name, part in module._modules.items()]
+    places = [place for place in parts if isinstance(place[2], QuantizedLayer)]
+    model.__dict__[HELD] = Held(plan, setting, places)
 
 
 def _start_again(model: nn.Module, run: Callable[[], object], bits: str) -> None:

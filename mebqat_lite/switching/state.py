@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,11 +35,6 @@ class Plan:
     readers: dict[str, list[str]] = field(default_factory=dict)  # `inputs.InputReLU` -> the layers that read it
     bypassed: list[str] = field(default_factory=list)  # layers whose weights the model also reads without their forward
 
-    def layers(self, setting: Setting) -> int:
-        """Count the layers that `quantize` gave another class."""
-        edges = setting.quantizer is not None and setting.quantizer.edge_bits < FULL
-        return sum(site.role == "body" or (edges and site.role != "kept") for site in self.sites)
-
     def within(self, prefix: str) -> Plan:
         """Return the plan with the names that hold in a module whose part ``prefix`` is this model."""
         if not prefix:
@@ -55,6 +50,19 @@ class Plan:
         return replace(self, sites=sites, skipped=skipped, readers=readers, bypassed=bypassed)
 
 
+class Held(NamedTuple):
+    """What a quantized model holds: its plan, its setting, and where each quantized layer lies."""
+
+    plan: Plan
+    setting: Setting
+    places: list[tuple[dict[str, nn.Module | None], str, nn.Module]]  # the parts of the module around it, name, layer
+
+    def lost(self) -> int:
+        """Count the layers that were replaced since then, or that have another setting."""
+        there = (parts.get(name) is layer and layer.__dict__.get("setting") for parts, name, layer in self.places)
+        return sum(setting is not self.setting for setting in there)
+
+
 class NotQuantizedError(TypeError):
     """A float model was used where a quantized one is needed."""
 
@@ -64,7 +72,7 @@ def settings_in(model: nn.Module) -> dict[str, Setting]:
     found: dict[int, tuple[str, Setting]] = {}
     for name, module in model.named_modules():
         held = module.__dict__.get(HELD)
-        setting = module.setting if isinstance(module, (QuantizedLayer, SwitchableNorm)) else held and held[1]
+        setting = module.setting if isinstance(module, (QuantizedLayer, SwitchableNorm)) else held and held.setting
         if setting is not None:
             found.setdefault(id(setting), (name, setting))
     return dict(found.values())
@@ -82,16 +90,18 @@ def setting_of(model: nn.Module) -> Setting:
         NotQuantizedError: the model is a float model.
         ValueError: it holds several quantized models, each with bits of its own, or layers that it lost since then.
     """
-    found, kind = settings_in(model), type(model).__name__
+    held, kind = model.__dict__.get(HELD), type(model).__name__
+    if held and not held.lost():
+        return held.setting
+    found = settings_in(model)
     if not found:
         raise NotQuantizedError(f"this {kind} has no bitwidths yet; call quantize(model, sample=images) first")
     if len(found) > 1:
         names = ", ".join(name or "itself" for name in sorted(found))
         raise ValueError(f"this {kind} holds several quantized models ({names}): switch each, or quantize the whole")
-    if held := model.__dict__.get(HELD):
-        now, then = len(quantized_layers(model)), held[0].layers(held[1])
-        if now < then:
-            raise ValueError(f"{then - now} of {then} quantized layers were replaced: quantize this {kind} again")
+    for part in model.modules():
+        if (held := part.__dict__.get(HELD)) and (lost := held.lost()):
+            raise ValueError(f"{lost} of {len(held.places)} quantized layers were replaced: quantize this {kind} again")
     return next(iter(found.values()))
 
 
@@ -105,7 +115,7 @@ def plan_of(model: nn.Module) -> Plan:
     setting_of(model)
     for name, module in model.named_modules():
         if held := module.__dict__.get(HELD):
-            return held[0].within(name)
+            return held.plan.within(name)
     raise ValueError(f"this {type(model).__name__} is a part of a quantized model: give the whole model")
 
 
