@@ -180,3 +180,65 @@ def test_float64_networks_train_on_images_of_any_type(method, kind):
         losses[dtype] = mq.fit(model, data(big), method, **FEW[method], **once).losses
         assert next(model.parameters()).dtype == dtype
     assert losses[torch.float64] == pytest.approx(losses[torch.float32], rel=1e-3)
+
+
+# ---------------------------------------------------------------- what a run cannot begin with
+
+
+@pytest.mark.parametrize("method", ["qat", "adabits"])
+@pytest.mark.parametrize("quantizer", ["lsq", "lsq_shared", "sat"])
+def test_bits_that_the_quantizer_does_not_define_are_named_as_such(method, quantizer):
+    model = net(quantizer)
+    with pytest.raises(ValueError, match=f"^{quantizer} defines no 1-bit values; its lowest is 2 bits"):
+        mq.fit(model, data(), method, bits="W1A1", **SHORT)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients_is_refused_as_such(mode):
+    model = net("lsq")
+    with mode(), pytest.raises(ValueError, match=r"training needs gradients: call fit outside of torch\.no_grad"):
+        mq.fit(model, data(), "mebqat", **SHORT)
+
+
+def test_a_model_without_anything_to_train_is_refused():
+    model = net("lsq").requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of this model is trained: set requires_grad"):
+        mq.fit(model, data(), "mebqat", **SHORT)
+
+
+def test_weights_that_became_computed_are_trained():
+    model = net("lsq")
+    nn.utils.parametrizations.weight_norm(model.body[0][0])
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    mq.fit(model, data(), "mebqat", **SHORT)
+    assert not untouched(model, before)
+
+
+@pytest.mark.parametrize("method", ["mebqat", "mebqat_in_turn"])
+def test_norm_sets_of_another_method_are_refused_before_the_first_step(method):
+    model = net("lsq")
+    mq.fit(model, data(), "adabits", bits="W2A2,FP", **SHORT)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match="visits pairs for which this model has no norm sets: quantize it again"):
+        mq.fit(model, data(), method, **SHORT)
+    assert untouched(model, before) and not model.training
+    mq.quantize(model, "lsq", sample=IMAGES)
+    mq.fit(model, data(), method, **SHORT)
+
+
+def test_a_clip_at_zero_would_train_nothing():
+    with pytest.raises(ValueError, match=r"clip must be greater than 0, not 0\.0: nothing would be trained"):
+        mq.fit(net(), data(), "mebqat", clip=0.0, **SHORT)
+
+
+def test_labels_of_other_whole_numbers_are_taken_and_lists_are_refused():
+    runs = [mq.fit(net(), data(labels=labels), "mebqat", **SHORT).losses for labels in (LABELS, LABELS.int())]
+    assert runs[0] == runs[1]
+    with pytest.raises(DataError, match=r"images and labels are tensors, not Tensor and list: make them with torch"):
+        mq.fit(net(), data(labels=LABELS.tolist()), "mebqat", **SHORT)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_has_at_least_one_image(size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+        mq.accuracy(net(), Split(IMAGES, LABELS), "W2A2", "batch", batch_size=size)

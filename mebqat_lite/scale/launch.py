@@ -33,8 +33,8 @@ def fabric_for(devices: int = 1, nodes: int = 1, words: Sequence[str] | None = N
             command line.
 
     Raises:
-        ValueError: a number is below 1, there are fewer GPUs, or cores, than ``devices``, torchrun started several processes for
-            a single device, or ``words`` are not this process's command line.
+        ValueError: a number is below 1, there are fewer GPUs (or without any, fewer cores) than ``devices``, torchrun
+            started several processes for one, or the command line was given as ``words``, which cannot be repeated.
         RuntimeError: Lightning Fabric is not installed.
     """
     if devices < 1 or nodes < 1:

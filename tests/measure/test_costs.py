@@ -3,9 +3,11 @@
 import itertools
 import json
 import struct
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from mebqat_lite import candidates, datasets, fit, loop, models, quantize, recalibrate, save_model
 from mebqat_lite.datasets.base import Data, Split
@@ -125,3 +127,16 @@ def test_bit_operations_are_multiplications_times_bits():
     image = torch.rand(1, 16, 16)
     assert bit_operations(model, image, "FP") == (first + sum(body)) * 1024
     assert bit_operations(model, image, "W2A4") == (first + last) * 1024 + sum(body[:-1]) * 8
+
+
+@pytest.mark.parametrize("kind", ["a norm that sees one value", "tokens"])
+def test_one_image_is_enough_to_count_bit_operations(kind):
+    torch.manual_seed(0)
+    if kind == "tokens":
+        layers, x = [nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 4)], torch.randint(9, (8, 5))
+    else:
+        layers, x = [nn.Flatten(), nn.Linear(20, 4), nn.BatchNorm1d(4)], torch.rand(8, 5, 4)
+    model = quantize(nn.Sequential(*layers), "lsq", sample=x, keep=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the embedding is left out
+        assert bit_operations(model, x[0], "W2A4") == 20 * 4 * 2 * 4

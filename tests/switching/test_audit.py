@@ -96,3 +96,20 @@ def test_a_model_from_a_file_is_not_warned_of_again(tmp_path):
         warnings.simplefilter("error")
         mq.load_model(path, net(rectify=False))
     assert len(said) == 1
+
+
+def test_instance_norms_are_said_where_they_have_statistics():
+    def tracking(channels):
+        return nn.InstanceNorm2d(channels, track_running_stats=True)
+
+    assert "1 norms of other classes" in quantized(net(tracking).eval())[1][0]
+    assert not any("norms of other classes" in said for said in quantized(net(nn.InstanceNorm2d).eval())[1])
+
+
+def test_a_grid_lists_what_bits_do_not_reach():
+    model, _ = quantized(net(rectify=False).eval())
+    split = mq.datasets.base.Split(X, torch.arange(4) % 3)
+    [said] = mq.grid(model, split, "W2A2,FP", norm_stats="batch").attrs["unreached"]
+    assert said.startswith("1 of 2 layer inputs that can be negative")
+    model, _ = quantized(net().eval())
+    assert mq.grid(model, split, "W2A2,FP", norm_stats="batch").attrs["unreached"] == []

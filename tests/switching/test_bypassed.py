@@ -99,3 +99,24 @@ def test_tied_layers_read_one_weight_by_their_own_forward():
     model.c.weight = model.b.weight
     mq.quantize(model, "lsq", sample=X)
     assert plan_of(model).bypassed == []
+
+
+@pytest.mark.parametrize("padded", [0, 2])
+def test_an_encoder_with_a_padding_mask_runs_at_its_bits(padded):
+    torch.manual_seed(0)
+    one = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(one, 2).eval()  # by default it makes nested tensors of what is not padded
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[:, 5 - padded :] = padded > 0
+
+    def run(model):
+        return model(X, src_key_padding_mask=mask)
+
+    model = mq.quantize(copy.deepcopy(encoder), "lsq", sample=run, keep=[])
+    with torch.no_grad(), mq.at(model, "W2A2"):
+        low = run(model)
+    with torch.no_grad():
+        kept = ~mask[0]
+        torch.testing.assert_close(run(model)[:, kept], run(encoder)[:, kept], rtol=0, atol=1e-5)
+        assert not torch.allclose(low[:, kept], run(model)[:, kept], atol=1e-2)
+    assert mq.restore_float(model).use_nested_tensor is encoder.use_nested_tensor is True
