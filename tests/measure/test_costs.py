@@ -39,7 +39,7 @@ def net(data, quantizer="dorefa"):
         ("mebqat", {}, 30, 4, 4),
         ("mebqat", {"teacher": "start"}, 5, 5, 4),
         ("mebqat", {"m": 7}, 5, 7, 7),
-        ("mebqat", {"m": 1}, 5, 1, 1),
+        ("mebqat", {"m": 2}, 5, 2, 2),
     ],
 )
 def test_passes_are_counted_with_teachers(data, method, options, steps, forwards, backprops):
