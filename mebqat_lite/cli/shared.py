@@ -37,6 +37,8 @@ def _check_outputs(paths: dict[str, Path]) -> None:
     if len({path.resolve() for path in paths.values()}) < len(paths):
         raise ValueError(f"{' and '.join(OUTPUTS[name] for name in paths)} are the same: give different names")
     for name, path in paths.items():
+        if (path.parent / "metrics.jsonl").is_file():
+            raise ValueError(f"{OUTPUTS[name]} {path} is in the folder of a run: give a name outside of it")
         folders = [path, *path.parents] if name in ("folder", "ship") else path.parents
         if wrong := [str(place) for place in folders if place.exists() and not place.is_dir()]:
             raise ValueError(f"{OUTPUTS[name]} {path}: {wrong[0]} is a file, and a folder is needed there")

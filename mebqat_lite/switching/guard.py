@@ -25,6 +25,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.user: tuple[int, int] | None = None  # the thread and the asyncio task that are inside `state.at`
+        self.outside: Any = None  # how passes ran before that user came
         self.ran: list[Any] = []  # how passes with gradients ran since the last repeated one, at most two ways
         self.bare: list[Any] = []  # the same of passes without gradients, as the older form of checkpointing makes them
 
@@ -66,11 +67,15 @@ class Guard:
                 "another thread or asyncio task has switched this model: give each a copy of its own, by copy.deepcopy"
             )
 
-    def take(self) -> tuple[int, int] | None:
-        """Let this thread and task be the user, if no other is; return the user of before."""
+    def take(self, way: Any) -> tuple[int, int] | None:
+        """Let this thread and task be the user, if no other is; return the user of before.
+
+        ``way`` is how passes run before this user switches the model.
+        """
         with TAKING:
             self.check_user()
             before, self.user = self.user, (threading.get_ident(), _task())
+            self.outside = way if before is None else self.outside
         return before
 
     def __reduce__(self) -> tuple[type[Guard], tuple]:

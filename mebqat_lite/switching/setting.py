@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,6 +49,13 @@ class Setting:
         if not self.per_layer:
             return f'"{self.bits}"'
         return repr({"*": str(self.bits), **{name: str(bits) for name, bits in self.per_layer.items()}})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy the bits that hold outside of `state.at`, if it is another thread that is inside."""
+        state = dict(vars(self))
+        if self.guard.user is not None and self.guard.user[0] != threading.get_ident():
+            state["bits"], state["per_layer"], state["norm_stats"] = self.guard.outside
+        return state
 
     @property
     def now(self) -> tuple[Bits, Mapping[str, Bits], str]:

@@ -215,7 +215,7 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     (64, 10)
     """
     setting = setting_of(model)
-    user = setting.guard.take()
+    user = setting.guard.take(setting.now)
     before = setting.now
     try:
         set_bits(model, bits)

@@ -25,6 +25,8 @@ def elsewhere(tmp_path, monkeypatch):
     save_packed(net, "p.safetensors", "W2A2", calibration=IMAGES)
     files.write("t.training", {}, {"kind": "training"})
     Path("link").symlink_to("m.safetensors")
+    Path("m.run").mkdir()
+    Path("m.run/metrics.jsonl").write_text("{}\n")
     Path("c").mkdir()
     Path("c/compare.json").symlink_to("elsewhere.json")
     return tmp_path
@@ -45,6 +47,9 @@ REFUSED = [
     ([*EVALUATE, "--checkpoint", "m.csv", "--save", "m.csv"], "m.csv is a model checkpoint"),
     ([*EVALUATE, "--checkpoint", "link", "--json", "link"], "link is a link to m.safetensors"),
     ([*EVALUATE, "--checkpoint", "m.safetensors", "--json", "/dev/null"], "/dev/null is a device"),
+    ([*EVALUATE, "--checkpoint", "m.safetensors", "--json", "m.run/metrics.jsonl"], "is in the folder of a run"),
+    ([*EVALUATE, "--checkpoint", "m.safetensors", "--save", "m.run/new.csv"], "is in the folder of a run"),
+    ([*EVALUATE, "--checkpoint", "m.safetensors", "--save", "a.csv", "--json", "c/../a.csv"], "are the same"),
     ([*TINY, "--out", "t.training"], "t.training is a training checkpoint"),
     ([*TINY, "--out", "p.safetensors"], "p.safetensors is a packed checkpoint"),
     ([*TINY, "--out", "link"], "link is a link to m.safetensors"),

@@ -160,6 +160,10 @@ def test_what_another_thread_has_switched_is_refused_and_a_copy_is_not(use):
         assert len(errors) == 1 and "give each a copy of its own, by copy.deepcopy" in errors[0]
         own = copy.deepcopy(model)
         assert together(lambda: use(own)) == []
+        copies = []
+        together(lambda: copies.append(copy.deepcopy(model)))  # the cure, where the refusal was met
+    assert str(mq.switching.state.setting_of(copies[0]).bits) == "FP"
+    assert str(mq.switching.state.setting_of(own).bits) in ("W2A2", "FP")  # copied inside, unless ``use`` switched it
     assert together(lambda: use(model)) == []  # nobody is inside `at` any more
 
 
