@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import mebqat_lite as mq
-from mebqat_lite import cli, datasets
+from mebqat_lite import cli, datasets, files
 from mebqat_lite.cli import doctor, training
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
@@ -249,8 +251,39 @@ def scene(digits, tmp_path, monkeypatch, home):
             patch.setitem(sys.modules, "ipywidgets", None)
             importlib.import_module("mebqat_lite.course.widgets")
 
+    def changed():
+        mq.recalibrate(lsq, few, "W2A2")
+        with torch.no_grad():
+            lsq.body[0][0].weight.mul_(2)
+        at(lsq, "W2A2", "recalibrated")
+
+    def repeated():
+        with mq.at(lsq, "W2A2"):
+            loss = checkpoint(lsq, few, use_reentrant=False).sum()
+        loss.backward()
+
+    def threads():
+        with mq.at(net, "W2A2"), ThreadPoolExecutor(1) as pool:
+            pool.submit(mq.set_bits, net, "FP").result()
+
+    def flipped():
+        content = bytearray(mine.read_bytes())
+        content[-9] ^= 1
+        (tmp_path / "flipped.safetensors").write_bytes(content)
+        mq.load_model(tmp_path / "flipped.safetensors", own)
+
+    def two_runs():
+        with files.locked(tmp_path / "out.safetensors"), files.locked(tmp_path / "out.safetensors"):
+            pass
+
     shifted = datasets.digits(seed=1)
     return {
+        "changed": changed,
+        "repeated": repeated,
+        "threads": threads,
+        "several": lambda: mq.set_bits(nn.ModuleList([net, lsq]), "W2A2"),
+        "flipped": flipped,
+        "two runs": two_runs,
         "no statistics": lambda: at(net, "W2A4", "recalibrated"),
         "no set": lambda: at(sets, "W3A3", "running"),
         "no sample": lambda: mq.quantize(nn.Linear(2, 2)),
