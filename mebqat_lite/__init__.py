@@ -6,7 +6,7 @@ In short::
 
     data = mq.datasets.digits()
     model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images)
-    mq.fit(model, data, method="mebqat")  # train it for all bitwidths at once
+    mq.fit(model, data, method="mebqat", device="cpu")  # train it for all bitwidths at once
     with mq.at(model, "W2A4"):  # 2-bit weights, 4-bit activations
         logits = model(data.test.images)
     mq.grid(model, data.test)  # the accuracy at all 75 bitwidth pairs

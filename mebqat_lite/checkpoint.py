@@ -59,6 +59,8 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
     model = as_saved(model)
     if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
+    measured_with = setting_of(model).measured_with
+    measured_with.warn_if_changed(model, measured_with.then)
     meta = {"kind": "model", "model": describe(model), "extra": extra}
     return write(path, model.state_dict(), meta)
 

@@ -67,7 +67,7 @@ def fit(
             no second run writes it.
         save_every: steps between two checkpoints.
         progress: whether to show a progress bar.
-        device: where to train; by default CUDA if it is available, else the CPU.
+        device: where to train; by default CUDA if it is available, else the CPU. The model stays there.
         log: a function that is called after each step with a dictionary: the step's number (steps of a warm-up count),
             its loss and learning rate, and the seconds and backward passes so far. A continued run logs the steps
             after its checkpoint again.
@@ -83,7 +83,8 @@ def fit(
         TypeError: an option is unknown.
         CheckpointError: the file at ``path`` belongs to another run.
         OSError: another run writes ``path``, or something lies there that is no training checkpoint.
-        TrainingError: a loss is not finite. The step at fault changes neither weights nor norm statistics.
+        TrainingError: a loss is not finite; the step at fault changes neither weights nor norm statistics. Or a weight
+            or a norm statistic is not finite at the end of the run.
     """
     chosen, passes = methods.get(method), passes or _automatic(device)
     recipe = _recipe(recipe, options)

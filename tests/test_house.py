@@ -160,7 +160,7 @@ def test_importing_the_package_loads_nothing_heavy():
 # ---------------------------------------------------------------- what a reader meets
 
 # Lines of code of what a reader of training meets. Later work may raise this by 15 % at most, and says why:
-# 2,036 when the wings were built; 2,720 since what would end in a wrong number is refused or said: a third, which is
+# 2,036 when the wings were built; 2,736 since what would end in a wrong number is refused or said: a third, which is
 # more than was meant. Files check and lock (76), the sample tells what a model reads and what bypasses it (130), passes
 # are guarded (60), options that nothing reads are found (30); narrow types, wrappers, statistics and the sampler in
 # turn take the rest.
@@ -170,7 +170,7 @@ READ = [
     "switching/*.py",
     *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
 ]
-MOST_LINES = 2720
+MOST_LINES = 2736
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

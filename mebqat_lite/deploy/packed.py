@@ -147,7 +147,8 @@ def save_packed(
     Raises:
         ValueError: norm statistics are missing and there are no calibration images, the quantizer does not say what
             its integers mean, a ``nested`` file should hold weights of more than 8 bits, or a part is compiled.
-        DisagreementError: the file was read back and does not compute what the model computes. There is no file then.
+        DisagreementError: the file was read back and has other weights than the model, or, on ``calibration`` images,
+            other inputs or outputs. Nothing is written then.
     """
     settings, model = parse_settings(bits), checkpoint.as_saved(model)
     require_statistics(model, settings, calibration)

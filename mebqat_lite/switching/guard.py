@@ -1,4 +1,4 @@
-"""Refuse forward passes that would not run at the bits that their caller means."""
+"""Refuse forward passes at other bits than the caller intended."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Guard:
     def __init__(self) -> None:
         self.user: tuple[int, int] | None = None  # the thread and the asyncio task that are inside `state.at`
         self.outside: Any = None  # how passes ran before that user came
-        self.ran: list[Any] = []  # how passes with gradients ran since the last repeated one, at most two ways
-        self.bare: list[Any] = []  # the same of passes without gradients, as the older form of checkpointing makes them
+        self.ran: list[Any] = []  # the last one or two ways in which passes with gradients ran, since one was repeated
+        self.bare: list[Any] = []  # the same without gradients: reentrant checkpointing makes its first pass so
 
     def check_pass(self, way: Any, is_replica: bool) -> None:
         """Check a forward pass that runs in this ``way``, its bits and norm policy; each layer calls this.
@@ -84,8 +84,8 @@ class Guard:
 
 
 def _words(way: Any) -> str:
-    bits, _, norm_stats = way
-    return f"{bits} ({norm_stats})"
+    bits, per_layer, norm_stats = way
+    return ", ".join([f"{bits} ({norm_stats})", *(f"{layer} at {own}" for layer, own in per_layer.items())])
 
 
 def _task() -> int:

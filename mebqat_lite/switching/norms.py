@@ -69,7 +69,7 @@ def recalibrate(
     for name, stats in found.items():  # after all measurements, so that an error stores nothing
         owner, _, buffer = name.rpartition(".")
         norms[owner].register_buffer(buffer, stats)
-    setting_of(model).measured_with.remember(model)
+    setting_of(model).measured_with.remember(model, {name.rpartition(".stats_")[2] for name in found})
     return model
 
 
@@ -147,7 +147,7 @@ def _measure(model: nn.Module, images: Tensor | Callable[[nn.Module], object], s
 
 
 def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Sample | None) -> None:
-    """Measure the recalibrated statistics of those settings for which the model has none.
+    """Measure the recalibrated statistics of those settings for which the model has none, or those of other weights.
 
     Raises:
         ValueError: statistics are missing, and there are no calibration images to measure them on.
@@ -155,8 +155,11 @@ def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibrat
     """
     missing = []
     for setting in settings:
-        with at(model, setting):
-            missing += [] if is_recalibrated(model, setting_of(model).key) else [setting]
+        with at(model, setting, "batch"):
+            key, measured_with = setting_of(model).key, setting_of(model).measured_with
+            if not is_recalibrated(model, key) or (calibration is not None and measured_with.changed(model, key)):
+                missing.append(setting)
+            measured_with.warn_if_changed(model, [] if setting in missing else [key])
     if missing and calibration is None:
         raise ValueError(
             f"no recalibrated norm statistics for {', '.join(map(str, missing))}: give calibration=, training images"

@@ -21,7 +21,7 @@ from mebqat_lite.switching.layers import LAYERS
 from mebqat_lite.switching.state import FLOAT_CLASS, Plan, settings_in
 from mebqat_lite.tensors import Sample, image_batches, like_model
 
-SCALING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # norms, after which the scale of a layer is forgotten
+SCALING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # norms, which remove the scale of the layer before them
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Read:
 
     @property
     def overwritten(self) -> bool:
-        """Whether the values are not those that the layer read."""
+        """Whether the model has changed the tensor since the layer read it."""
         return self.value is self.source and version_of(self.source) != self.version
 
 
@@ -54,7 +54,8 @@ def observe(
     """Run the sample, and return what each layer reads as a plan, and the first input of each layer.
 
     quantizer: its registered name; run: a function that runs the sample (`runner`); keep: the layers to keep, or None
-    for the first and the last. The model stays unchanged. If ``keep`` names what is no layer, it is a ValueError.
+    for the first and the last. The model stays unchanged. If ``keep`` names something that is not a layer, it is a
+    ValueError.
     """
     layers, plan = _find_layers(model, quantizer)
     if unknown := set(keep or ()) - set(layers):
@@ -192,7 +193,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = {id(b): (b, b.clone()) for _, buffers in before for b in buffers.values() if b is not None}
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):  # as it counts changes
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for buffers, own in before:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -58,7 +57,7 @@ class Held(NamedTuple):
     places: list[tuple[dict[str, nn.Module | None], str, nn.Module]]  # the parts of the module around it, name, layer
 
     def lost(self) -> int:
-        """Count the layers that were replaced since then, or that have another setting."""
+        """Count the layers that were replaced since `quantize`, or that have another setting."""
         there = (parts.get(name) is layer and layer.__dict__.get("setting") for parts, name, layer in self.places)
         return sum(setting is not self.setting for setting in there)
 
@@ -88,7 +87,8 @@ def setting_of(model: nn.Module) -> Setting:
 
     Raises:
         NotQuantizedError: the model is a float model.
-        ValueError: it holds several quantized models, each with bits of its own, or layers that it lost since then.
+        ValueError: it holds several quantized models, each with bits of its own, or layers were replaced since
+            `quantize`.
     """
     held, kind = model.__dict__.get(HELD), type(model).__name__
     if held and not held.lost():
@@ -200,6 +200,7 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         if setting.quantizer is not None and (width < FULL or setting.quantizer.predicts_only):
             setting.quantizer.check(width)
     setting.bits, setting.per_layer = pair, per_layer
+    _warn_if_stale(model, setting)
 
 
 @contextlib.contextmanager
@@ -218,8 +219,8 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     user = setting.guard.take(setting.now)
     before = setting.now
     try:
+        setting.norm_stats = setting.norm_stats if norm_stats is None else _known(norm_stats)
         set_bits(model, bits)
-        set_norm_stats(model, setting.norm_stats if norm_stats is None else norm_stats)
         yield model
     finally:
         setting.bits, setting.per_layer, setting.norm_stats = before
@@ -244,14 +245,20 @@ def set_norm_stats(model: nn.Module, norm_stats: str) -> None:
     `batchnorm.SwitchableNorm` explains these norm policies. An unknown one is a ValueError. There is a warning if the
     weights have changed since statistics were recalibrated.
     """
+    setting = setting_of(model)
+    setting.norm_stats = _known(norm_stats)
+    _warn_if_stale(model, setting)
+
+
+def _known(norm_stats: str) -> str:
     if norm_stats not in NORM_STATS:
         raise ValueError(f"no norm policy {norm_stats!r}; choose one of {', '.join(NORM_STATS[:3])}")
-    setting = setting_of(model)
-    if norm_stats == "recalibrated" and setting.measured_with.changed(model):
-        warnings.warn(
-            "the weights have changed since the norm statistics were measured: call recalibrate again", stacklevel=4
-        )
-    setting.norm_stats = norm_stats
+    return norm_stats
+
+
+def _warn_if_stale(model: nn.Module, setting: Setting) -> None:
+    if setting.norm_stats == "recalibrated":
+        setting.measured_with.warn_if_changed(model, [setting.key], stacklevel=5)
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def test_averaged_weights_are_told_from_those_that_statistics_belong_to():
             parameter.mul_(1.5)
     averaged.update_parameters(model)
     averaged.update_parameters(model)
+    mq.set_bits(averaged, "W2A2")
     with pytest.warns(UserWarning, match="weights have changed since the norm statistics were measured: call recal"):
         mq.set_norm_stats(averaged, "recalibrated")
 
@@ -184,4 +185,27 @@ def test_statistics_that_come_with_their_weights_are_right(tmp_path, recwarn):
     other.load_state_dict(model.state_dict())
     with torch.no_grad(), mq.at(other, "W2A2", "recalibrated"), mq.at(model, "W2A2", "recalibrated"):
         assert torch.equal(other(X), model(X))
+    assert not [w for w in recwarn if "recalibrate again" in str(w.message)]
+
+
+def test_each_pair_knows_the_weights_that_it_was_measured_with(tmp_path, recwarn):
+    model = mq.recalibrate(mq.quantize(net(), "lsq", sample=X).eval(), X, "W2A2")
+    with torch.no_grad():
+        model.body[0][0].weight.mul_(2)
+    mq.recalibrate(model, X, "W4A4")
+    for use in (
+        lambda: mq.at(model, "W2A2", "recalibrated").__enter__(),
+        lambda: mq.save_model(model, tmp_path / "model.safetensors"),
+        lambda: mq.save_packed(model, tmp_path / "packed.safetensors", "W2A2,W4A4"),
+    ):
+        with pytest.warns(UserWarning, match="call recalibrate again for W2A2$"):
+            use()
+    mq.set_norm_stats(model, "recalibrated")
+    with pytest.warns(UserWarning, match="call recalibrate again for W2A2$"):
+        mq.set_bits(model, "W2A2")
+    recwarn.clear()
+    with mq.at(model, "W4A4"):
+        model(X)
+    mq.save_packed(model, tmp_path / "packed.safetensors", "W2A2,W4A4", calibration=X)  # measures W2A2 again
+    mq.save_model(model, tmp_path / "model.safetensors")
     assert not [w for w in recwarn if "recalibrate again" in str(w.message)]
