@@ -189,7 +189,7 @@ class _WeightReads(TorchFunctionMode):
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model has its buffers of before, with their values, and the random state is that of before."""
+    """Afterwards the model has its buffers of before, with their values, and so has the CPU its random state."""
     before = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     values = {id(b): (b, b.clone()) for _, buffers in before for b in buffers.values() if b is not None}
     try:
