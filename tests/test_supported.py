@@ -60,7 +60,7 @@ def twice():
 
 @row("two layers that own one weight")
 def tied():
-    a, b = conv(), conv()
+    a, b = conv(), conv(seed=1)
     b.weight = a.weight
     follows(made(nn.Sequential(a, nn.ReLU(), b)), "middle.0", "middle.2")
 

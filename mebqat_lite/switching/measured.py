@@ -27,8 +27,8 @@ class MeasuredWith:
 
     def changed(self, model: nn.Module, key: str) -> bool:
         """Whether the parameters of ``model`` have changed since ``key`` was measured; False if nothing is known."""
-        then, now = self.then.get(key), _versions(model)
-        if then is None or then[0] == now:
+        then = self.then.get(key)
+        if then is None or then[0] == (now := _versions(model)):
             return False
         if then[1] != _sums(model):
             return True

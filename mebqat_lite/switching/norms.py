@@ -44,6 +44,9 @@ def recalibrate(
             that runs the model on them, as in `quantize`.
         bits: a pair, several pairs (``"W2A2,FP"`` or a list), a map from layers to pairs, or a list of maps.
         progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: there are no images, or what was measured is not finite. The model then keeps what it had.
     """
     settings = parse_settings(bits)
     try:

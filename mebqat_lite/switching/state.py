@@ -77,11 +77,6 @@ def settings_in(model: nn.Module) -> dict[str, Setting]:
     return dict(found.values())
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Whether `quantize` has converted this model, or a part of it."""
-    return bool(settings_in(model))
-
-
 def setting_of(model: nn.Module) -> Setting:
     """Return the run-time state of a quantized model, of a part of one, or of a module that holds one.
 

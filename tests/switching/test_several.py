@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.switching.state import is_quantized, setting_of
+from mebqat_lite.switching.state import setting_of, settings_in
 
 X = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
 
@@ -45,7 +45,7 @@ def test_one_model_twice_is_one():
 def test_what_was_quantized_in_parts_is_quantized_as_a_whole():
     both = Both(mq.quantize(net(), "dorefa", sample=X), mq.quantize(net(1), "dorefa", sample=X))
     mq.quantize(both, "lsq", sample=X)
-    assert not is_quantized(both.left) or setting_of(both.left) is setting_of(both)
+    assert not settings_in(both.left) or setting_of(both.left) is setting_of(both)
     with mq.at(both, "W2A2"):
         assert setting_of(both.right).bits == mq.Bits(2, 2) and both.left[2].quantized_weight(2).unique().numel() <= 4
     mq.restore_float(both)
@@ -55,6 +55,6 @@ def test_what_was_quantized_in_parts_is_quantized_as_a_whole():
 def test_an_attribute_of_that_name_is_no_setting():
     model = net()
     model.setting = "my own"
-    assert not is_quantized(model)
+    assert settings_in(model) == {}
     with pytest.raises(mq.NotQuantizedError):
         setting_of(model)
