@@ -104,7 +104,9 @@ def compare(
     Args:
         setup: the data, network, recipe and norm policy that all methods share.
         names: the methods, each with the options in which it differs from the recipe, as in ``mebqat`` or
-            ``mebqat+teacher=next``. Mean differences are computed against the first one.
+            ``mebqat+teacher=next``. ``qat+start=mebqat_in_turn+steps=30`` adapts the network of ``mebqat_in_turn``,
+            which must be one of the methods, to each listed pair in 30 steps. Mean differences are computed against
+            the first method.
         pairs: the pairs at which all methods are measured, except for ``qat``, which is measured at its own pair.
         listed: the pairs for which ``qat`` is trained, one run for each.
         seeds: the number of seeds. A seed determines the split, the start and the order of the batches.

@@ -197,11 +197,10 @@ def _run_in_order(sweep: Sweep, tasks: Mapping[Job, Task], ready: Set[int]) -> d
     found: dict[str, Any] = {}
     for waits in (False, True):
         wave = {job: task for job, task in tasks.items() if bool(Variant.parse(job.variant).start) == waits}
-        lacks = [
-            task.name for job, task in wave.items() if job.seed not in ready or (waits and _before(job) not in found)
-        ]
-        found |= sweep.run(task for task in wave.values() if task.name not in lacks)
-        sweep.failed |= dict.fromkeys(lacks, "the network that they start from failed")
+        able = [job for job in wave if job.seed in ready and (not waits or _before(job) in found)]
+        found |= sweep.run(wave[job] for job in able)
+        lost = [task.name for job, task in wave.items() if job not in able]
+        sweep.failed |= dict.fromkeys(lost, "the network that they start from failed")
     return found
 
 
