@@ -49,8 +49,8 @@ def memory(name: str) -> Benchmark:
 def digits_grid() -> dict[str, Any]:
     """Compare `grid` at all 75 pairs of the digits (batch statistics) with 75 plain inferences and their accuracy."""
     data = datasets.digits()
-    model = models.channels_last(quantize(models.digit_net(), "dorefa", sample=data.train.images[:8]))
-    plain = models.channels_last(models.digit_net()).train()  # batch statistics
+    model = models.channels_last(quantize(models.digit_net_wide(), "dorefa", sample=data.train.images[:8]))
+    plain = models.channels_last(models.digit_net_wide()).train()  # batch statistics
 
     @torch.no_grad()
     def inferences() -> None:

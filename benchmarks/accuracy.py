@@ -50,7 +50,7 @@ class Experiment:
 
 DIGITS = Experiment(
     "All methods, digits 16-32-32-32, equal steps",
-    Setup(),
+    get("digits-wide"),
     (*JOINT, "qat", "ptq_mse", "ptq_naive"),
     listed=("W1A1", "W2A2", "W3A3", "W4A4", "W8A8"),
     qat_lrs=(0.003, 0.01, 0.03),

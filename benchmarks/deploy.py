@@ -36,7 +36,7 @@ FEW_SHOT = "W2A2,W3A3,W4A4,W8A8,W16A16,FP"
 EPISODES = 100
 BATCHES = (1, 64)
 FORMS = {  # (pair, opset, compact); compact only matters for a half-integer zero, which dorefa has and lsq has not
-    "digits-mebqat": [
+    "digits-wide-mebqat": [
         ("W1A1", OPSET, False),
         ("W2A2", OPSET, False),
         ("W2A2", OPSET_INT2, True),
@@ -62,7 +62,7 @@ def onnx_files() -> dict[str, Any]:
     import onnx
     import onnxruntime
 
-    names = sorted(file.stem for file in paths.shipped("checkpoints").glob("digits-*.safetensors"))
+    names = sorted(file.stem for file in paths.shipped("checkpoints").glob("digits-wide-*.safetensors"))
     with tempfile.TemporaryDirectory() as folder:
         return {
             "versions": f"onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}",
@@ -169,10 +169,10 @@ def timed(done: Exported, whole: Exported, images: Tensor, plain: bool) -> dict[
 def onnx_text(found: dict[str, Any]) -> str:
     """Format the three tables of `onnx_files`."""
     lines = [f"Same class as PyTorch on all test images, lower of two sessions; {found['versions']}", ""]
-    lines += [f"{'network':20}{'pairs':>6}{'images':>8}{'lowest':>10}  disagreements"]
+    lines += [f"{'network':26}{'pairs':>6}{'images':>8}{'lowest':>10}  disagreements"]
     for name, row in found["agreement"].items():
         listed = ", ".join(f"{pair} {len(apart)}" for pair, apart in row["disagreements"].items()) or "none"
-        lines.append(f"{name:20}{row['pairs']:6}{row['images']:8}{row['lowest']:8.2f} %  {listed}")
+        lines.append(f"{name:26}{row['pairs']:6}{row['images']:8}{row['lowest']:8.2f} %  {listed}")
     few = found["few_shot"]
     lines += [
         "",
@@ -180,14 +180,14 @@ def onnx_text(found: dict[str, Any]) -> str:
     ]
     lines += ["   ".join(f"{pair} {share:.2f} %" for pair, share in few["share"].items()), ""]
     lines += ["Size, and time over FP32 at batch 1 and 64, one thread: weights unpacked at load; plain session"]
-    lines += [f"{'network':15}{'pair':6}{'opset':>6}  {'weights':15}{'bytes':>11}{'over FP32':>11}  1, 64; 1, 64 plain"]
+    lines += [f"{'network':20}{'pair':6}{'opset':>6}  {'weights':15}{'bytes':>11}{'over FP32':>11}  1, 64; 1, 64 plain"]
     for row in found["files"]:
         ours, whole = row["bytes"]
         kind = row["weights"] + " + 1/2" * row["compact"]
         times = [f"{row['times'][key]['ratio']:.2f}" for key in ("1", "64", "1 plain", "64 plain")]
         text = f"{times[0]}, {times[1]}; {times[2]}, {times[3]}"
         lines.append(
-            f"{row['network']:15}{row['pair']:6}{row['opset']:6}  {kind:15}{ours:11,}{ours / whole:11.2f}  {text}"
+            f"{row['network']:20}{row['pair']:6}{row['opset']:6}  {kind:15}{ours:11,}{ours / whole:11.2f}  {text}"
         )
     return "\n".join(lines)
 
@@ -202,8 +202,8 @@ def packed_files() -> dict[str, Any]:
     """
     digits = datasets.digits().train.images
     torch.manual_seed(0)
-    nesting = quantize(build("digit_net"), "sat", sample=digits)
-    tables = {name: file_sizes(shipped(name)[0]) for name in ("digits-mebqat", "glyphs-mebqat_pn")}
+    nesting = quantize(build("digit_net_wide"), "sat", sample=digits)
+    tables = {name: file_sizes(shipped(name)[0]) for name in ("digits-wide-mebqat", "glyphs-mebqat_pn")}
     tables["digits, sat"] = file_sizes(nesting, digits)
     return {name: {"bytes": sizes.bytes.to_dict(), "saves": savings(sizes)} for name, sizes in tables.items()}
 

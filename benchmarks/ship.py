@@ -2,8 +2,10 @@
 
 This takes some minutes. Each checkpoint is seed 0 of a named set-up, with the norm statistics of every pair that it
 serves. ``checkpoints/glyphs.json`` holds their accuracy on the validation scripts, on which the set-ups were chosen.
-The checkpoints for the digits come from ``mebqat-lite demo --ship data``, except for Any-Precision, which is trained
-here. ``python -m benchmarks.ship --rewrite`` trains nothing: it writes the shipped checkpoints in the format of today.
+Those for the digits are not trained here, except for Any-Precision: ``mebqat-lite demo --ship data`` makes those of
+the narrow net, and those of the wide one are seed 0 of ``mebqat-lite compare --recipe digits-wide --methods
+ptq_naive,ptq_mse,qat,mebqat``. ``python -m benchmarks.ship --rewrite`` trains nothing: it writes the shipped
+checkpoints in the format of today.
 """
 
 from __future__ import annotations
@@ -61,14 +63,14 @@ def main(data: Path) -> None:
         print(text(sheets[frozen]), flush=True)
     write_json(out / "glyphs.json", sheets)
     with tempfile.TemporaryDirectory() as folder:
-        setup = Setup()
+        setup = get("digits-wide")
         train_start(setup, 0, Path(folder))
         train(
             "any_precision_recursive",
             setup,
             Job("any_precision_recursive", 0),
             Path(folder),
-            out / "digits-any_precision.safetensors",
+            out / "digits-wide-any_precision.safetensors",
         )
 
 

@@ -57,8 +57,8 @@ class Case:
 
 
 CASES = {
-    "digits": Case(models.digit_net, (128, 1, 8, 8), 60),
-    "digits_identity": Case(models.digit_net, (128, 1, 8, 8), 60, "identity"),
+    "digits": Case(models.digit_net_wide, (128, 1, 8, 8), 60),
+    "digits_identity": Case(models.digit_net_wide, (128, 1, 8, 8), 60, "identity"),
     "cnn8": Case(models.cnn8, (64, 3, 40, 40), 12),
     "preact_resnet20_w1": Case(functools.partial(models.preact_resnet20, width=1), (64, 3, 32, 32), 12),
     "preact_resnet20_w5": Case(functools.partial(models.preact_resnet20, width=5), (8, 3, 32, 32), 8),

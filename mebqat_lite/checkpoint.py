@@ -104,9 +104,11 @@ def blank(described: dict[str, Any], name: str, model: nn.Module | None = None) 
     ``name`` is the name of the file, for error messages.
     """
     if model is None:
-        if described["spec"] is None:
+        if (spec := described["spec"]) is None:
             raise CheckpointError(f"{name} holds a model of your own: pass model= to load into")
-        model = models.build(described["spec"]["name"], **described["spec"]["options"])
+        # Older files leave out the options that had their defaults. Of these defaults, only this one has changed.
+        old = {"widths": [16, 32, 32, 32]} if spec["name"] == "digit_net" else {}
+        model = models.build(spec["name"], **old | spec["options"])
     return rebuild(model, described, name)
 
 

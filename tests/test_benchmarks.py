@@ -256,8 +256,8 @@ def test_the_page_shows_what_was_measured_and_all_of_it_agrees():
     page = (deploy.FOLDER / "README.md").read_text()
     assert f"<!-- deploy -->\n{deploy.block(stored)}\n<!-- /deploy -->" in page
     found = stored["onnx"]["found"]
-    shipped = {file.stem for file in paths.shipped("checkpoints").glob("digits-*.safetensors")}
-    assert set(found["agreement"]) == shipped and found["agreement"]["digits-mebqat"]["pairs"] == 75
+    shipped = {file.stem for file in paths.shipped("checkpoints").glob("digits-wide-*.safetensors")}
+    assert set(found["agreement"]) == shipped and found["agreement"]["digits-wide-mebqat"]["pairs"] == 75
     assert min(row["lowest"] for row in found["agreement"].values()) >= 99.9
     assert min(found["few_shot"]["share"].values()) >= 99.9
     for row in found["files"]:  # smaller and no faster, least so if weights are unpacked at load
@@ -269,7 +269,7 @@ def test_the_page_shows_what_was_measured_and_all_of_it_agrees():
 @pytest.mark.slow
 def test_a_section_is_measured_shown_and_kept_beside_the_others(tmp_path, monkeypatch, capsys):
     assert deploy.main(["speed"]) == 2 and "there are packed, onnx" in capsys.readouterr().err
-    found = deploy.agreements("digits-qat_w2a2", tmp_path)
+    found = deploy.agreements("digits-wide-qat_w2a2", tmp_path)
     assert found == {"pairs": 1, "images": 540, "lowest": 100.0, "disagreements": {}}
     monkeypatch.setattr(deploy, "FOLDER", tmp_path)
     monkeypatch.setattr(deploy, "SECTIONS", {"a": (dict, lambda found: "A"), "b": (dict, lambda found: "B")})

@@ -351,7 +351,7 @@ def test_every_quoted_message_is_really_produced(scene):
 
 
 def test_running_statistics_are_what_collapses_at_few_bits(digits):
-    net, _ = mq.load_model(shipped("checkpoints", "digits-mebqat.safetensors"))
+    net, _ = mq.load_model(shipped("checkpoints", "digits-wide-mebqat.safetensors"))
     mq.recalibrate(net, digits.train.images, "W2A2")
     assert mq.accuracy(net, digits.val, "W2A2", "running") < 50
     assert mq.accuracy(net, digits.val, "W2A2", "recalibrated") > 95

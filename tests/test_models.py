@@ -1,5 +1,6 @@
 """The networks are those that DESIGN describes, and say how to build themselves again."""
 
+import inspect
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from mebqat_lite import models
 
 SMALL = {  # name -> options, one image, shape of the output for two
     "digit_net": ({}, (1, 8, 8), (2, 10)),
+    "digit_net_wide": ({}, (1, 8, 8), (2, 10)),
     "conv4": ({"channels": 8, "classes": 5}, (1, 28, 28), (2, 5)),
     "cnn8": ({}, (3, 40, 40), (2, 10)),
     "preact_resnet20": ({"width": 0.5}, (3, 32, 32), (2, 10)),
@@ -82,7 +84,7 @@ def test_the_spec_rebuilds_an_equal_architecture_also_from_json(name):
     options = {**SMALL[name][0], **({"widths": (4, 5, 6, 7), "classes": 3} if name == "digit_net" else {})}
     model = models.build(name, **options)
     spec = json.loads(json.dumps(model.spec))
-    assert spec["name"] == name and set(spec["options"]) == set(options)
+    assert spec["name"] == name and set(spec["options"]) == set(inspect.signature(models.MODELS[name]).parameters)
     again = models.build(spec["name"], **spec["options"])
     assert str(again) == str(model)
     again.load_state_dict(model.state_dict(), strict=True)
@@ -107,22 +109,46 @@ def test_a_model_of_ones_own_is_registered_by_a_decorator(monkeypatch):
         return nn.Linear(3, classes)
 
     assert models.build("tiny", classes=7).out_features == 7
-    assert tiny(classes=7).spec == {"name": "tiny", "options": {"classes": 7}} and tiny().spec["options"] == {}
+    assert tiny(classes=7).spec == {"name": "tiny", "options": {"classes": 7}}
+    assert tiny().spec == {"name": "tiny", "options": {"classes": 2}}
 
 
-def test_digit_net_is_16_32_32_32_with_one_pool_and_a_global_mean():
-    model = shake(mq.models.digit_net())
-    assert [conv.out_channels for conv in convs(model)] == [16, 32, 32, 32]
+def test_the_spec_has_all_options_that_json_can_hold(monkeypatch):
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+
+    @models.architecture
+    def tiny(classes, *, width=(2, 3), bias=False, scale=None, layer=nn.Linear, **more):
+        return layer(sum(width), classes, bias=bias)
+
+    assert tiny(classes=4).spec["options"] == {"classes": 4, "width": (2, 3), "bias": False, "scale": None}
+    given = {"classes": 4, "width": [5], "bias": True, "scale": 0.5, "depth": 2}
+    assert tiny(**given).spec["options"] == given and list(tiny(classes=4).spec["options"]["width"]) == [2, 3]
+    assert models.build("digit_net").spec["options"] == {"widths": (6, 12, 12, 12), "classes": 10, "in_channels": 1}
+    assert models.build("cnn8", classes=3).spec["options"] == {"classes": 3, "dropout": 0.5}
+    with pytest.raises(TypeError, match="classes"):
+        tiny()
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b", "parameters"), [("digit_net", 6, 12, 3_508), ("digit_net_wide", 16, 32, 23_738)]
+)
+def test_the_digit_nets_have_one_pool_and_a_global_mean(name, a, b, parameters):
+    model = shake(models.build(name))
+    assert [conv.out_channels for conv in convs(model)] == [a, b, b, b]
     assert all(conv.kernel_size == (3, 3) for conv in convs(model))
-    weights = 9 * (1 * 16 + 16 * 32 + 32 * 32 + 32 * 32)
-    assert count(model) == weights + 2 * (16 + 32 + 32 + 32) + 32 * 10 + 10 == 23_738
+    assert count(model) == 9 * (a + a * b + 2 * b * b) + 2 * (a + 3 * b) + b * 10 + 10 == parameters
     for size in (8, 9):
         x = images((1, size, size))
         linear = model.body[-1]
         expected = F.linear(plain(model, x, pools={1}).mean((2, 3)), linear.weight, linear.bias)
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
-    assert maps(model, (1, 8, 8)) == [(16, 8, 8), (32, 8, 8), (32, 4, 4), (32, 4, 4)]
-    assert convs(mq.models.digit_net(in_channels=3, classes=4))[0].in_channels == 3
+    assert maps(model, (1, 8, 8)) == [(a, 8, 8), (b, 8, 8), (b, 4, 4), (b, 4, 4)]
+    other = models.build(name, in_channels=3, classes=4)
+    assert convs(other)[0].in_channels == 3 and other.body[-1].out_features == 4
+
+
+def test_digit_net_takes_four_widths():
+    assert str(mq.models.digit_net(widths=(16, 32, 32, 32))) == str(mq.models.digit_net_wide())
     with pytest.raises(ValueError, match=r"digit_net has four convolutions; got widths \(8, 16\)"):
         mq.models.digit_net(widths=(8, 16))
 

@@ -1,4 +1,4 @@
-"""The shipped few-shot networks are what `benchmarks/ship.py` says of them."""
+"""The shipped networks are what `benchmarks/ship.py` says of them."""
 
 import json
 
@@ -8,10 +8,12 @@ from mebqat_lite import paths
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import get
+from mebqat_lite.measure.costs import stored_bytes
 from mebqat_lite.recipe import Recipe
 
 CHECKPOINTS = paths.shipped("checkpoints")
 FILES = sorted(CHECKPOINTS.glob("glyphs-*.safetensors"))
+DIGITS = sorted(CHECKPOINTS.glob("digits-wide-*.safetensors"))
 SHEETS = json.loads((CHECKPOINTS / "glyphs.json").read_text())
 
 
@@ -33,6 +35,28 @@ def test_they_are_of_the_recipes(path):
         wanted.recipe.m,
         "lsq",
     )
+
+
+def test_the_wide_digit_nets_are_there():
+    names = {path.stem.removeprefix("digits-wide-") for path in DIGITS}
+    methods = {"any_precision", "fp", "mebqat", "ptq_mse", "ptq_naive", "qat_w1a1", "qat_w2a2", "qat_w4a4"}
+    assert names == methods
+
+
+@pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
+def test_they_are_of_the_wide_set_up(path):
+    model, extra = load_model(path)
+    setup = get("digits-wide")
+    assert model.spec == {"name": "digit_net_wide", "options": {"classes": 10, "in_channels": 1}}
+    assert (extra["setup"]["model"], extra["setup"]["options"]) == (setup.model, setup.options)
+    assert (extra["data"], extra["seed"], Recipe(**extra["setup"]["recipe"])) == ("digits", 0, setup.recipe)
+
+
+def test_their_sheet_is_of_the_wide_set_up():
+    found = json.loads((CHECKPOINTS / "digits-wide.json").read_text())
+    assert found["setup"]["model"] == "digit_net_wide" and found["counted"]["model_bytes"] == 95_880
+    model, _ = load_model(CHECKPOINTS / "digits-wide-mebqat.safetensors")
+    assert stored_bytes(model, statistics=False) == found["costs"]["mebqat"]["bytes"] == 95_880
 
 
 @pytest.mark.slow

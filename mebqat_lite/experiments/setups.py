@@ -73,6 +73,7 @@ _GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quan
 
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
+    "digits-wide": Setup(model="digit_net_wide"),
     "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),

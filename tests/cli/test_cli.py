@@ -25,7 +25,7 @@ from mebqat_lite import (
 )
 from mebqat_lite.cli import main, selftest
 
-SHIPPED = sorted(paths.shipped("checkpoints").glob("digits-*.safetensors"))
+SHIPPED = sorted(paths.shipped("checkpoints").glob("digits-wide-*.safetensors"))
 NAMES = ("any_precision", "fp", "mebqat", "ptq_mse", "ptq_naive", "qat_w1a1", "qat_w2a2", "qat_w4a4")
 TINY = ("--steps", "2", "--warm-steps", "2", "--batch-size", "16")
 FEW = ("--data", "digits,count=100,val=20,test=60")
@@ -128,7 +128,7 @@ def test_evaluate_takes_a_pair_per_layer_and_saves_the_table(capsys, elsewhere, 
 
 
 def test_all_checkpoints_are_shipped():
-    assert [path.name for path in SHIPPED] == [f"digits-{name}.safetensors" for name in NAMES]
+    assert [path.name for path in SHIPPED] == [f"digits-wide-{name}.safetensors" for name in NAMES]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ import torch
 from mebqat_lite import files, models, paths, quantize, save_model, save_packed
 from mebqat_lite.cli import main
 
-SHIPPED = str(paths.shipped("checkpoints", "digits-mebqat.safetensors"))
+SHIPPED = str(paths.shipped("checkpoints", "digits-wide-mebqat.safetensors"))
 IMAGES = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TINY = ["train", "--steps", "2", "--warm-steps", "0", "--batch-size", "16", "--no-tensorboard"]
 EVALUATE = ["evaluate", "--norm", "running", "--bits", "W2A2"]

@@ -26,12 +26,12 @@ def test_the_headline_savings_come_out_at_75_pairs_and_4_a_step(network):
 
 def test_bytes_are_those_that_a_model_counts():
     data = mq.datasets.digits()
-    model = mq.quantize(mq.models.digit_net(), "dorefa", sample=data.train.images[:32])
+    model = mq.quantize(mq.models.digit_net_wide(), "dorefa", sample=data.train.images[:32])
     layers, norms = 0, 4 * (16 + 32 + 32 + 32) * 4 + 4 * 8  # gain, shift, mean, variance; and four counters
     for pair in mq.candidates():
         with mq.at(model, pair):
             layers += packed_bytes(model)
-    result = compute(75, 4, "digit_net")
+    result = compute(75, 4, "digit_net_wide")
     assert result.one == mq.costs.stored_bytes(model) == 95_880
     assert result.dedicated == 75 * 95_880
     assert result.packed == pytest.approx(layers + 75 * norms)

@@ -29,7 +29,7 @@ def data():
 
 @pytest.fixture
 def net():
-    return mq.load_model(shipped("checkpoints", "digits-mebqat.safetensors"))[0]
+    return mq.load_model(shipped("checkpoints", "digits-wide-mebqat.safetensors"))[0]
 
 
 def title_of(html: str) -> str:
@@ -121,6 +121,6 @@ def test_every_control_of_the_widget_changes_the_picture():
 
 
 def test_a_network_for_one_pair_keeps_its_own_statistics(data):
-    net, _ = mq.load_model(shipped("checkpoints", "digits-qat_w4a4.safetensors"))
+    net, _ = mq.load_model(shipped("checkpoints", "digits-wide-qat_w4a4.safetensors"))
     at_home, away = compute(net, data, "W4A4").accuracy, compute(net, data, "W1A1").accuracy
     assert at_home["running"] > 95 and away["running"] < 60 < away["recalibrated"] < 95

@@ -15,7 +15,7 @@ from mebqat_lite.measure import saved
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
-SHIPPED = "data/checkpoints/digits-{}.safetensors"
+SHIPPED = "data/checkpoints/digits-wide-{}.safetensors"
 
 
 def test_the_command_writes_a_file_that_evaluate_reads(tmp_path, capsys):
@@ -97,7 +97,7 @@ def test_by_default_files_lie_in_results_and_nested_takes_all_trained_pairs(tmp_
     monkeypatch.chdir(tmp_path)
     assert main(["export", "--checkpoint", source, "--to", "nested"]) == 0
     assert "codes do not nest" in capsys.readouterr().out
-    again, _ = load_packed(tmp_path / "results" / "digits-any_precision-nested.safetensors")
+    again, _ = load_packed(tmp_path / "results" / "digits-wide-any_precision-nested.safetensors")
     assert list(map(str, packed_settings(again))) == ["W1A1", "W2A2", "W4A4", "W8A8"]
 
 

@@ -62,7 +62,7 @@ def test_a_pair_without_a_norm_set_is_refused(tmp_path, normed):
 
 @pytest.mark.parametrize("bits", [pytest.param("W1A1", marks=slow), "W4A4", pytest.param("FP", marks=slow)])
 def test_a_shipped_network_answers_as_in_pytorch(tmp_path, bits):
-    model, extra = load_model(paths.shipped("checkpoints", "digits-mebqat.safetensors"))
+    model, extra = load_model(paths.shipped("checkpoints", "digits-wide-mebqat.safetensors"))
     test = datasets.load(extra["data"], extra["seed"]).test
     export_onnx(model, tmp_path / "net.onnx", bits, test.images.shape[1:])
     found = agreement(tmp_path / "net.onnx", model, test.images, bits)

@@ -99,7 +99,7 @@ def test_a_packed_network_predicts_the_very_same(name, tmp_path):
 
 
 def test_the_shipped_network_predicts_the_same_class_for_every_test_image(tmp_path):
-    model, extra = checkpoint.load_model("data/checkpoints/digits-mebqat.safetensors")
+    model, extra = checkpoint.load_model("data/checkpoints/digits-wide-mebqat.safetensors")
     data = datasets.load(extra["data"], extra["seed"])
     for pair in ("W1A1", "W2A2", "W4A4", "W8A8"):
         save_packed(model, tmp_path / "p", pair, calibration=data.train.images)

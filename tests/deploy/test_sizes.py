@@ -15,7 +15,7 @@ IMAGES = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 def sized(quantizer):
     """A network and the sizes of its files."""
     torch.manual_seed(0)
-    model = quantize(models.digit_net(), quantizer, sample=IMAGES)
+    model = quantize(models.digit_net_wide(), quantizer, sample=IMAGES)
     return model, file_sizes(model, IMAGES)
 
 

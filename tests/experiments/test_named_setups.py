@@ -1,5 +1,9 @@
 """Named set-ups."""
 
+from dataclasses import replace
+
+import pytest
+
 from mebqat_lite import datasets, models, quantize
 from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import SETUPS, Setup
@@ -9,12 +13,26 @@ def test_the_paper_s_set_ups_build_and_count_their_steps():
     """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256; 4.2: 75 x 800 steps of MAML, 20,000 of PN."""
     steps = {name: setup.recipe.for_images(45_000).steps for name, setup in SETUPS.items()}
     epochs = {"cifar10-preact_resnet20": 400, "cifar10-mobilenet_v2": 600, "svhn-cnn8": 100}
-    wanted = {"digits": 300, "glyph-classes": 300} | {name: count * (45_000 // 256) for name, count in epochs.items()}
+    wanted = {"digits": 300, "digits-wide": 300, "glyph-classes": 300}
+    wanted |= {name: count * (45_000 // 256) for name, count in epochs.items()}
     for data in ("omniglot", "miniimagenet"):
         wanted |= {f"{data}-maml": 75 * 800, f"{data}-pn": 20_000}
     assert {name: steps[name] for name in wanted} == wanted
     for setup in SETUPS.values():
         models.build(setup.model, **setup.options)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("digits", 3_508), ("digits-wide", 23_738)])
+def test_the_digits_have_a_narrow_and_a_wide_network(name, parameters):
+    setup = SETUPS[name]
+    model = setup.build(datasets.load(setup.data))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert setup == replace(SETUPS["digits"], model=model.spec["name"]) and setup.options == {}
+
+
+def test_a_set_up_builds_the_wide_network_for_its_data():
+    model = Setup("glyph_classes", "digit_net_wide").build(datasets.load("glyph_classes"))
+    assert model.spec == {"name": "digit_net_wide", "options": {"classes": 32, "in_channels": 1}}
 
 
 def test_glyph_classes_take_a_small_network_and_1200_back_propagations_of_mebqat():

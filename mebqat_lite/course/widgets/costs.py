@@ -19,7 +19,7 @@ from mebqat_lite.switching.batchnorm import NORMS
 from mebqat_lite.switching.layers import LAYERS
 
 NETWORKS = {
-    "digit_net": "digits: 4 convolutions",
+    "digit_net_wide": "digits: 4 convolutions",
     "cnn8": "SVHN: CNN-8",
     "preact_resnet20": "CIFAR-10: PreActResNet-20, x5 wide",
 }
@@ -71,7 +71,7 @@ class CostResult:
         return self.m + 1
 
 
-def compute(pairs: int = PAIRS, m: int = 4, network: str = "digit_net") -> CostResult:
+def compute(pairs: int = PAIRS, m: int = 4, network: str = "digit_net_wide") -> CostResult:
     """Count the costs.
 
     Args:
@@ -171,7 +171,7 @@ def cost_calculator() -> Live:
     controls = {
         "pairs": labelled("pairs to deliver, N", ipywidgets.IntSlider(10, 1, PAIRS)),
         "m": labelled("pairs a step, M", ipywidgets.IntSlider(4, 1, 8)),
-        "network": buttons("network", menu, "digit_net"),
+        "network": buttons("network", menu, "digit_net_wide"),
     }
 
     def render(pairs: int, m: int, network: str) -> str:

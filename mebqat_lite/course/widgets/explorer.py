@@ -27,12 +27,12 @@ from mebqat_lite.switching.state import at, has_one_bit
 from mebqat_lite.tensors import place
 
 SHIPPED = {
-    "FP + PTQ naive": "digits-ptq_naive",
-    "FP + PTQ-MSE": "digits-ptq_mse",
-    "QAT for W1A1": "digits-qat_w1a1",
-    "QAT for W2A2": "digits-qat_w2a2",
-    "QAT for W4A4": "digits-qat_w4a4",
-    "MEBQAT": "digits-mebqat",
+    "FP + PTQ naive": "digits-wide-ptq_naive",
+    "FP + PTQ-MSE": "digits-wide-ptq_mse",
+    "QAT for W1A1": "digits-wide-qat_w1a1",
+    "QAT for W2A2": "digits-wide-qat_w2a2",
+    "QAT for W4A4": "digits-wide-qat_w4a4",
+    "MEBQAT": "digits-wide-mebqat",
 }
 DIAGONAL = [*(Bits(b, b) for b in range(1, 9)), FP]
 SHOWN = 10  # images

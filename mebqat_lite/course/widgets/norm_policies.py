@@ -29,9 +29,9 @@ POLICIES = {
 }
 LAYERS = ("body.0.1", "body.1.1", "body.2.1")  # the norms of the digit net behind quantized layers
 SHIPPED = {
-    "MEBQAT (kept: FP's)": "digits-mebqat",
-    "QAT for W4A4": "digits-qat_w4a4",
-    "QAT for W1A1": "digits-qat_w1a1",
+    "MEBQAT (kept: FP's)": "digits-wide-mebqat",
+    "QAT for W4A4": "digits-wide-qat_w4a4",
+    "QAT for W1A1": "digits-wide-qat_w1a1",
 }
 
 
