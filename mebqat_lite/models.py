@@ -7,6 +7,7 @@ Each model remembers in ``model.spec`` how it was built, so that a checkpoint ca
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -192,6 +193,33 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
     assert isinstance(first, nn.Conv2d)
     first.stride = (1, 1)
     return model
+
+
+class Fourier(nn.Module):
+    """Turn coordinates into waves, so that a network can learn fine detail (Tancik et al., 2020).
+
+    The frequencies are drawn once, always the same for the same ``pairs``, and saved with the network.
+    """
+
+    def __init__(self, pairs: int, scale: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", scale * torch.randn(2, pairs, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute sines and cosines: (batch, 2) -> (batch, 2 pairs)."""
+        angles = math.pi * x @ self.get_buffer("frequencies")
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+@architecture
+def coordinate_net(
+    width: int = 128, pairs: int = 32, scale: float = 6.0, outputs: int = 3, layers: int = 3
+) -> nn.Module:
+    x = [Fourier(pairs, scale), nn.Linear(2*pairs, width, bias=False), nn.BatchNorm1d(width), InputReLU(inplace=True)]
+    for _ in range(layers - 2):
+        x += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), InputReLU(inplace=True)]
+    return nn.Sequential(*x, nn.Linear(width, outputs))
 
 
 def channels_last(model: nn.Module) -> nn.Module:

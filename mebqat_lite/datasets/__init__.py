@@ -17,6 +17,7 @@ from mebqat_lite.datasets.glyph_classes import glyph_classes
 from mebqat_lite.datasets.glyphs import glyphs
 from mebqat_lite.datasets.miniimagenet import miniimagenet
 from mebqat_lite.datasets.omniglot import alphabets, omniglot
+from mebqat_lite.datasets.paint import paint, picture
 from mebqat_lite.datasets.splits import subset
 
 DATASETS: dict[str, Callable[..., Data]] = {
@@ -26,6 +27,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs,
     "glyph_classes": glyph_classes,
     "omniglot": omniglot,
+    "paint": paint,
 }
 FOLDERS: dict[str, Callable[..., Data]] = {  # datasets from folders, given as kind:PATH
     "folder": folder,
@@ -54,6 +56,8 @@ __all__ = [
     "load",
     "miniimagenet",
     "omniglot",
+    "paint",
+    "picture",
     "rotate",
     "subset",
     "svhn",

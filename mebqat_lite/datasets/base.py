@@ -37,6 +37,8 @@ class Split(NamedTuple):
         if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
             kinds = f"{type(self.images).__name__} and {type(self.labels).__name__}"  # type: ignore[unreachable]
             raise DataError(f"images and labels are tensors, not {kinds}: make them with torch.as_tensor")
+        if self.labels.is_floating_point() and self.labels.dim() == 2 and len(self.labels) == len(self.images):
+            return self._check_values(classes)
         if self.labels.dim() != 1 or len(self.labels) != len(self.images):
             shape = tuple(self.labels.shape)
             raise DataError(f"{len(self.images)} images need one label each, but the labels have the shape {shape}")
@@ -48,6 +50,14 @@ class Split(NamedTuple):
         if lowest < 0 or (classes is not None and highest >= classes):
             known = f"0 to {classes - 1}" if classes is not None else "0 or more"
             raise DataError(f"labels are {known}, but these go from {lowest} to {highest}")
+        return self
+
+    def _check_values(self, outputs: int | None) -> Split:
+        """Return this split, unless its labels, (count, values), are not finite or not as many as the outputs."""
+        if outputs is not None and self.labels.shape[1] != outputs:
+            raise DataError(f"labels have {self.labels.shape[1]} values each, but this network has {outputs} outputs")
+        if not self.labels.isfinite().all():
+            raise DataError("labels are not finite: look for bad values in them")
         return self
 
     def take(self, index: Tensor) -> Split:

@@ -41,8 +41,9 @@ class Setup:
         """
         if self.model not in models.MODELS:
             return models.build(self.model)  # raises an error that lists the known models
-        _, channels, height, _ = data.train.images.shape
-        found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
+        found = {"classes": len(data.classes), "outputs": len(data.classes)}
+        if len(shape := data.train.images.shape[1:]) == 3:
+            found |= {"in_channels": shape[0], "image_size": shape[1]}
         known = inspect.signature(models.MODELS[self.model]).parameters
         net = models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
         with on_images(f"the model {self.model}", data.train.images), torch.no_grad(), evaluating(net):

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
 from mebqat_lite.datasets.base import DataError, Split
+from mebqat_lite.learners import objective
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
@@ -62,8 +63,20 @@ def accuracy(
         ValueError: the quantizer does not define these bits.
         MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
     """
-    hits = [_hits(model, split, [bits], norm_stats, batch_size)]
-    return 100 * hits[0][0] / len(split.labels)
+    if split.labels.is_floating_point():
+        raise DataError("the labels are values, which have no accuracy: take mq.score, which measures their PSNR")
+    return score(model, split, bits, norm_stats, batch_size)
+
+
+def score(
+    model: nn.Module, split: Split, bits: MapOrBits, norm_stats: str | None = None, batch_size: int = BATCH
+) -> float:
+    """Measure how well ``model`` does on ``split`` at ``bits``: accuracy in percent, or PSNR in dB.
+
+    The labels say which: whole numbers are classes, and floats are values (`learners.objectives`). The arguments and
+    errors are those of `accuracy`.
+    """
+    return _scores(model, split, [bits], norm_stats, batch_size)[0]
 
 
 def grid(
@@ -126,8 +139,7 @@ def grid(
         with _lending(net, lend_sets), frozen_weights(net):
             if sample is not None:
                 _calibrate(net, sample, pairs, progress)
-            hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
-        runs.append([100 * count / len(split.labels) for count in hits])
+            runs.append(_scores(net, split, pairs, norm_stats, batch_size, bar))
     frame = frame_of(pairs, runs, norm_stats)
     frame.attrs["unreached"] = audit(nets[0])
     return frame
@@ -229,7 +241,7 @@ def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: st
     return frame
 
 
-def _hits(
+def _scores(
     model: nn.Module,
     split: Split,
     pairs: Sequence[MapOrBits],
@@ -237,7 +249,7 @@ def _hits(
     batch_size: int,
     bar: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> list[float]:
-    """Count the correct answers at each pair.
+    """Measure accuracy or PSNR at each pair.
 
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
@@ -245,8 +257,7 @@ def _hits(
         raise DataError("there are no images to measure on: this part of the data is empty")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    highest = int(split.labels.max())
-    hits: list[float] = [0.0] * len(pairs)
+    goal, sums = objective(split.labels), [0.0] * len(pairs)
     batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
         shared = _shares_stem(model, pairs, norm_stats)
@@ -255,10 +266,12 @@ def _hits(
             features, body = _after_stem(model, images, shared)
             for index, bits in enumerate(pairs):
                 version = features._version
-                hits[index] += _hits_at(model, body, features, labels, bits, norm_stats, highest)
+                with at(model, bits, norm_stats):
+                    out = _output(body, features, bits)
+                sums[index] += math.nan if out is None else goal.score(out, labels)
                 if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
-    return hits
+    return [goal.measured(total / len(split.labels)) for total in sums]
 
 
 def _batches(tensor: Tensor, size: int) -> Sequence[Tensor]:
@@ -309,24 +322,14 @@ def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str |
     return pairs[0], policy
 
 
-def _hits_at(
-    model: nn.Module,
-    body: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    bits: MapOrBits,
-    norm_stats: str | None,
-    highest: int,
-) -> float:
-    with at(model, bits, norm_stats):
-        try:
-            logits = body(features)  # (batch, classes)
-        except MissingStatisticsError:
-            raise
-        except MissingNormSetError:  # the model has norm sets, but none for this pair
-            return math.nan
-    if logits_of(logits).isnan().any():
-        raise ValueError(f"the network gives logits that are not numbers (NaN) at {bits}")
-    if logits.shape[1] <= highest:
-        raise DataError(f"labels go up to {highest}, but this network has {logits.shape[1]} outputs")
-    return float((logits.argmax(1) == labels).sum())
+def _output(body: nn.Module, features: Tensor, bits: MapOrBits) -> Tensor | None:
+    """Compute the output, (batch, outputs), or None if the model has norm sets, but none for the pair ``bits``."""
+    try:
+        out = body(features)
+    except MissingStatisticsError:
+        raise
+    except MissingNormSetError:
+        return None
+    if logits_of(out).isnan().any():
+        raise ValueError(f"the network gives outputs that are not numbers (NaN) at {bits}")
+    return out
