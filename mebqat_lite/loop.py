@@ -62,7 +62,7 @@ class Loop:
             images = like_model(images, model)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        kind = dtype if train.labels.is_floating_point() else torch.int64
+        kind = dtype if train.has_values else torch.int64
         split = Split(images.to(device), train.labels.to(device, kind))
         self.sampler, self.learner, self.source = methods.parts(chosen, model, split, recipe)
         chosen.prepare(model, self.sampler)

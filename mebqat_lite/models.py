@@ -7,7 +7,6 @@ Each model remembers in ``model.spec`` how it was built, so that a checkpoint ca
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -196,30 +195,40 @@ def mobilenet_v2(classes: int = 10) -> nn.Module:
 
 
 class Fourier(nn.Module):
-    """Turn coordinates into waves, so that a network can learn fine detail (Tancik et al., 2020).
+    """Turn coordinates into waves, with which a network learns fine detail (Tancik et al., NeurIPS 2020).
 
-    The frequencies are drawn once, always the same for the same ``pairs``, and saved with the network.
+    The frequencies, waves across the picture, are drawn from a normal distribution of deviation ``scale``, always the
+    same ones, and saved with the network. They do not learn.
     """
 
     def __init__(self, pairs: int, scale: float) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("frequencies", scale * torch.randn(2, pairs, generator=generator))
+        drawn = torch.randn(2, pairs, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("frequencies", scale * drawn)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute sines and cosines: (batch, 2) -> (batch, 2 pairs)."""
-        angles = math.pi * x @ self.get_buffer("frequencies")
+        """Compute sines and cosines of coordinates from -1 to 1: (batch, 2) -> (batch, 2 pairs)."""
+        angles = torch.pi * x @ self.get_buffer("frequencies")  # (batch, pairs)
         return torch.cat([angles.sin(), angles.cos()], 1)
 
 
+def _dense(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), InputReLU(inplace=True))
+
+
+class CoordinateNet(StemAndBody):
+    """Fourier features and four linear layers, the first three with batch norm and ReLU."""
+
+    def __init__(self, width: int, pairs: int, scale: float, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(Fourier(pairs, scale), _dense(2 * pairs, width))
+        self.body = nn.Sequential(_dense(width, width), _dense(width, width), nn.Linear(width, outputs))
+
+
 @architecture
-def coordinate_net(
-    width: int = 128, pairs: int = 32, scale: float = 6.0, outputs: int = 3, layers: int = 3
-) -> nn.Module:
-    x = [Fourier(pairs, scale), nn.Linear(2*pairs, width, bias=False), nn.BatchNorm1d(width), InputReLU(inplace=True)]
-    for _ in range(layers - 2):
-        x += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), InputReLU(inplace=True)]
-    return nn.Sequential(*x, nn.Linear(width, outputs))
+def coordinate_net(width: int = 128, pairs: int = 32, scale: float = 6.0, outputs: int = 3) -> nn.Module:
+    """Build a network from coordinates, (batch, 2), to values, (batch, outputs), such as the colours of a picture."""
+    return CoordinateNet(width, pairs, scale, outputs)
 
 
 def channels_last(model: nn.Module) -> nn.Module:

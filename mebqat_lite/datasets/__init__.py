@@ -86,12 +86,14 @@ def load(name: str, seed: int = 0) -> Data:
     else:
         folders = ", ".join(f"{kind}:PATH" for kind in FOLDERS)
         raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, {folders}")
-    known = set(inspect.signature(make).parameters) - {"seed", "path"}
+    parameters = inspect.signature(make).parameters
+    known = set(parameters) - {"seed", "path"}
+    texts = set(SUBSETS) | {key for key in known if isinstance(parameters[key].default, str)}
     words = {key for key, value in options.items() if isinstance(value, str)}  # names of classes, of the few that have
     counts = {part: options.pop(key) for key, part in SUBSETS.items() if key in options and key not in words & known}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | set(SUBSETS)))}")
-    if wrong := sorted(words - (known & set(SUBSETS))):
+    if wrong := sorted(words - (known & texts)):
         raise ValueError(f"{wrong[0]} must be a whole number, in {name!r}")
     data = make(seed=seed, **options)
     for part, count in counts.items():

@@ -35,7 +35,9 @@ def paint(photo: str = "flower", seed: int = 0) -> Data:
     whole = Image.fromarray(load_sample_image(f"{photo}.jpg"))
     side, (width, height) = min(whole.size), whole.size
     left, top = (width - side) // 2, (height - side) // 2
-    small = whole.resize((SIDE, SIDE), Image.Resampling.BOX, (left, top, left + side, top + side))  # the mean of an area
+    small = whole.resize(
+        (SIDE, SIDE), Image.Resampling.BOX, (left, top, left + side, top + side)
+    )  # the mean of an area
     colours = torch.tensor(small.getdata(), dtype=torch.float32) / 255  # (4096, 3)
     axis = (torch.arange(SIDE) + 0.5) * 2 / SIDE - 1  # the middles of the pixels
     coordinates = torch.cartesian_prod(axis, axis).flip(1)  # (4096, 2): x changes first

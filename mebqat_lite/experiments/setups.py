@@ -34,7 +34,7 @@ class Setup:
         return replace(self, recipe=self.recipe.with_options(**options))
 
     def build(self, data: Data) -> nn.Module:
-        """Build the network with the classes, channels and image size of ``data``, unless ``options`` say otherwise.
+        """Build the network with the outputs, channels and image size of ``data``, unless ``options`` say otherwise.
 
         Raises:
             ValueError: the model is unknown, or cannot take images of this size.
@@ -74,6 +74,7 @@ _GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quan
 
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
+    "paint": Setup("paint", "coordinate_net", {}, Recipe(steps=400, warm_steps=400, batch_size=1024)),
     "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
@@ -108,9 +109,17 @@ def on_images(what: str, images: Tensor) -> Iterator[None]:
 
 
 def check_classes(method: str, data: Data) -> None:
-    """Raise a DataError if a method for fixed classes would be tested on classes that it is not trained on."""
+    """Raise a DataError if a method for fixed classes would be tested on classes that it is not trained on.
+
+    The same if a method for new classes would be trained on labels that are values.
+    """
+    if methods.get(method).learns_new_classes:
+        data.train.of_classes(method)
+        return
+    if data.train.has_values:
+        return
     unseen = set(data.test.labels.tolist()) - set(data.train.labels.tolist())
-    if unseen and not methods.get(method).learns_new_classes:
+    if unseen:
         raise DataError(
             f"{method} learns fixed classes, and {len(unseen)} classes of {data.name} are only in its test part: take "
             "a method for new classes, such as mebqat_pn, or other data"

@@ -29,7 +29,7 @@ def cross_entropies(logits: Tensor, labels: Tensor, soft: Tensor | None, alone: 
 class Classes:
     """Labels that are classes are learned by cross-entropy, and the accuracy is measured in percent."""
 
-    measure, unit = "accuracy", "%"
+    name, measure = "accuracy", "accuracy (%)"
 
     def loss(self, out: Tensor, labels: Tensor, teacher: Tensor | None = None, alone: bool = False) -> Tensor:
         """Compute `cross_entropies` from logits, those of a teacher too, (batch, classes), and labels, (batch,)."""
@@ -56,7 +56,7 @@ class Values:
     The measure is the peak signal-to-noise ratio, PSNR = -10 log10(MSE), in decibels (dB).
     """
 
-    measure, unit = "PSNR", "dB"
+    name, measure = "PSNR", "PSNR (dB)"
 
     def loss(self, out: Tensor, labels: Tensor, teacher: Tensor | None = None, alone: bool = False) -> Tensor:
         """Add the squared errors to the labels and to the output of a teacher; all are (batch, outputs).

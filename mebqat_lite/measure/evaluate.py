@@ -1,4 +1,4 @@
-"""Measure the accuracy of one model, or of one model per seed, at every bitwidth pair."""
+"""Measure the accuracy or PSNR of one model, or of one model per seed, at every bitwidth pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
 from mebqat_lite.datasets.base import DataError, Split
-from mebqat_lite.learners import objective
+from mebqat_lite.learners import Classes, objective
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
@@ -62,19 +62,17 @@ def accuracy(
     Raises:
         ValueError: the quantizer does not define these bits.
         MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
+        DataError: the split is empty, its labels are values, or they do not fit the network.
     """
-    if split.labels.is_floating_point():
-        raise DataError("the labels are values, which have no accuracy: take mq.score, which measures their PSNR")
-    return score(model, split, bits, norm_stats, batch_size)
+    return score(model, split.of_classes("accuracy"), bits, norm_stats, batch_size)
 
 
 def score(
     model: nn.Module, split: Split, bits: MapOrBits, norm_stats: str | None = None, batch_size: int = BATCH
 ) -> float:
-    """Measure how well ``model`` does on ``split`` at ``bits``: accuracy in percent, or PSNR in dB.
+    """Measure the accuracy of ``model`` in percent, or its PSNR in dB where the labels of ``split`` are values.
 
-    The labels say which: whole numbers are classes, and floats are values (`learners.objectives`). The arguments and
-    errors are those of `accuracy`.
+    The arguments and errors are those of `accuracy`.
     """
     return _scores(model, split, [bits], norm_stats, batch_size)[0]
 
@@ -90,7 +88,7 @@ def grid(
     batch_size: int = BATCH,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Measure the accuracy at many bitwidth pairs.
+    """Measure the accuracy at many bitwidth pairs, or the PSNR where labels are values, such as colours.
 
     >>> frame = mq.grid(model, data.test, "W2A2,W4A4,FP", norm_stats="batch")
     >>> list(frame.index)
@@ -116,9 +114,10 @@ def grid(
 
     Returns:
         A frame with a row per pair, indexed by its name (``bits``). ``w`` and ``a`` are its bitwidths, ``mean`` is the
-        accuracy in percent, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for one model), and
-        ``n`` the number of models. ``frame.attrs["norm_stats"]`` names the norm policy, and
-        ``frame.attrs["unreached"]`` lists what the bits do not reach (`switching.audit.audit`).
+        accuracy in percent or the PSNR in dB, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for
+        one model), and ``n`` the number of models. ``frame.attrs["measure"]`` is ``accuracy (%)`` or ``PSNR (dB)``,
+        ``frame.attrs["norm_stats"]`` names the norm policy, and ``frame.attrs["unreached"]`` lists what the bits do
+        not reach (`switching.audit.audit`).
 
     Raises:
         ValueError: the quantizer does not define these bits, or there are not as many splits or calibration sets as
@@ -140,9 +139,17 @@ def grid(
             if sample is not None:
                 _calibrate(net, sample, pairs, progress)
             runs.append(_scores(net, split, pairs, norm_stats, batch_size, bar))
-    frame = frame_of(pairs, runs, norm_stats)
+    frame = frame_of(pairs, runs, norm_stats, objective(parts[0].labels).measure)
     frame.attrs["unreached"] = audit(nets[0])
     return frame
+
+
+def norm_images(split: Split) -> Tensor:
+    """Choose the training images on which norm statistics are measured.
+
+    2,048 are enough where labels are classes. Where they are values, errors of 1 % count, so these are all of them.
+    """
+    return split.images[: None if split.has_values else CALIBRATION_NORMS]
 
 
 def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
@@ -164,14 +171,14 @@ def sensitivity(
     norm_stats: str | None = None,
     calibration: Images | None = None,
 ) -> pd.DataFrame:
-    """Measure the accuracy when a single layer goes down to ``bits`` and all other layers stay at ``rest``.
+    """Measure the accuracy, or the PSNR, when one layer goes down to ``bits`` and all other layers stay at ``rest``.
 
     If ``calibration`` images are given, norm statistics are measured on them for each of these settings first, and
     used, unless ``norm_stats`` asks for others.
 
     Returns:
-        A frame with a row per quantized layer: ``accuracy`` in percent, and ``loss``, the percentage points that are
-        lost compared with all layers at ``rest``.
+        A frame with a row per quantized layer: ``accuracy`` in percent (or ``PSNR`` in dB), and ``loss``, the points
+        (or dB) that are lost compared with all layers at ``rest``. ``frame.attrs["measure"]`` is as in `grid`.
     """
     import pandas as pd
 
@@ -181,10 +188,12 @@ def sensitivity(
     for name, setting in settings.items():
         if calibration is not None:
             recalibrate(model, calibration, setting)
-        found[name] = accuracy(model, split, setting, policy)
-    whole = found.pop("")
-    rows = [{"layer": name, "accuracy": value, "loss": whole - value} for name, value in found.items()]
-    return pd.DataFrame(rows).set_index("layer")
+        found[name] = score(model, split, setting, policy)
+    whole, goal = found.pop(""), objective(split.labels)
+    rows = [{"layer": name, goal.name: value, "loss": whole - value} for name, value in found.items()]
+    frame = pd.DataFrame(rows).set_index("layer")
+    frame.attrs["measure"] = goal.measure
+    return frame
 
 
 def _policy(model: nn.Module, asked: str | None, calibration: object) -> str:
@@ -223,8 +232,10 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
     return 100 * float((alone == together).double().mean())
 
 
-def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
-    """Make the frame that `grid` returns from the accuracies ``runs[seed or episode][pair]``.
+def frame_of(
+    pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str, measure: str = Classes.measure
+) -> pd.DataFrame:
+    """Make the frame that `grid` returns from what was measured, ``runs[seed or episode][pair]``.
 
     For a map of layers to pairs, ``w`` and ``a`` are the bits of its entry ``*``.
     """
@@ -237,7 +248,7 @@ def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: st
 
     rows = [{**row(pair), **interval(values)} for pair, values in zip(pairs, zip(*runs, strict=True), strict=True)]
     frame = pd.DataFrame(rows).set_index("bits")
-    frame.attrs["norm_stats"] = norm_stats
+    frame.attrs |= {"norm_stats": norm_stats, "measure": measure}
     return frame
 
 
