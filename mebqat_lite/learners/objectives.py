@@ -45,9 +45,9 @@ class Classes:
             raise DataError(f"labels go up to {highest}, but this network has {out.shape[1]} outputs")
         return float((out.argmax(1) == labels).sum())
 
-    def measured(self, mean: float) -> float:
-        """Return the accuracy in percent; ``mean`` is the mean score of the examples."""
-        return 100 * mean
+    def measured(self, total: float, count: int) -> float:
+        """Return the accuracy in percent; ``total`` is the score of all ``count`` examples."""
+        return 100 * total / count
 
 
 class Values:
@@ -82,9 +82,9 @@ class Values:
         """
         return len(out) * float(self.loss(out.double(), labels.double()))
 
-    def measured(self, mean: float) -> float:
-        """Return the PSNR in dB; ``mean`` is the mean score of the examples, and without any error it is infinite."""
-        return -10 * math.log10(mean) if mean else math.inf
+    def measured(self, total: float, count: int) -> float:
+        """Return the PSNR in dB, infinite without any error; ``total`` is the score of all ``count`` examples."""
+        return -10 * math.log10(total / count) if total else math.inf
 
 
 def objective(labels: Tensor) -> Classes | Values:

@@ -282,7 +282,7 @@ def _scores(
                 sums[index] += math.nan if out is None else goal.score(out, labels)
                 if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
-    return [goal.measured(total / len(split.labels)) for total in sums]
+    return [goal.measured(total, len(split.labels)) for total in sums]
 
 
 def _batches(tensor: Tensor, size: int) -> Sequence[Tensor]:

@@ -55,7 +55,7 @@ def style() -> Any:
 def accuracy_curves(
     accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "", measure: str = ACCURACY
 ) -> Figure:
-    """Plot accuracy, or another ``measure``, over bitwidth pairs, with a line or points and intervals for each method."""
+    """Plot accuracy or another ``measure`` over bitwidth pairs, with a line or points and intervals for each method."""
     with style():
         figure, axes = plt.subplots(figsize=(7.5, 4.2))
         for index, (method, row) in enumerate(accuracy.items()):
@@ -203,7 +203,7 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "", measu
 def accuracy_over_cost(
     accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str], measure: str = ACCURACY
 ) -> Figure:
-    """Plot accuracy, or another ``measure``, over the bit operations for one image, a point for each pair of a method."""
+    """Plot accuracy or another ``measure`` over the bit operations for one image, a point for each pair of a method."""
     looks = _looks((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP")
     with style():
         figure, axes = plt.subplots(figsize=(7.0, 4.2))
@@ -382,4 +382,30 @@ def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Fi
                 cell.set_ylabel(f"class {n + 1}", rotation=0, ha="right", va="center", fontsize=9)
         axes[0][0].set_title("support", fontsize=10)
         axes[0][shots].set_title("query", fontsize=10)
+    return figure
+
+
+def paintings(
+    pictures: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]], pairs: Sequence[str]
+) -> Figure:
+    """Show pictures in a row for each method and a column for each pair, with the PSNR in dB underneath each.
+
+    Args:
+        pictures: ``pictures[method][pair]``, (height, width, 3) each, with values in [0, 1]. The names of the methods
+            stand at the left; a pair that a method lacks leaves its place empty.
+        measured: ``measured[method][pair]``, the PSNR in dB.
+        pairs: the columns.
+    """
+    with style():
+        size = (1.6 + 1.25 * len(pairs), 0.3 + 1.45 * len(pictures))
+        figure, axes = plt.subplots(len(pictures), len(pairs), figsize=size, squeeze=False)
+        for row, (method, painted) in zip(axes, pictures.items(), strict=True):
+            for cell, pair in zip(row, pairs, strict=True):
+                cell.set(xticks=[], yticks=[], frame_on=False)
+                if pair in painted:
+                    cell.imshow(painted[pair], vmin=0, vmax=1)
+                    cell.set_xlabel(f"{measured[method][pair]:.1f} dB", fontsize=9, labelpad=2)
+            row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=10)
+        for cell, pair in zip(axes[0], pairs, strict=True):
+            cell.set_title(pair, fontsize=10)
     return figure
