@@ -51,8 +51,8 @@ class Split(NamedTuple):
             shape = tuple(self.labels.shape)
             raise DataError(f"{len(self.images)} images need one label each, but the labels have the shape {shape}")
         if self.has_values or self.labels.dtype == torch.bool:
-            kind = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            raise DataError(f"labels are whole numbers, the index of a class, or floats (count, outputs), not {kind}")
+            other = "; values to predict are floats of shape (count, outputs)" if self.has_values else ""
+            raise DataError(f"labels are whole numbers, the index of a class, not {self.labels.dtype}{other}")
         if not len(self.labels):
             return self
         lowest, highest = int(self.labels.min()), int(self.labels.max())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mebqat_lite.datasets.base import Data, DataError, Split
 
 SIDE = 64  # pixels
 PHOTOS = ("flower", "china")
-COLOURS = ("red", "green", "blue")
 
 
 def paint(photo: str = "flower", seed: int = 0) -> Data:
@@ -17,34 +17,32 @@ def paint(photo: str = "flower", seed: int = 0) -> Data:
 
     Coordinates (x, y) are float32, (4096, 2), from -1 to 1, and colours (red, green, blue) are float32, (4096, 3), in
     [0, 1]. Train, val and test are the same pixels, because the task is to reproduce this very picture, as when a
-    network is the compressed form of an image (COIN, Dupont et al., 2021). The choices of the set-up ``paint`` were
-    made on the other photograph, ``china``. The training pixels are in an order chosen by ``seed``; the others come row
-    by row, as `picture` expects them.
+    network is the compressed form of an image (COIN, Dupont et al., 2021). The depth of the network was chosen on the
+    other photograph, ``china``. The training pixels are in an order chosen by ``seed``; the others come row by row, as
+    `picture` expects them.
 
-    The photographs come with scikit-learn, which gives their source and their license, CC BY 2.0: china by Daniel
-    Buechele, flower by vultilion on Flickr.
+    The picture is the middle square of a photograph that comes with scikit-learn, averaged over areas. Both photographs
+    have the licence CC BY 2.0: ``china`` is by danielbuechele, ``flower`` by vultilion, both on Flickr (the file
+    ``datasets/images/README.txt`` of scikit-learn links them).
 
     Raises:
         DataError: there is no such photograph.
     """
-    from PIL import Image
     from sklearn.datasets import load_sample_image
 
     if photo not in PHOTOS:
         raise DataError(f"no photograph {photo!r}; choose {' or '.join(PHOTOS)}")
-    whole = Image.fromarray(load_sample_image(f"{photo}.jpg"))
-    side, (width, height) = min(whole.size), whole.size
-    left, top = (width - side) // 2, (height - side) // 2
-    small = whole.resize(
-        (SIDE, SIDE), Image.Resampling.BOX, (left, top, left + side, top + side)
-    )  # the mean of an area
-    colours = torch.tensor(small.getdata(), dtype=torch.float32) / 255  # (4096, 3)
+    whole = torch.from_numpy(load_sample_image(f"{photo}.jpg").copy()).permute(2, 0, 1)  # (3, height, width), bytes
+    side = min(whole.shape[1:])
+    top, left = ((length - side) // 2 for length in whole.shape[1:])
+    square = whole[:, top : top + side, left : left + side].to(torch.float32) / 255
+    colours = F.adaptive_avg_pool2d(square, SIDE).flatten(1).T.contiguous()  # (4096, 3)
     axis = (torch.arange(SIDE) + 0.5) * 2 / SIDE - 1  # the middles of the pixels
     coordinates = torch.cartesian_prod(axis, axis).flip(1)  # (4096, 2): x changes first
     pixels = Split(coordinates, colours)
     order = torch.randperm(len(colours), generator=torch.Generator().manual_seed(seed))
     name = "paint" if photo == PHOTOS[0] else f"paint,photo={photo}"
-    return Data(name, pixels.select(order), pixels, pixels, COLOURS)
+    return Data(name, pixels.select(order), pixels, pixels, ("red", "green", "blue"))
 
 
 def picture(colours: Tensor) -> Tensor:

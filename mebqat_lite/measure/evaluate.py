@@ -64,7 +64,7 @@ def accuracy(
         MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
         DataError: the split is empty, its labels are values, or they do not fit the network.
     """
-    return score(model, split.of_classes("accuracy"), bits, norm_stats, batch_size)
+    return score(model, split.check().of_classes("accuracy"), bits, norm_stats, batch_size)
 
 
 def score(
