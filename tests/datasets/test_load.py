@@ -33,7 +33,9 @@ def test_options_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "folder:", "cifar", "digits:x", ",count=3"])
 def test_an_unknown_name_lists_the_known(name):
-    with pytest.raises(ValueError, match="known: digits, cifar10, svhn, glyphs, glyph_classes, omniglot, paint, folder:PATH"):
+    with pytest.raises(
+        ValueError, match="known: digits, cifar10, svhn, glyphs, glyph_classes, omniglot, paint, folder:PATH"
+    ):
         load(name)
 
 

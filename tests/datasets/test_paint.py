@@ -16,7 +16,9 @@ def by_hand(photo):
     square, shown = whole[:, 106:533].astype(np.float64), np.empty((64, 64, 3))
     for row in range(64):
         for column in range(64):
-            area = square[427 * row // 64 : -(-427 * (row + 1) // 64), 427 * column // 64 : -(-427 * (column + 1) // 64)]
+            area = square[
+                427 * row // 64 : -(-427 * (row + 1) // 64), 427 * column // 64 : -(-427 * (column + 1) // 64)
+            ]
             shown[row, column] = area.mean((0, 1)) / 255
     return shown
 
