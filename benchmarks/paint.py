@@ -21,7 +21,7 @@ from mebqat_lite.bits import FULL, Bits
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments.compare import compare
 from mebqat_lite.experiments.jobs import Job
-from mebqat_lite.experiments.setups import get
+from mebqat_lite.experiments.setups import Setup, get
 from mebqat_lite.files import write_json
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.evaluate import norm_images
@@ -42,10 +42,10 @@ TITLES = {
 ALL_PAIRS, QUANTIZED = "all pairs", "weights of 16 bits or fewer"
 
 
-def run(seeds: int = 3, workers: int | None = None) -> dict[str, Any]:
+def run(seeds: int = 3, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
     """Train and measure all rows, and return the comparison with the worst pair of each row."""
     outcome = compare(
-        get("paint"),
+        setup or get("paint"),
         list(TITLES),
         pairs=ALL,
         seeds=seeds,
