@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, candidates
 from mebqat_lite.datasets.augment import Augment
-from mebqat_lite.datasets.base import Data, DataError, Split
+from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.datasets.batches import Batches
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import Learner, ProtoNet, Supervised
@@ -49,9 +49,6 @@ class Source(Protocol):
 
 def _batches(train: Split, recipe: Recipe) -> Source:
     augment = Augment(recipe.pad, recipe.flip) if recipe.pad or recipe.flip else None
-    if augment is not None and train.images.dim() != 4:
-        shape = tuple(train.images.shape[1:])
-        raise DataError(f"pad and flip are for images (channels, height, width), but these have the shape {shape}")
     return Batches(train, recipe.batch_size, recipe.seed, augment)
 
 

@@ -342,5 +342,5 @@ def _output(body: nn.Module, features: Tensor, bits: MapOrBits) -> Tensor | None
     except MissingNormSetError:
         return None
     if logits_of(out).isnan().any():
-        raise ValueError(f"the network gives outputs that are not numbers (NaN) at {bits}")
+        raise ValueError(f"the network gives logits that are not numbers (NaN) at {bits}")
     return out
