@@ -215,7 +215,7 @@ def block(name: str, found: dict[str, Any]) -> str:
 
 def store(name: str, found: dict[str, Any]) -> None:
     """Write ``accuracy/NAME.json``, and write the README's tables from all such files."""
-    write_json(FOLDER / "accuracy" / f"{name}.json", _rounded(found), indent=None)
+    write_json(FOLDER / "accuracy" / f"{name}.json", rounded(found), indent=None)
     stored = {n: FOLDER / "accuracy" / f"{n}.json" for n in EXPERIMENTS}
     blocks = [block(n, json.loads(path.read_text())) for n, path in stored.items() if path.exists()]
     readme = (FOLDER / "README.md").read_text()
@@ -225,12 +225,12 @@ def store(name: str, found: dict[str, Any]) -> None:
     (FOLDER / "README.md").write_text(text)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Round floats to four decimals, which is much finer than one of 10,000 images, 0.01 %."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -21,7 +21,7 @@ from mebqat_lite.experiments.frozen import SHOWN, sheet, text
 from mebqat_lite.experiments.jobs import Job, run_job, train_start
 from mebqat_lite.experiments.setups import Setup, get
 from mebqat_lite.files import write_json
-from mebqat_lite.measure.evaluate import CALIBRATION_NORMS
+from mebqat_lite.measure.evaluate import norm_images
 from mebqat_lite.switching.norms import recalibrate
 
 FEW_SHOT = {  # set-up -> name of the file -> job
@@ -37,7 +37,7 @@ def train(name: str, setup: Setup, job: Job, folder: Path, out: Path) -> None:
     run_job(setup, job, pairs, folder, budget="backprops")
     model, extra = load_model(folder / f"{job.name}.safetensors")
     if job in FEW_SHOT["glyphs-pn"].values():
-        images = datasets.load(setup.data, job.seed).train.images[:CALIBRATION_NORMS]
+        images = norm_images(datasets.load(setup.data, job.seed).train)
         served = [job.bits] if job.bits else [str(pair) for pair in candidates(one_bit=False)]
         recalibrate(model, images, served if job.variant != "pn" else ["W2A2", "W4A4", "W8A8", "FP"])
     save_model(model, out, **extra)

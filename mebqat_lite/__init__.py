@@ -19,7 +19,7 @@ from mebqat_lite.deploy.packed import load_packed, save_packed
 from mebqat_lite.files import CheckpointError
 from mebqat_lite.loop import Run, TrainingError
 from mebqat_lite.measure import costs, results
-from mebqat_lite.measure.evaluate import accuracy, grid, sensitivity
+from mebqat_lite.measure.evaluate import accuracy, grid, score, sensitivity
 from mebqat_lite.measure.summary import summary
 from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import ptq
@@ -65,6 +65,7 @@ __all__ = [
     "results",
     "save_model",
     "save_packed",
+    "score",
     "sensitivity",
     "set_bits",
     "set_norm_stats",

@@ -62,7 +62,8 @@ class Loop:
             images = like_model(images, model)
         self.model, self.train, self.recipe = channels_last(model).train(), train, recipe
         self.run, self.passes = Run(method, recipe), passes or Passes()
-        split = Split(images.to(device), train.labels.to(device, torch.int64))
+        kind = dtype if train.has_values else torch.int64
+        split = Split(images.to(device), train.labels.to(device, kind))
         self.sampler, self.learner, self.source = methods.parts(chosen, model, split, recipe)
         chosen.prepare(model, self.sampler)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import accuracy, deploy, steps, timing, zoo
+from benchmarks import accuracy, deploy, paint, steps, timing, zoo
 from benchmarks.__main__ import BENCHMARKS, block, main
 from mebqat_lite import paths
 from mebqat_lite.bits import Bits, parse_all
@@ -91,6 +91,26 @@ def test_peak_memory_counts_what_is_held_at_a_time():
             torch.empty(1 << 20, dtype=torch.uint8)
 
     assert [steps.peak_bytes(work) >> 20 for work in (hold(1), hold(5), one_after_the_other)] == [1, 5, 1]
+
+
+def test_paintings_are_measured_shown_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(paint, "FOLDER", tmp_path)
+    monkeypatch.setattr(paint, "ALL", ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "W32A8", "FP"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("before\n<!-- paint -->\nold\n<!-- /paint -->\nafter\n")
+    small = Setup("paint", "coordinate_net", {"width": 8}, Recipe(steps=1, warm_steps=1, batch_size=64))
+    paint.store(paint.run(seeds=1, workers=1, setup=small))
+    text, stored = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "paint.json").read_text())
+    assert text == f"before\n<!-- paint -->\n{paint.block(stored)}<!-- /paint -->\nafter\n"
+    assert stored["measure"] == "PSNR (dB)" and (tmp_path / "paint.png").stat().st_size > 10_000
+    assert {cost["backprops"] for cost in stored["costs"].values()} == {1 + 4} and "each with 5 back" in text
+
+
+def test_the_worst_pair_is_that_of_the_lowest_mean():
+    row = {"W1A1": 30.0, "W2A2": 25.0, "W16A16": 24.5, "W32A8": 21.0, "FP": 22.0}
+    found = paint.worst({bits: {"mean": mean, "ci95": 1.0, "n": 3} for bits, mean in row.items()})
+    assert found["all pairs"] == {"bits": "W32A8", "mean": 21.0, "ci95": 1.0, "n": 3}
+    assert found["weights of 16 bits or fewer"] == {"bits": "W16A16", "mean": 24.5, "ci95": 1.0, "n": 3}
 
 
 # --- what the page says in words -----------------------------------------------------------------------------------

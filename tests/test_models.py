@@ -19,6 +19,7 @@ SMALL = {  # name -> options, one image, shape of the output for two
     "cnn8": ({}, (3, 40, 40), (2, 10)),
     "preact_resnet20": ({"width": 0.5}, (3, 32, 32), (2, 10)),
     "mobilenet_v2": ({}, (3, 32, 32), (2, 10)),
+    "coordinate_net": ({"pairs": 8}, (2,), (2, 3)),
 }
 
 
@@ -269,3 +270,27 @@ def test_channels_last_lays_out_the_weights_and_keeps_the_values(name):
     assert models.channels_last(model) is model
     assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convs(model))
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_coordinates_become_waves_of_fixed_frequencies():
+    """cos and sin of pi f x: a frequency f counts the waves across a picture, which is 2 wide."""
+    one, other = models.coordinate_net(pairs=5, scale=2.0), models.coordinate_net(width=8, pairs=5, scale=4.0)
+    waves, x = one.stem[0], images((2,), 7)
+    assert torch.equal(2 * waves.frequencies, other.stem[0].frequencies)
+    assert "stem.0.frequencies" in one.state_dict() and list(waves.parameters()) == []
+    angles = torch.pi * (x[:, :1] * waves.frequencies[0] + x[:, 1:] * waves.frequencies[1])
+    torch.testing.assert_close(waves(x), torch.cat([angles.sin(), angles.cos()], 1), rtol=1e-5, atol=1e-5)
+    drawn = models.coordinate_net(pairs=2000).stem[0].frequencies
+    assert drawn.std().item() == pytest.approx(6, rel=0.05) and abs(drawn.mean().item()) < 0.3
+
+
+def test_coordinate_net_is_three_normed_layers_and_a_linear_one():
+    model = shake(models.coordinate_net(width=16, pairs=4, outputs=2))
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+    x = images((2,), 5)
+    h = model.stem[0](x)
+    for layer, norm in zip(layers, norms, strict=False):
+        h = norm(F.linear(h, layer.weight)).relu()
+    torch.testing.assert_close(model(x), F.linear(h, layers[3].weight, layers[3].bias))
+    assert count(model) == 8 * 16 + 2 * 16 * 16 + 3 * 2 * 16 + 16 * 2 + 2

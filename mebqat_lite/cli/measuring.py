@@ -87,7 +87,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
-    """Accuracy on images of the classes that the model was trained on."""
+    """Accuracy on images of the classes that the model was trained on, or PSNR where the labels are values."""
     from mebqat_lite import datasets
     from mebqat_lite.deploy.packed import packed_settings
     from mebqat_lite.experiments.setups import on_images
@@ -127,11 +127,11 @@ def _warn_of_known_images(arguments: argparse.Namespace, extra: Mapping[str, Any
 def _calibration(arguments: argparse.Namespace, model: nn.Module, data: Data) -> Tensor | None:
     """Training images to measure norm statistics on; a packed file has its statistics already."""
     from mebqat_lite.deploy.packed import packed_settings
-    from mebqat_lite.measure.evaluate import CALIBRATION_NORMS
+    from mebqat_lite.measure.evaluate import norm_images
 
     if arguments.norm != "recalibrated" or packed_settings(model):
         return None
-    return data.train.images[:CALIBRATION_NORMS]
+    return norm_images(data.train)
 
 
 def _layers(text: str) -> dict[str, str]:
@@ -181,13 +181,15 @@ def _write(arguments: argparse.Namespace, measured: Measured, started: float) ->
         write_frame(arguments.save, measured.frame)
     if arguments.json:
         accuracy = {arguments.checkpoint.name.removesuffix(".safetensors"): cells(measured.frame)}
-        record = {"accuracy": accuracy, "norm_stats": arguments.norm, "costs": measured.costs}
-        write_json(arguments.json, {**record, "seconds": round(time.perf_counter() - started, 1)})
+        record = {"accuracy": accuracy, "measure": measured.frame.attrs["measure"], "norm_stats": arguments.norm}
+        write_json(
+            arguments.json, {**record, "costs": measured.costs, "seconds": round(time.perf_counter() - started, 1)}
+        )
 
 
 def _print(arguments: argparse.Namespace, measured: Measured) -> None:
     """Print the table, and below it what it was measured on."""
-    titles = {"mean": f"accuracy (%), {arguments.part}", "ci95": "±"}
+    titles = {"mean": f"{measured.frame.attrs['measure']}, {arguments.part}", "ci95": "±"}
     for words in measured.frame.attrs.get("unreached", []):
         print(f"Bits do not reach {words}")
     print(measured.frame[measured.columns].round(1).rename(columns=titles).to_string())

@@ -305,7 +305,8 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     """Options for what is trained and how; those that are not given keep the recipe's value."""
     command.add_argument("--recipe", default="digits", help="a named set-up, which the options below override")
     command.add_argument(
-        "--data", help="digits, cifar10, svhn, glyphs, glyph_classes, omniglot:PATH, miniimagenet:PATH or folder:PATH"
+        "--data",
+        help="digits, cifar10, svhn, glyphs, glyph_classes, paint, omniglot:PATH, miniimagenet:PATH or folder:PATH",
     )
     command.add_argument("--model")
     command.add_argument("--quantizer")

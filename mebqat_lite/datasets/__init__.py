@@ -17,6 +17,7 @@ from mebqat_lite.datasets.glyph_classes import glyph_classes
 from mebqat_lite.datasets.glyphs import glyphs
 from mebqat_lite.datasets.miniimagenet import miniimagenet
 from mebqat_lite.datasets.omniglot import alphabets, omniglot
+from mebqat_lite.datasets.paint import paint, picture
 from mebqat_lite.datasets.splits import subset
 
 DATASETS: dict[str, Callable[..., Data]] = {
@@ -26,6 +27,7 @@ DATASETS: dict[str, Callable[..., Data]] = {
     "glyphs": glyphs,
     "glyph_classes": glyph_classes,
     "omniglot": omniglot,
+    "paint": paint,
 }
 FOLDERS: dict[str, Callable[..., Data]] = {  # datasets from folders, given as kind:PATH
     "folder": folder,
@@ -54,6 +56,8 @@ __all__ = [
     "load",
     "miniimagenet",
     "omniglot",
+    "paint",
+    "picture",
     "rotate",
     "subset",
     "svhn",
@@ -82,12 +86,14 @@ def load(name: str, seed: int = 0) -> Data:
     else:
         folders = ", ".join(f"{kind}:PATH" for kind in FOLDERS)
         raise ValueError(f"no dataset {name!r}; known: {', '.join(DATASETS)}, {folders}")
-    known = set(inspect.signature(make).parameters) - {"seed", "path"}
+    parameters = inspect.signature(make).parameters
+    known = set(parameters) - {"seed", "path"}
+    texts = set(SUBSETS) | {key for key in known if isinstance(parameters[key].default, str)}
     words = {key for key, value in options.items() if isinstance(value, str)}  # names of classes, of the few that have
     counts = {part: options.pop(key) for key, part in SUBSETS.items() if key in options and key not in words & known}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{kind} has no option {', '.join(unknown)}; known: {', '.join(sorted(known | set(SUBSETS)))}")
-    if wrong := sorted(words - (known & set(SUBSETS))):
+    if wrong := sorted(words - (known & texts)):
         raise ValueError(f"{wrong[0]} must be a whole number, in {name!r}")
     data = make(seed=seed, **options)
     for part, count in counts.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mebqat_lite.datasets.augment import Augment
-from mebqat_lite.datasets.base import Split
+from mebqat_lite.datasets.base import DataError, Split
 from mebqat_lite.tensors import as_float
 
 
@@ -23,9 +23,15 @@ class Batches:
         size: images per batch. A larger number than there are images means all of them.
         seed: chooses the order and the augmentation.
         augment: crops and flips, or None.
+
+    Raises:
+        DataError: images that are to be augmented are no images.
     """
 
     def __init__(self, split: Split, size: int, seed: int = 0, augment: Augment | None = None) -> None:
+        if augment is not None and split.images.dim() != 4:
+            shape = tuple(split.images.shape[1:])
+            raise DataError(f"pad and flip are for images (channels, height, width), but these have the shape {shape}")
         self.split, self.size, self.seed, self.augment = split, min(size, len(split.labels)), seed, augment
         self.order: tuple[int, Tensor] | None = None  # the current epoch and its order of the images
         self.part = 0, 1  # part 0 of 1: `task` returns whole batches; `scale.parallel` changes this

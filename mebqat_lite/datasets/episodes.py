@@ -45,13 +45,15 @@ class Episodes:
 
     Raises:
         ValueError: one of the numbers is too small.
-        DataError: the split has fewer classes than ``ways``, or a class has fewer images than ``shots + queries``.
+        DataError: the split has labels that are values, fewer classes than ``ways``, or a class of fewer images than
+            ``shots + queries``.
     """
 
     def __init__(self, split: Split, ways: int, shots: int, queries: int, seed: int = 0, tasks: int = 1) -> None:
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries), ("tasks", tasks)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1 + (name == "ways"):
                 raise ValueError(f"{name} must be a whole number of at least {1 + (name == 'ways')}, not {value!r}")
+        split.of_classes("an episode")
         self.split, self.ways, self.shots, self.queries = split, ways, shots, queries
         self.seed, self.tasks = seed, tasks
         self.members = _by_class(split.labels)  # (classes, images of the largest), -1 where there are fewer

@@ -73,9 +73,9 @@ def subset(data: Data, count: int, seed: int = 0, part: str = "train") -> Data:
     """Return ``data`` with only ``count`` images of one part, a stratified choice by ``seed``.
 
     Raises:
-        DataError: the part has too few images for such a choice.
+        DataError: the part has too few images for such a choice, or labels that are values.
     """
-    images: Split = getattr(data, part)
+    images: Split = getattr(data, part).of_classes("a stratified subset")
     total, classes = len(images.labels), len(images.labels.unique())
     if count == total:
         return data

@@ -108,7 +108,7 @@ def export_onnx(
         model: a quantized float32 model. It does not change, except that missing norm statistics are measured.
         path: the file to write.
         bits: the pair, or a map of layers to pairs.
-        image_shape: the shape of one image, (channels, height, width).
+        image_shape: the shape of one image, (channels, height, width), or of one vector, such as (2,) for coordinates.
         calibration: training images, on which the pair's norm statistics are measured if the model has none.
         norm_stats: the statistics to write: ``recalibrated`` (measured for the pair) or ``running``.
         opset: the version of ONNX's operators, 21 or later. From 25 on, 2-bit weights of convolutions are stored in

@@ -66,6 +66,7 @@ def collect(
         "validation": _table(values["val"]),
         "paired": {part: paired(values[part], *rivals) for part in PARTS},
         "means": {part: means(values[part], _listing(setup), held_out) for part in PARTS},
+        "measure": outcomes[0].measure,
         "norm_stats": setup.norm_stats,
         "native": {
             "accuracy": _table(native["test"]),

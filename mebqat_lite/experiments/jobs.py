@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from mebqat_lite import checkpoint, datasets, methods
 from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.setups import Setup
+from mebqat_lite.learners import Classes, objective
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.measure.costs import stored_bytes
-from mebqat_lite.measure.evaluate import CALIBRATION_NORMS, agreement, grid
+from mebqat_lite.measure.evaluate import agreement, grid, norm_images
 from mebqat_lite.measure.fewshot import episode_scores
 from mebqat_lite.measure.saved import few_shot
 from mebqat_lite.recipe import Recipe
@@ -116,11 +117,13 @@ class Outcome:
 
     Args:
         job: the job.
-        accuracy: in percent, by part and pair, under the norm policy of the set-up.
+        accuracy: in percent, by part and pair, under the norm policy of the set-up; the PSNR in dB where labels are
+            values.
         native: the same under the method's own norm policy; of many pairs, only those in `PAIRS`.
-        alone: the percentage of images, by pair, that get the same class alone as in a large batch.
+        alone: the percentage of images, by pair, that get the same class alone as in a large batch; {} for values.
         costs: the costs of this training, without those of the common FP network.
         bytes: the bytes of the model, without recalibrated norm statistics.
+        measure: what ``accuracy`` and ``native`` hold: ``accuracy (%)`` or ``PSNR (dB)``.
     """
 
     job: Job
@@ -129,6 +132,7 @@ class Outcome:
     alone: dict[str, float]
     costs: Costs
     bytes: int
+    measure: str = Classes.measure
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Outcome:
@@ -262,10 +266,10 @@ def measure(
         few = [pair for pair in few if pair in ENDS]
     own = {part: _row(setup, method, model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {}
-    if not methods.get(method).learns_new_classes:
+    if not methods.get(method).learns_new_classes and not data.test.has_values:
         alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
     _save(setup, job, model, folder / f"{job.name}.safetensors", accuracy)
-    return Outcome(job, accuracy, own, alone, costs, size)
+    return Outcome(job, accuracy, own, alone, costs, size, objective(data.test.labels).measure)
 
 
 def _save(setup: Setup, job: Job, model: nn.Module, path: Path, accuracy: dict[str, dict[str, float]]) -> None:
@@ -282,7 +286,7 @@ def _accuracy(
     setup: Setup, method: str, model: nn.Module, data: Data, pairs: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Measure the accuracy in percent on both parts; norm statistics are measured once per pair on training images."""
-    calibration = data.train.images[:CALIBRATION_NORMS] if setup.norm_stats == "recalibrated" else None
+    calibration = norm_images(data.train) if setup.norm_stats == "recalibrated" else None
     found: dict[str, dict[str, float]] = {}
     for part in PARTS:
         sample = None if any(found.values()) else calibration  # the second part uses the statistics of the first

@@ -34,15 +34,16 @@ class Setup:
         return replace(self, recipe=self.recipe.with_options(**options))
 
     def build(self, data: Data) -> nn.Module:
-        """Build the network with the classes, channels and image size of ``data``, unless ``options`` say otherwise.
+        """Build the network with the outputs, channels and image size of ``data``, unless ``options`` say otherwise.
 
         Raises:
             ValueError: the model is unknown, or cannot take images of this size.
         """
         if self.model not in models.MODELS:
             return models.build(self.model)  # raises an error that lists the known models
-        _, channels, height, _ = data.train.images.shape
-        found = {"classes": len(data.classes), "in_channels": channels, "image_size": height}
+        found = {"classes": len(data.classes), "outputs": len(data.classes)}
+        if len(shape := data.train.images.shape[1:]) == 3:
+            found |= {"in_channels": shape[0], "image_size": shape[1]}
         known = inspect.signature(models.MODELS[self.model]).parameters
         net = models.build(self.model, **{**{k: v for k, v in found.items() if k in known}, **self.options})
         with on_images(f"the model {self.model}", data.train.images), torch.no_grad(), evaluating(net):
@@ -74,6 +75,7 @@ _GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quan
 SETUPS: dict[str, Setup] = {
     "digits": Setup(),
     "digits-wide": Setup(model="digit_net_wide"),
+    "paint": Setup("paint", "coordinate_net", {}, Recipe(steps=400, warm_steps=400, batch_size=1024)),
     "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
@@ -108,9 +110,15 @@ def on_images(what: str, images: Tensor) -> Iterator[None]:
 
 
 def check_classes(method: str, data: Data) -> None:
-    """Raise a DataError if a method for fixed classes would be tested on classes that it is not trained on."""
-    unseen = set(data.test.labels.tolist()) - set(data.train.labels.tolist())
-    if unseen and not methods.get(method).learns_new_classes:
+    """Raise a DataError if a method for fixed classes would be tested on classes that it is not trained on.
+
+    The same if a method for new classes would be trained on labels that are values.
+    """
+    if methods.get(method).learns_new_classes:
+        data.train.of_classes(method)
+        return
+    unseen = set(data.test.labels.unique().tolist()) - set(data.train.labels.unique().tolist())
+    if unseen and not data.train.has_values:
         raise DataError(
             f"{method} learns fixed classes, and {len(unseen)} classes of {data.name} are only in its test part: take "
             "a method for new classes, such as mebqat_pn, or other data"

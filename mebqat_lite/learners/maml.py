@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mebqat_lite.bits import FP, Pair, height
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.learners.adapting import call_with, refuse_unmeasured, run_adapted, support_stats
-from mebqat_lite.learners.base import Predictor, cross_entropies
+from mebqat_lite.learners.base import Predictor
+from mebqat_lite.learners.objectives import cross_entropies
 from mebqat_lite.quantizers import TINY
 from mebqat_lite.switching.state import MapOrBits, at, norm_layers, setting_of
 from mebqat_lite.tensors import evaluating

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Pair, height
-from mebqat_lite.learners.base import cross_entropies
+from mebqat_lite.learners.objectives import objective
 from mebqat_lite.switching.state import at, has_norm_sets, setting_of
 from mebqat_lite.switching.stem import has_stem
 from mebqat_lite.tensors import logits_of
@@ -20,10 +20,11 @@ TEACHERS = ("labels", "fp", "next", "start")
 
 
 class Supervised:
-    """Learn from the labels and, at quantized pairs, also from a teacher's class probabilities.
+    """Learn from the labels and, at quantized pairs, also from a teacher.
 
-    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). No gradient flows
-    into the teacher. FP learns from the labels only.
+    loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). For labels that are
+    values it is |f_wa(x) - y|^2 + |f_wa(x) - teacher(x)|^2 (`objectives.Values`). No gradient flows into the teacher.
+    FP learns from the labels only.
 
     Args:
         teacher: who teaches the quantized pairs.
@@ -51,7 +52,7 @@ class Supervised:
             self.frozen = copy.deepcopy(model).eval()
 
     def read(self, task: Any) -> tuple[Tensor, Tensor]:
-        """Return the images of a task, (batch, channels, height, width), and the labels for its logits, (batch,)."""
+        """Return the images of a task, (batch, channels, height, width), and the labels of its logits."""
         return task
 
     def score(self, out: Tensor, task: Any) -> Tensor:
@@ -64,33 +65,34 @@ class Supervised:
         pairs = sorted(pairs, key=height, reverse=True)
         setting, apart = setting_of(model), has_norm_sets(model)
         stem, body, features = _shared_stem(model, images, len(pairs))
-        soft: Tensor | None = None  # the teacher's class probabilities, (batch, classes)
+        goal = objective(labels)
+        taught: Tensor | None = None  # the output of the teacher, (batch, outputs)
         try:
             for index, bits in enumerate(pairs):
-                if soft is None and bits != FP:
-                    soft = self._teach(model, body, task, features)
+                if taught is None and bits != FP:
+                    taught = self._teach(model, body, task, features)
                 setting.track_running = index == 0 or apart  # only the highest updates statistics that all share
                 with at(model, bits):
                     logits = logits_of(self.score(body(features), task))
-                yield bits, cross_entropies(logits, labels, None if bits == FP else soft, self.alone)
+                yield bits, goal.loss(logits, labels, None if bits == FP else taught, self.alone)
                 if self.teacher == "next" or (self.teacher == "fp" and bits == FP):
-                    soft = logits.detach().softmax(1)
+                    taught = logits.detach()
         finally:
             setting.track_running = True
         if stem is not None and stem.requires_grad:
             stem.backward(features.grad)
 
     def _teach(self, model: nn.Module, body: Body, task: Any, features: Tensor) -> Tensor | None:
-        """Compute the class probabilities of the teacher ``fp`` or ``start``, (batch, classes); None for the others."""
+        """Compute the output of the teacher ``fp`` or ``start``, (batch, outputs); None for the others."""
         if self.teacher in ("labels", "next"):
             return None
         setting_of(model).track_running = False
         with torch.no_grad():
             if self.frozen is not None:
                 with at(self.frozen, FP, "batch"):
-                    return self.score(self.frozen(self.read(task)[0].clone()), task).softmax(1)
+                    return self.score(self.frozen(self.read(task)[0].clone()), task)
             with at(model, FP):
-                return self.score(body(features.detach().clone()), task).softmax(1)
+                return self.score(body(features.detach().clone()), task)
 
 
 def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, Body, Tensor]:

@@ -1,4 +1,4 @@
-"""Measure the accuracy of one model, or of one model per seed, at every bitwidth pair."""
+"""Measure the accuracy or PSNR of one model, or of one model per seed, at every bitwidth pair."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from mebqat_lite.bits import FP, Bits, BitsLike, candidates
 from mebqat_lite.datasets.base import DataError, Split
+from mebqat_lite.learners import Classes, objective
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
@@ -61,9 +62,19 @@ def accuracy(
     Raises:
         ValueError: the quantizer does not define these bits.
         MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
+        DataError: the split is empty, its labels are values, or they do not fit the network.
     """
-    hits = [_hits(model, split, [bits], norm_stats, batch_size)]
-    return 100 * hits[0][0] / len(split.labels)
+    return score(model, split.check().of_classes("accuracy"), bits, norm_stats, batch_size)
+
+
+def score(
+    model: nn.Module, split: Split, bits: MapOrBits, norm_stats: str | None = None, batch_size: int = BATCH
+) -> float:
+    """Measure the accuracy of ``model`` in percent, or its PSNR in dB where the labels of ``split`` are values.
+
+    The arguments and errors are those of `accuracy`.
+    """
+    return _scores(model, split, [bits], norm_stats, batch_size)[0]
 
 
 def grid(
@@ -77,7 +88,7 @@ def grid(
     batch_size: int = BATCH,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Measure the accuracy at many bitwidth pairs.
+    """Measure the accuracy at many bitwidth pairs, or the PSNR where labels are values, such as colours.
 
     >>> frame = mq.grid(model, data.test, "W2A2,W4A4,FP", norm_stats="batch")
     >>> list(frame.index)
@@ -103,9 +114,10 @@ def grid(
 
     Returns:
         A frame with a row per pair, indexed by its name (``bits``). ``w`` and ``a`` are its bitwidths, ``mean`` is the
-        accuracy in percent, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for one model), and
-        ``n`` the number of models. ``frame.attrs["norm_stats"]`` names the norm policy, and
-        ``frame.attrs["unreached"]`` lists what the bits do not reach (`switching.audit.audit`).
+        accuracy in percent or the PSNR in dB, ``ci95`` the half-width of the 95 % t-interval over the models (NaN for
+        one model), and ``n`` the number of models. ``frame.attrs["measure"]`` is ``accuracy (%)`` or ``PSNR (dB)``,
+        ``frame.attrs["norm_stats"]`` names the norm policy, and ``frame.attrs["unreached"]`` lists what the bits do
+        not reach (`switching.audit.audit`).
 
     Raises:
         ValueError: the quantizer does not define these bits, or there are not as many splits or calibration sets as
@@ -126,11 +138,18 @@ def grid(
         with _lending(net, lend_sets), frozen_weights(net):
             if sample is not None:
                 _calibrate(net, sample, pairs, progress)
-            hits = _hits(net, split, pairs, norm_stats, batch_size, bar)
-        runs.append([100 * count / len(split.labels) for count in hits])
-    frame = frame_of(pairs, runs, norm_stats)
+            runs.append(_scores(net, split, pairs, norm_stats, batch_size, bar))
+    frame = frame_of(pairs, runs, norm_stats, objective(parts[0].labels).measure)
     frame.attrs["unreached"] = audit(nets[0])
     return frame
+
+
+def norm_images(split: Split) -> Tensor:
+    """Choose the training images on which norm statistics are measured.
+
+    2,048 are enough where labels are classes. Where they are values, errors of 1 % count, so these are all of them.
+    """
+    return split.images[: None if split.has_values else CALIBRATION_NORMS]
 
 
 def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], progress: bool) -> None:
@@ -152,14 +171,14 @@ def sensitivity(
     norm_stats: str | None = None,
     calibration: Images | None = None,
 ) -> pd.DataFrame:
-    """Measure the accuracy when a single layer goes down to ``bits`` and all other layers stay at ``rest``.
+    """Measure the accuracy, or the PSNR, when one layer goes down to ``bits`` and all other layers stay at ``rest``.
 
     If ``calibration`` images are given, norm statistics are measured on them for each of these settings first, and
     used, unless ``norm_stats`` asks for others.
 
     Returns:
-        A frame with a row per quantized layer: ``accuracy`` in percent, and ``loss``, the percentage points that are
-        lost compared with all layers at ``rest``.
+        A frame with a row per quantized layer: ``accuracy`` in percent (or ``PSNR`` in dB), and ``loss``, the points
+        (or dB) that are lost compared with all layers at ``rest``. ``frame.attrs["measure"]`` is as in `grid`.
     """
     import pandas as pd
 
@@ -169,10 +188,12 @@ def sensitivity(
     for name, setting in settings.items():
         if calibration is not None:
             recalibrate(model, calibration, setting)
-        found[name] = accuracy(model, split, setting, policy)
-    whole = found.pop("")
-    rows = [{"layer": name, "accuracy": value, "loss": whole - value} for name, value in found.items()]
-    return pd.DataFrame(rows).set_index("layer")
+        found[name] = score(model, split, setting, policy)
+    whole, goal = found.pop(""), objective(split.labels)
+    rows = [{"layer": name, goal.name: value, "loss": whole - value} for name, value in found.items()]
+    frame = pd.DataFrame(rows).set_index("layer")
+    frame.attrs["measure"] = goal.measure
+    return frame
 
 
 def _policy(model: nn.Module, asked: str | None, calibration: object) -> str:
@@ -211,8 +232,10 @@ def agreement(model: nn.Module, images: Tensor, bits: MapOrBits, norm_stats: str
     return 100 * float((alone == together).double().mean())
 
 
-def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str) -> pd.DataFrame:
-    """Make the frame that `grid` returns from the accuracies ``runs[seed or episode][pair]``.
+def frame_of(
+    pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: str, measure: str = Classes.measure
+) -> pd.DataFrame:
+    """Make the frame that `grid` returns from what was measured, ``runs[seed or episode][pair]``.
 
     For a map of layers to pairs, ``w`` and ``a`` are the bits of its entry ``*``.
     """
@@ -225,11 +248,11 @@ def frame_of(pairs: Sequence[MapOrBits], runs: list[list[float]], norm_stats: st
 
     rows = [{**row(pair), **interval(values)} for pair, values in zip(pairs, zip(*runs, strict=True), strict=True)]
     frame = pd.DataFrame(rows).set_index("bits")
-    frame.attrs["norm_stats"] = norm_stats
+    frame.attrs |= {"norm_stats": norm_stats, "measure": measure}
     return frame
 
 
-def _hits(
+def _scores(
     model: nn.Module,
     split: Split,
     pairs: Sequence[MapOrBits],
@@ -237,7 +260,7 @@ def _hits(
     batch_size: int,
     bar: Callable[..., Iterable] = lambda batches, **_: batches,
 ) -> list[float]:
-    """Count the correct answers at each pair.
+    """Measure accuracy or PSNR at each pair.
 
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
@@ -245,8 +268,7 @@ def _hits(
         raise DataError("there are no images to measure on: this part of the data is empty")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    highest = int(split.labels.max())
-    hits: list[float] = [0.0] * len(pairs)
+    goal, sums = objective(split.labels), [0.0] * len(pairs)
     batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
         shared = _shares_stem(model, pairs, norm_stats)
@@ -255,10 +277,12 @@ def _hits(
             features, body = _after_stem(model, images, shared)
             for index, bits in enumerate(pairs):
                 version = features._version
-                hits[index] += _hits_at(model, body, features, labels, bits, norm_stats, highest)
+                with at(model, bits, norm_stats):
+                    out = _output(body, features, bits)
+                sums[index] += math.nan if out is None else goal.score(out, labels)
                 if features._version != version:  # the body has overwritten its input, so compute it again
                     features, body = _after_stem(model, images, shared)
-    return hits
+    return [goal.measured(total, len(split.labels)) for total in sums]
 
 
 def _batches(tensor: Tensor, size: int) -> Sequence[Tensor]:
@@ -309,24 +333,14 @@ def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str |
     return pairs[0], policy
 
 
-def _hits_at(
-    model: nn.Module,
-    body: nn.Module,
-    features: Tensor,
-    labels: Tensor,
-    bits: MapOrBits,
-    norm_stats: str | None,
-    highest: int,
-) -> float:
-    with at(model, bits, norm_stats):
-        try:
-            logits = body(features)  # (batch, classes)
-        except MissingStatisticsError:
-            raise
-        except MissingNormSetError:  # the model has norm sets, but none for this pair
-            return math.nan
-    if logits_of(logits).isnan().any():
+def _output(body: nn.Module, features: Tensor, bits: MapOrBits) -> Tensor | None:
+    """Compute the output, (batch, outputs), or None if the model has norm sets, but none for the pair ``bits``."""
+    try:
+        out = body(features)
+    except MissingStatisticsError:
+        raise
+    except MissingNormSetError:
+        return None
+    if logits_of(out).isnan().any():
         raise ValueError(f"the network gives logits that are not numbers (NaN) at {bits}")
-    if logits.shape[1] <= highest:
-        raise DataError(f"labels go up to {highest}, but this network has {logits.shape[1]} outputs")
-    return float((logits.argmax(1) == labels).sum())
+    return out

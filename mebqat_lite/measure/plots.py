@@ -13,6 +13,7 @@ import numpy as np
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.files import replace
+from mebqat_lite.learners import Classes
 from mebqat_lite.measure.results import Table, is_known
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
     "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
 }
+ACCURACY = Classes.measure
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -50,16 +52,19 @@ def style() -> Any:
     return plt.rc_context(STYLE)
 
 
-def accuracy_curves(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "") -> Figure:
-    """Plot accuracy in percent over bitwidth pairs, with a line or points and intervals for each method."""
+def accuracy_curves(
+    accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "", measure: str = ACCURACY
+) -> Figure:
+    """Plot accuracy or another ``measure`` over bitwidth pairs, with a line or points and intervals for each method."""
     with style():
         figure, axes = plt.subplots(figsize=(7.5, 4.2))
         for index, (method, row) in enumerate(accuracy.items()):
             shift = 0.06 * (index - (len(accuracy) - 1) / 2)  # so that intervals do not cover each other
             _draw(axes, row, pairs, shift, titles.get(method, method), LOOKS.get(method, {}))
         axes.set_xticks(range(len(pairs)), pairs)
-        axes.set(xlabel="bitwidths of weights and activations", ylabel="accuracy (%)", title=title)
-        axes.set_ylim(top=101)
+        axes.set(xlabel="bitwidths of weights and activations", ylabel=measure, title=title)
+        if measure == ACCURACY:
+            axes.set_ylim(top=101)
         axes.legend(loc="lower right")
     return figure
 
@@ -172,14 +177,14 @@ def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figur
 
 
 def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
-    """Show the accuracy at all pairs of a grid: weight bits increase upwards, activation bits to the right."""
+    """Show what a grid measured at all pairs: weight bits increase upwards, activation bits to the right."""
     table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
     named = table.rename(index=_width, columns=_width)
-    return matrix(named, "activation bits", "weight bits", title)
+    return matrix(named, "activation bits", "weight bits", title, frame.attrs.get("measure", ACCURACY))
 
 
-def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Figure:
-    """Show a table of accuracies in percent as numbers on coloured cells."""
+def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "", measure: str = ACCURACY) -> Figure:
+    """Show a table of accuracies in percent, or of another ``measure``, as numbers on coloured cells."""
     with style(), plt.rc_context({"axes.grid": False}):
         figure, axes = plt.subplots(figsize=(6.4, 4.8))
         image = axes.imshow(table, cmap="cividis", aspect="auto")
@@ -191,12 +196,14 @@ def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "") -> Fi
                 ink = "white" if value < middle else "black"
                 axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        figure.colorbar(image, label="accuracy (%)")
+        figure.colorbar(image, label=measure)
     return figure
 
 
-def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str]) -> Figure:
-    """Plot accuracy in percent over the bit operations for one image, with a point for each pair of a method."""
+def accuracy_over_cost(
+    accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str], measure: str = ACCURACY
+) -> Figure:
+    """Plot accuracy or another ``measure`` over the bit operations for one image, a point for each pair of a method."""
     looks = _looks((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP")
     with style():
         figure, axes = plt.subplots(figsize=(7.0, 4.2))
@@ -204,7 +211,7 @@ def accuracy_over_cost(accuracy: Table, bitops: Mapping[str, int], titles: Mappi
             known = [pair for pair in row if pair in bitops and is_known(row[pair]["mean"])]
             x, y = [bitops[pair] for pair in known], [row[pair]["mean"] for pair in known]
             axes.scatter(x, y, s=22, color=color, marker=marker, label=titles.get(name, name), alpha=0.8)
-        axes.set(xscale="log", xlabel="bit operations of an image", ylabel="accuracy (%)")
+        axes.set(xscale="log", xlabel="bit operations of an image", ylabel=measure)
         axes.legend(loc="lower right")
     return figure
 
@@ -375,4 +382,30 @@ def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Fi
                 cell.set_ylabel(f"class {n + 1}", rotation=0, ha="right", va="center", fontsize=9)
         axes[0][0].set_title("support", fontsize=10)
         axes[0][shots].set_title("query", fontsize=10)
+    return figure
+
+
+def paintings(
+    pictures: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]], pairs: Sequence[str]
+) -> Figure:
+    """Show pictures in a row for each method and a column for each pair, with the PSNR in dB underneath each.
+
+    Args:
+        pictures: ``pictures[method][pair]``, (height, width, 3) each, with values in [0, 1]. The names of the methods
+            stand at the left; a pair that a method lacks leaves its place empty.
+        measured: ``measured[method][pair]``, the PSNR in dB.
+        pairs: the columns.
+    """
+    with style():
+        size = (1.6 + 1.25 * len(pairs), 0.3 + 1.45 * len(pictures))
+        figure, axes = plt.subplots(len(pictures), len(pairs), figsize=size, squeeze=False)
+        for row, (method, painted) in zip(axes, pictures.items(), strict=True):
+            for cell, pair in zip(row, pairs, strict=True):
+                cell.set(xticks=[], yticks=[], frame_on=False)
+                if pair in painted:
+                    cell.imshow(painted[pair], vmin=0, vmax=1)
+                    cell.set_xlabel(f"{measured[method][pair]:.1f} dB", fontsize=9, labelpad=2)
+            row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=10)
+        for cell, pair in zip(axes[0], pairs, strict=True):
+            cell.set_title(pair, fontsize=10)
     return figure

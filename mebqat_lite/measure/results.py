@@ -1,6 +1,7 @@
 """Hold results in one JSON schema, write them to files, and format them as text.
 
 ``{"accuracy": {method: {bits: {"mean", "ci95", "n"}}}, "norm_stats", "costs", "seconds"}``; accuracies are in percent.
+Where labels are values, ``"measure"`` is ``PSNR (dB)``, and the same tables hold decibels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mebqat_lite.files import replace
+from mebqat_lite.learners import Classes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +70,7 @@ def table(accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str] | Non
 def report(
     outcome: Mapping[str, Any], pairs: Sequence[str], part: str = "test", titles: Mapping[str, str] | None = None
 ) -> str:
-    """Format a comparison as text: accuracy under two norm policies, means over pairs, paired differences, and costs.
+    """Format a comparison as text: what was measured under two norm policies, means, paired differences, and costs.
 
     Args:
         outcome: what `experiments.compare.compare` returns.
@@ -84,9 +86,10 @@ def report(
     seeds = f"{count} seed{'s' * (count > 1)}"
     ours, other = outcome.get("rivals", ("mebqat", "qat"))
     what = "images" if ours == "mebqat" else "classes"
+    measure = outcome.get("measure", Classes.measure)
     blocks = [
-        f"Accuracy (%), {part} {what}, {seeds}, norm statistics {outcome['norm_stats']}, budget: equal "
-        f"{outcome['budget']}",
+        f"{measure[0].upper()}{measure[1:]}, {part} {what}, {seeds}, norm statistics {outcome['norm_stats']}, "
+        f"budget: equal {outcome['budget']}",
         table(outcome[key], pairs, titles),
         f"\nNorm statistics of each method's own policy ({whose if len(policies) > 1 else policies.pop()})",
         table(native[key], pairs, titles),

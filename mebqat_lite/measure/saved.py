@@ -16,7 +16,7 @@ from mebqat_lite.bits import Bits, candidates
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import Learner
-from mebqat_lite.measure.evaluate import CALIBRATION_NORMS
+from mebqat_lite.measure.evaluate import norm_images
 from mebqat_lite.measure.fewshot import EVALUATION_SEED
 from mebqat_lite.methods import Method
 from mebqat_lite.recipe import Recipe
@@ -83,4 +83,4 @@ def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: Iterable[M
     missing = [pair for pair in pairs if not is_recalibrated(model, str(pair))]
     if missing:
         train = datasets.load(extra["data"], extra.get("seed", 0)).train
-        recalibrate(model, train.images[:CALIBRATION_NORMS], missing)
+        recalibrate(model, norm_images(train), missing)

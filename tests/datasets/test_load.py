@@ -33,7 +33,9 @@ def test_options_by_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "folder:", "cifar", "digits:x", ",count=3"])
 def test_an_unknown_name_lists_the_known(name):
-    with pytest.raises(ValueError, match="known: digits, cifar10, svhn, glyphs, glyph_classes, omniglot, folder:PATH"):
+    with pytest.raises(
+        ValueError, match="known: digits, cifar10, svhn, glyphs, glyph_classes, omniglot, paint, folder:PATH"
+    ):
         load(name)
 
 
@@ -72,7 +74,7 @@ def test_the_command_line_names_the_cure(tmp_path, capsys):
 
 
 def test_exports():
-    assert set(datasets.DATASETS) == {"digits", "cifar10", "svhn", "glyphs", "glyph_classes", "omniglot"}
+    assert set(datasets.DATASETS) == {"digits", "cifar10", "svhn", "glyphs", "glyph_classes", "omniglot", "paint"}
     assert all(hasattr(datasets, name) for name in datasets.__all__)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

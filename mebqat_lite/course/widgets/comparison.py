@@ -80,10 +80,12 @@ def compute(
         highest: the same on the right.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no such metric, or the comparison did not measure accuracies.
     """
     if metric not in METRICS:
         raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    if (measure := result.get("measure", LABELS["recalibrated"])) != LABELS["recalibrated"]:
+        raise ValueError(f"this widget shows {LABELS['recalibrated']}, not {measure}: take another comparison")
     cells = _costs(result, metric) if metric in ("backprops", "bytes") else _accuracies(result, metric)
     known = {tick for row in cells.values() for tick in row}
     ticks = [tick for tick in (*DIAGONAL, *map(str, DELIVERED)) if tick in known]

@@ -49,6 +49,7 @@ def measure(model: nn.Module, data: Data) -> Iterator[Row]:
 
     Norm statistics that the model lacks are measured on the training images and stay with it.
     """
+    data.test.of_classes("the widget of files")
     recalibrate(model, data.train.images, PAIRS)
     test = as_float(data.test.images)
     with tempfile.TemporaryDirectory() as name:

@@ -64,6 +64,7 @@ def compute(model: nn.Module, data: Data, bits: BitsLike, first_image: int = 0) 
     Statistics that the model does not have yet are measured on the training images and stored with it.
     Weights are quantized anew at every call: that is what a change of bitwidth costs.
     """
+    data.test.of_classes("the explorer")
     pair = Bits.parse(bits)
     if not is_recalibrated(model, str(pair)):
         recalibrate(model, data.train.images, pair)

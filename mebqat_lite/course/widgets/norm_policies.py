@@ -65,6 +65,7 @@ def compute(
     ``one_class`` is the policy ``batch`` with ten batches, one for each class; the statistics are those of the first.
     Statistics that ``recalibrated`` lacks are measured on the training images and stored with the model.
     """
+    data.test.of_classes("the widget of norm policies")
     pair = Bits.parse(bits)
     if policy not in POLICIES:
         raise ValueError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")

@@ -1,0 +1,125 @@
+"""Paint a photograph at every bitwidth: ``python -m benchmarks.paint [--seeds N] [--store]``.
+
+One network of coordinates for each row, all of them trained with equally many back-propagations, is measured at all 75
+pairs. ``--store`` writes paint.json, paint.png, and a section of README.md in this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy import ALL, SOME, rounded
+from benchmarks.machine import machine
+from mebqat_lite import datasets
+from mebqat_lite.bits import FULL, Bits
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.experiments.compare import compare
+from mebqat_lite.experiments.jobs import Job
+from mebqat_lite.experiments.setups import Setup, get
+from mebqat_lite.files import write_json
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.evaluate import norm_images
+from mebqat_lite.measure.results import Cell, table
+from mebqat_lite.paths import results
+from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.state import at
+
+FOLDER = Path(__file__).parent
+TITLES = {
+    "ptq_naive": "FP, rounded",
+    "ptq_mse": "FP + PTQ-MSE",
+    "qat+bits=W1A1+teacher=labels": "QAT for W1A1",
+    "qat+bits=W4A4+teacher=labels": "QAT for W4A4",
+    "mebqat": "MEBQAT",
+    "mebqat_in_turn": "MEBQAT in turn",
+}
+ALL_PAIRS, QUANTIZED = "all pairs", "weights of 16 bits or fewer"
+
+
+def run(seeds: int = 3, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
+    """Train and measure all rows, and return the comparison with the worst pair of each row."""
+    outcome = compare(
+        setup or get("paint"),
+        list(TITLES),
+        pairs=ALL,
+        seeds=seeds,
+        folder=results() / "paint",
+        budget="backprops",
+        workers=workers,
+    )
+    rows = outcome["accuracy"]
+    return {"machine": machine(), "seeds": seeds, **outcome, "worst": {name: worst(row) for name, row in rows.items()}}
+
+
+def worst(row: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
+    """Find the pair of the lowest mean, among all pairs and among those with quantized weights."""
+    groups = {ALL_PAIRS: list(row), QUANTIZED: [pair for pair in row if Bits.parse(pair).w < FULL]}
+    lowest = {group: min(pairs, key=lambda pair: row[pair]["mean"]) for group, pairs in groups.items()}
+    return {group: {"bits": pair, **row[pair]} for group, pair in lowest.items()}
+
+
+@torch.no_grad()
+def paint(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Let the networks of the first seed paint at the pairs of the figure: ``pictures[title][pair]``, (64, 64, 3)."""
+    data = datasets.load(get("paint").data)
+    pictures: dict[str, dict[str, Any]] = {}
+    for name in names:
+        model, _ = load_model(folder / f"{Job(name, 0).name}.safetensors")
+        recalibrate(model, norm_images(data.train), SOME)
+        row = pictures.setdefault(TITLES[name], {})
+        for pair in SOME:
+            with at(model.eval(), pair, "recalibrated"):
+                row[pair] = datasets.picture(model(data.test.images)).numpy()
+    return pictures
+
+
+def block(found: Mapping[str, Any]) -> str:
+    """Format what was found as the README shows it."""
+    lines = []
+    for group in (ALL_PAIRS, QUANTIZED):
+        cells = {name: row[group] for name, row in found["worst"].items()}
+        words = ", ".join(f"{TITLES[name]} {cell['mean']:.1f} at {cell['bits']}" for name, cell in cells.items())
+        lines.append(f"Worst of {group}: {words}.")
+    total = next(iter(found["costs"].values()))["backprops"]
+    head = (
+        f"`python -m benchmarks.paint`, {found['seeds']} seeds; {found['seconds'] / 60:.0f} min; {found['machine']}. "
+        f"PSNR (dB) of one network a row, each with {total:,} back-propagations; norm statistics are recalibrated on "
+        "the training pixels for every pair."
+    )
+    text = table(found["accuracy"], SOME, TITLES)
+    return f"{head}\n\n```text\n{text}\n```\n\n" + "\n\n".join(lines) + "\n\n![The paintings](paint.png)\n"
+
+
+def store(found: Mapping[str, Any]) -> None:
+    """Write ``paint.json``, ``paint.png`` and the README's section."""
+    write_json(FOLDER / "paint.json", rounded(found), indent=None)
+    means = {
+        TITLES[name]: {pair: cell["mean"] for pair, cell in row.items()} for name, row in found["accuracy"].items()
+    }
+    plots.save(plots.paintings(paint(TITLES, results() / "paint"), means, SOME), FOLDER / "paint.png")
+    readme = FOLDER / "README.md"
+    before, rest = readme.read_text().split("<!-- paint -->\n")
+    readme.write_text(f"{before}<!-- paint -->\n{block(found)}<!-- /paint -->{rest.split('<!-- /paint -->')[1]}")
+
+
+def main() -> None:
+    """Run the experiment, print it, and store it if that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    found = run(arguments.seeds, arguments.jobs)
+    print(block(json.loads(json.dumps(found))))
+    if arguments.store:
+        store(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Widgets that count right answers refuse labels that are values, before they measure anything."""
+
+import importlib
+
+import pytest
+from painted import painted, painter
+
+from mebqat_lite.datasets import DataError
+
+
+def widget(name):
+    return importlib.import_module(f"mebqat_lite.course.widgets.{name}")
+
+
+@pytest.mark.parametrize(
+    ("what", "compute"),
+    [
+        ("the explorer", lambda model, data: widget("explorer").compute(model, data, "W2A2")),
+        ("the widget of norm policies", lambda model, data: widget("norm_policies").compute(model, data, "W2A2")),
+        ("the widget of files", lambda model, data: next(widget("deploy").measure(model, data))),
+    ],
+)
+def test_values_are_refused(what, compute):
+    with pytest.raises(DataError, match=f"{what} is for classes, but the labels of these data are values"):
+        compute(painter(), painted())
+
+
+@pytest.mark.parametrize("metric", ["recalibrated", "minus", "backprops"])
+def test_a_comparison_of_decibels_is_not_shown_as_percent(metric):
+    with pytest.raises(ValueError, match=r"this widget shows accuracy \(%\), not PSNR \(dB\): take another comparison"):
+        widget("comparison").compute({"measure": "PSNR (dB)"}, metric)
