@@ -82,7 +82,6 @@ class Method:
 
     norm_stats: str = "batch"  # the norm policy that it is evaluated with by default
     teacher: str = "fp"  # of the quantized pairs, see `learners.supervised.Supervised`
-    warm_teacher: str = ""  # the teacher after a warm-up, if it is another one
 
 
 def calibration(data: Data) -> Tensor:
@@ -251,9 +250,8 @@ METHODS: dict[str, Method] = {
     "fp": _float("full precision", norm_stats="running"),
     "ptq_naive": _float("FP + PTQ naive"),
     "ptq_mse": _float("FP + PTQ-MSE", "least_squares"),
-    # QAT never trains FP, so its weights at FP get worse and worse and would be a bad teacher. After a warm-up the
-    # network that the run started from teaches instead; without one there are only the labels.
-    "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
+    # QAT never trains FP, so its weights at FP get worse and worse and would be a bad teacher.
+    "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels"),
     "mebqat": Method("MEBQAT", _sampled, _supervised),
     # The same pairs, but an update after each of them (ours, not the paper's).
     "mebqat_in_turn": Method("MEBQAT in turn", _in_turn(_sampled), _supervised, teacher="labels"),
@@ -263,7 +261,7 @@ METHODS: dict[str, Method] = {
     "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
     "pn": _pn("PN", _full_precision, trains=False, finish=_quantizes()),
     "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_quantizes("least_squares")),
-    "pn_qat": _pn("PN + QAT", _one_pair, warm_teacher="start"),
+    "pn_qat": _pn("PN + QAT", _one_pair),
     "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn, teacher="fp"),
     "mebqat_pn_in_turn": _pn("MEBQAT-PN in turn", _in_turn(_sampled_pn)),
     "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False, finish=_quantizes(base="fomaml")),
@@ -281,15 +279,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-def teacher_of(method: Method, recipe: Recipe, warm: bool) -> str:
-    """Return the name of the teacher: the recipe's, or else the method's own, which may differ after a warm-up."""
-    return recipe.teacher or (method.warm_teacher if warm else "") or method.teacher
-
-
 def parts(method: Method, model: nn.Module, train: Split, recipe: Recipe) -> tuple[Sampler, Learner, Source]:
     """Make the sampler, the learner and the source of tasks that train ``model`` with a method."""
-    teacher = teacher_of(method, recipe, warm=recipe.warm_steps > 0)
-    return method.sampler(model, recipe), method.learner(recipe, teacher), method.source(train, recipe)
+    learner = method.learner(recipe, recipe.teacher or method.teacher)
+    return method.sampler(model, recipe), learner, method.source(train, recipe)
 
 
 class Watched:

@@ -57,7 +57,7 @@ def add_train(commands: Commands) -> None:
     """Define ``mebqat-lite train``."""
     command = commands.add_parser("train", help="train one model with one method and save it")
     _add_recipe(command)
-    command.add_argument("--method", default="mebqat")
+    command.add_argument("--method", help="by default that of the recipe")
     command.add_argument("--bits", help="the bitwidth pair that qat trains, as W2A2")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, help="file of the model; default: results/<method>.safetensors")
@@ -104,6 +104,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     setup, given = setup_of(arguments, (*OF_RECIPE, "bits"))
     setup = setup.with_options(seed=arguments.seed)
+    arguments.method = arguments.method or setup.method
     fabric = fabric_for(arguments.devices, arguments.nodes, arguments.words)
     data = datasets.load(setup.data, setup.recipe.seed)  # before more processes start, so that only one downloads
     setups.check_classes(arguments.method, data)

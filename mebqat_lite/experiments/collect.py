@@ -8,14 +8,12 @@ from typing import Any
 
 from mebqat_lite import methods
 from mebqat_lite.bits import Bits, candidates, parse_all
-from mebqat_lite.experiments.jobs import PARTS, Outcome, Variant, starts_alone
+from mebqat_lite.experiments.jobs import PARTS, RIVALS, Outcome, Variant, own_method, starts_alone
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.measure.results import Cell
 
-# The FP method that a comparison starts from -> the two methods whose paired difference is reported.
-RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
 Values = dict[str, dict[str, dict[int, float]]]  # values[variant][bits][seed]
 
 
@@ -57,7 +55,7 @@ def collect(
 
     ``starts`` are the runs of the FP networks that the methods start from, one per seed.
     """
-    values, rivals = {part: _values(names, outcomes, part) for part in PARTS}, RIVALS[base_of(names)]
+    values, rivals = {part: _values(names, outcomes, part) for part in PARTS}, _rivals(setup, names)
     recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
     held_out = {width for recipe in recipes for width in recipe.exclude}
     native = {part: _values(names, outcomes, part, native=True) for part in PARTS}
@@ -79,6 +77,15 @@ def collect(
         "break_even": break_even(outcomes, *rivals),
         "setup": asdict(setup),
     }
+
+
+def _rivals(setup: Setup, names: Sequence[str]) -> tuple[str, str]:
+    """Return the two variants whose paired difference is reported: the set-up's own method, or MEBQAT, and QAT."""
+    ours, other = RIVALS[base_of(names)]
+    plain = [v for v in map(Variant.parse, names) if not v.start and "bits" not in v.options]
+    own = own_method(setup, base_of(names))
+    first = {v.method: v.name for v in reversed(plain)}
+    return first.get(own) or first.get(ours, ours), first.get(other, other)
 
 
 def _listing(setup: Setup) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 from mebqat_lite import datasets, methods, quantizers
 from mebqat_lite.bits import FULL, Bits, parse_all
 from mebqat_lite.datasets import Data
-from mebqat_lite.experiments.collect import RIVALS, base_of, choose_rates, collect
-from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, Job, Variant, untrained
+from mebqat_lite.experiments.collect import base_of, choose_rates, collect
+from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, untrained
 from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
 

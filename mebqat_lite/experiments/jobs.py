@@ -12,7 +12,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ PAIRS = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")  # the pairs that tables 
 ENDS = ("W2A2", "FP")  # the pairs at which few-shot methods are measured under their own norm policy too
 PARTS = ("val", "test")
 BUDGETS = ("steps", "backprops", "total")
+# The FP method that a comparison starts from -> the two methods whose paired difference is reported.
+RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
 ALONE = 200  # this many images are also classified one at a time
 
 
@@ -194,11 +196,6 @@ def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
 
 
-def each_step(recipe: Recipe, base: str) -> int:
-    """Return the back-propagations of one step of MEBQAT, by which the budgets count."""
-    return recipe.tasks if base == "fomaml" else recipe.m
-
-
 def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, reference: int, spare: int = 0) -> Recipe:
     """Change the steps of a recipe so that a method with ``pairs`` back-propagations per step keeps to a budget.
 
@@ -219,22 +216,32 @@ def run_job(
 ) -> Outcome:
     """Train one variant, by default from the FP network of its seed, save it, and measure it."""
     variant = Variant.parse(job.variant)
-    common, setup = setup.recipe, setup.with_options(**variant.options)
+    mine = setup.with_options(**variant.options)
     chosen, data, costs = methods.get(variant.method), datasets.load(setup.data, job.seed), Costs()
-    alone = starts_alone(replace(setup, recipe=common), variant, budget)
-    model = untrained(setup, data, job.seed) if alone else _started(setup, variant, job.seed, data, folder)
+    alone = starts_alone(setup, variant, budget)
+    model = untrained(mine, data, job.seed) if alone else _started(mine, variant, job.seed, data, folder)
     if alone or chosen.trains:
-        recipe = _recipe(setup.recipe.for_images(len(data.train.labels)), job, variant, alone)
+        recipe = _recipe(mine.recipe.for_images(len(data.train.labels)), job, variant, alone)
         if not variant.start:
-            spare = (common.warm_steps - recipe.warm_steps) * (common.tasks if chosen.base == "fomaml" else 1)
-            pairs_each = sum(map(len, chosen.sampler(model, recipe).draw()))
-            reference = each_step(common, chosen.base)
-            recipe = within(budget, recipe, pairs_each, models_delivered, reference, spare if alone else 0)
+            each = _each_step(model, variant.method, recipe)
+            reference = _each_step(model, own_method(setup, chosen.base), setup.recipe)
+            spare = (setup.recipe.warm_steps - recipe.warm_steps) * _each_step(model, chosen.base, setup.recipe)
+            recipe = within(budget, recipe, each, models_delivered, reference, spare if alone else 0)
         costs = fit(model, data, variant.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
     size = stored_bytes(model, statistics=False)
-    return measure(setup, job, model, data, [job.bits] if job.bits else pairs, folder, costs, size)
+    return measure(mine, job, model, data, [job.bits] if job.bits else pairs, folder, costs, size)
+
+
+def own_method(setup: Setup, base: str) -> str:
+    """Return the method whose steps the budgets count: that of the set-up, if it starts from the method ``base``."""
+    return setup.method if methods.get(setup.method).base == base else RIVALS[base][0]
+
+
+def _each_step(model: nn.Module, method: str, recipe: Recipe) -> int:
+    """Count the back-propagations of one training step of a method."""
+    return sum(map(len, methods.get(method).sampler(model, recipe).draw()))
 
 
 def _started(setup: Setup, variant: Variant, seed: int, data: Data, folder: Path) -> nn.Module:
@@ -248,11 +255,9 @@ def _started(setup: Setup, variant: Variant, seed: int, data: Data, folder: Path
 
 
 def _recipe(recipe: Recipe, job: Job, variant: Variant, alone: bool) -> Recipe:
-    """Give the recipe the seed, the pair, the teacher, the learning rate and the warm start of a job."""
+    """Give the recipe the seed, the pair, the learning rate and the warm start of a job."""
     own = variant.options.get("warm_steps", 0) if alone else 0
-    teacher = methods.teacher_of(methods.get(variant.method), recipe, warm=not alone or own > 0)
-    found = {"seed": job.seed, "bits": job.bits or recipe.bits, "lr": job.lr or recipe.lr}
-    return recipe.with_options(**found, teacher=teacher, warm_steps=own)
+    return recipe.with_options(seed=job.seed, bits=job.bits or recipe.bits, lr=job.lr or recipe.lr, warm_steps=own)
 
 
 def measure(

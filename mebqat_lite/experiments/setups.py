@@ -28,6 +28,7 @@ class Setup:
     recipe: Recipe = field(default_factory=lambda: Recipe(warm_steps=300))
     norm_stats: str = "recalibrated"
     episodes: int = EPISODES  # how many episodes a few-shot method is measured on
+    method: str = "mebqat"  # what it trains by default; budgets count the back-propagations of this method's steps
 
     def with_options(self, **options: Any) -> Setup:
         """Return a copy with other values in the recipe; an unknown name is a TypeError that lists the known ones."""
@@ -65,36 +66,47 @@ _PN = Recipe(
 _MAML = Recipe(steps=75 * 800, lr=1e-4, weight_decay=0.0, schedule="constant", quantizer="lsq", sandwich=False)
 _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 
-# Quick set-ups for the embedded glyphs, small enough for two cores.
-_GLYPH_CLASSES = Recipe(warm_steps=300, batch_size=32, pad=1)
+# Quick set-ups for two cores. They take MEBQAT in turn, and count its steps of one back-propagation.
+_IN_TURN: dict[str, Any] = {"method": "mebqat_in_turn"}
+_DIGITS = Recipe(warm_steps=300, steps=1200)
+_PAINT = Recipe(warm_steps=400, steps=1600, batch_size=1024)
+_GLYPH_CLASSES = Recipe(warm_steps=300, steps=1200, batch_size=32, lr=3e-2, pad=1)
 _GLYPHS_PN = Recipe(
-    warm_steps=1200, steps=400, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
+    warm_steps=1200, steps=1600, ways=20, queries=5, lr=5e-3, weight_decay=0.0, quantizer="lsq", schedule="cosine"
 )
 _GLYPHS_MAML = Recipe(warm_steps=600, steps=400, lr=3e-3, weight_decay=0.0, quantizer="lsq")
 
 SETUPS: dict[str, Setup] = {
-    "digits": Setup(),
+    "digits": Setup(recipe=_DIGITS, **_IN_TURN),
     "digits-wide": Setup(model="digit_net_wide"),
-    "paint": Setup("paint", "coordinate_net", {}, Recipe(steps=400, warm_steps=400, batch_size=1024)),
-    "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES),
+    "paint": Setup("paint", "coordinate_net", {}, _PAINT, **_IN_TURN),
+    "glyph-classes": Setup("glyph_classes", "digit_net", {"widths": (8, 16, 16, 16)}, _GLYPH_CLASSES, **_IN_TURN),
     "cifar10-preact_resnet20": Setup("cifar10", "preact_resnet20", {"width": 5}, _CIFAR),
     "cifar10-mobilenet_v2": Setup("cifar10", "mobilenet_v2", {}, _MOBILE),
     "svhn-cnn8": Setup("svhn", "cnn8", {}, _SVHN),
-    "glyphs-pn": Setup("glyphs", "conv4", {"channels": 32, "classes": None}, _GLYPHS_PN),
+    "glyphs-pn": Setup("glyphs", "conv4", {"channels": 32, "classes": None}, _GLYPHS_PN, method="mebqat_pn_in_turn"),
     "glyphs-maml": Setup(
-        "glyphs", "conv4", {"channels": 32, "classes": 5}, _GLYPHS_MAML, norm_stats="support", episodes=200
+        "glyphs", "conv4", {"channels": 32, "classes": 5}, _GLYPHS_MAML, "support", episodes=200, method="mebqat_maml"
     ),
-    "omniglot-pn": Setup("omniglot", "conv4", _EMBED, _PN.with_options(ways=60, queries=5)),
+    "omniglot-pn": Setup("omniglot", "conv4", _EMBED, _PN.with_options(ways=60, queries=5), method="mebqat_pn"),
     "omniglot-maml": Setup(
-        "omniglot", "conv4", {"channels": 64, "classes": 5}, _MAML.with_options(tasks=16), norm_stats="support"
+        "omniglot",
+        "conv4",
+        {"channels": 64, "classes": 5},
+        _MAML.with_options(tasks=16),
+        norm_stats="support",
+        method="mebqat_maml",
     ),
-    "miniimagenet-pn": Setup("miniimagenet:data/miniimagenet", "conv4", _EMBED, _PN.with_options(ways=30)),
+    "miniimagenet-pn": Setup(
+        "miniimagenet:data/miniimagenet", "conv4", _EMBED, _PN.with_options(ways=30), method="mebqat_pn"
+    ),
     "miniimagenet-maml": Setup(
         "miniimagenet:data/miniimagenet",
         "conv4",
         {"channels": 32, "classes": 5},
         _MAML.with_options(inner_lr=0.01, test_steps=10),
         norm_stats="support",
+        method="mebqat_maml",
     ),
 }
 

@@ -33,6 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "qat_w2a2": {"color": PURPLE, "marker": "P", "linestyle": (0, (6, 2))},
     "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
     "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
+    "mebqat_in_turn": {"color": GREEN, "marker": "X", "linestyle": "-", "linewidth": 2.4},
 }
 ACCURACY = Classes.measure
 STYLE: dict[Any, Any] = {

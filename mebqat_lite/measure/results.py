@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mebqat_lite.files import replace
 from mebqat_lite.learners import Classes
+from mebqat_lite.methods import METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +86,7 @@ def report(
     count = max(int(cell["n"]) for row in outcome[key].values() for cell in row.values())
     seeds = f"{count} seed{'s' * (count > 1)}"
     ours, other = outcome.get("rivals", ("mebqat", "qat"))
-    what = "images" if ours == "mebqat" else "classes"
+    what = "classes" if METHODS[ours.partition("+")[0]].learns_new_classes else "images"
     measure = outcome.get("measure", Classes.measure)
     blocks = [
         f"{measure[0].upper()}{measure[1:]}, {part} {what}, {seeds}, norm statistics {outcome['norm_stats']}, "

@@ -128,7 +128,7 @@ def test_a_job_is_a_fit_with_the_seed_s_batches(outcome, folder):
     model, _ = load_model(folder / "start-fp-seed1.safetensors")
     data = datasets.load(SETUP.data, 1)
     quantize(model, "dorefa", sample=data.train.images[:512])
-    fit(model, data, "qat", SETUP.recipe, bits="W4A4", teacher="start", seed=1, warm_steps=0, progress=False)
+    fit(model, data, "qat", SETUP.recipe, bits="W4A4", seed=1, warm_steps=0, progress=False)
     saved = read(folder / "qat_w4a4-seed1.safetensors", "model")[0]
     assert all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny_few_shot import TINY, made
 
-from mebqat_lite import Recipe, datasets, files, load_model
+from mebqat_lite import datasets, files, load_model
 from mebqat_lite.experiments.collect import base_of
 from mebqat_lite.experiments.compare import compare
-from mebqat_lite.experiments.jobs import each_step, within
+from mebqat_lite.experiments.jobs import own_method
+from mebqat_lite.experiments.setups import SETUPS
 from mebqat_lite.measure.fewshot import episode_scores
 from mebqat_lite.measure.saved import episodes_for, learns_new_classes
 
@@ -68,13 +69,13 @@ def test_the_method_that_all_start_from():
     assert [base_of(names) for names in (["mebqat"], ["mebqat_pn+m=2", "pn"], ["fomaml_qat"])] == ["fp", "pn", "fomaml"]
 
 
-@pytest.mark.parametrize(("base", "m", "tasks", "steps"), [("pn", 4, 9, 40), ("fomaml", 9, 4, 40), ("fp", 4, 9, 40)])
-def test_a_budget_of_back_propagations_is_that_of_the_method_that_samples(base, m, tasks, steps):
-    recipe = Recipe(steps=30, m=m, tasks=tasks)
-    reference = each_step(recipe, base)
-    assert within("backprops", recipe, 3, 5, reference).steps == steps
-    assert within("total", recipe, 3, 5, reference).steps == steps // 5
-    assert within("steps", recipe, 3, 5, reference) is recipe
+def test_budgets_count_the_steps_of_the_set_up_s_own_method():
+    assert own_method(SETUPS["glyphs-pn"], "pn") == "mebqat_pn_in_turn"
+    assert (
+        own_method(SETUPS["digits"], "fp") == "mebqat_in_turn" and own_method(SETUPS["digits-wide"], "fp") == "mebqat"
+    )
+    others = {base: own_method(SETUPS["digits"], base) for base in ("pn", "fomaml")}
+    assert others == {"pn": "mebqat_pn", "fomaml": "mebqat_maml"}  # a method of another kind counts its own steps
 
 
 def test_a_part_that_is_empty_is_not_measured(elsewhere, monkeypatch):

@@ -78,13 +78,13 @@ def test_a_job_may_have_a_warm_start_of_its_own(tmp_path):
 
 def test_a_job_may_start_from_the_network_of_another(tmp_path):
     """It has its own number of steps under any budget, and its costs are those of both."""
-    names = ["qat+start=mebqat_in_turn+steps=5+teacher='labels'", "mebqat_in_turn", "mebqat"]
+    names = ["qat+start=mebqat_in_turn+steps=5", "mebqat_in_turn", "mebqat"]
     outcome = compared(tmp_path, names, budget="backprops")
     assert backprops(outcome) == {names[0]: 16 + 5, "mebqat_in_turn": 16, "mebqat": 16}
     model, data = saved(tmp_path, "mebqat_in_turn"), datasets.load(SETUP.data, 0)
-    how = {"steps": 5, "warm_steps": 0, "bits": "W2A2", "teacher": "labels", "seed": 0, "progress": False}
+    how = {"steps": 5, "warm_steps": 0, "bits": "W2A2", "seed": 0, "progress": False}
     fit(model, data, "qat", SETUP.recipe, **how)
-    assert same(saved(tmp_path, "qat+start-mebqat_in_turn+steps-5+teacher-'labels'_w2a2"), model)
+    assert same(saved(tmp_path, "qat+start-mebqat_in_turn+steps-5_w2a2"), model)
 
 
 def test_steps_that_were_learned_before_are_kept(tmp_path):
