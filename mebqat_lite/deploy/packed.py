@@ -43,13 +43,13 @@ NESTED = 8  # bits of the codes from which a nested file cuts all others
 
 @dataclass
 class Codes:
-    """The weights of a layer as integers: for each width its bit planes (see `codes.pack`), its steps and its zero."""
+    """The weights of a layer as integers: for each width its bit planes (see `codes.pack`), its steps and its zeros."""
 
     shape: torch.Size
     layout: torch.memory_format
     planes: dict[int, Tensor]
     steps: dict[int, Tensor]
-    zeros: dict[int, float]
+    zeros: Mapping[int, float | Tensor]
     kept: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
     def weight(self, bits: int, device: torch.device) -> Tensor:
@@ -98,10 +98,11 @@ class Packed(Quantizer):
         except (KeyError, AttributeError) as error:  # the file does not have its step
             raise ValueError(self._lacks(f"activations of {bits} bits")) from error
 
-    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float | Tensor]:
         """Return the step and the zero that are stored in the file."""
         codes = self.codes[site.name]
-        return codes.steps[bits], codes.zeros[bits]
+        step, zero = codes.steps[bits].to(w.device), codes.zeros[bits]
+        return step, zero.to(w.device) if isinstance(zero, Tensor) else zero
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """Return the grid of the original quantizer."""
@@ -165,7 +166,9 @@ def save_packed(
         tensors |= {f"codes/{name}/{width}": pack(found[width][0], width) for width in stored}
         if found:
             tensors[f"steps/{name}"] = torch.stack([step for _, step, _ in found.values()])
-            zeros[name] = {width: zero for width, (_, _, zero) in found.items()}
+            zeros[name] = {width: None if isinstance(zero, Tensor) else zero for width, (_, _, zero) in found.items()}
+            if each := [zero for _, _, zero in found.values() if isinstance(zero, Tensor)]:  # one per channel
+                tensors[f"zeros/{name}"] = torch.stack(each)
     described = checkpoint.describe(model) | {"norm_sets": _sets(model, settings)}
     meta = {"kind": KIND, "layout": LAYOUT, "nested": is_nested, "zeros": zeros, "model": described}
     meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
@@ -354,9 +357,11 @@ def packed_settings(model: nn.Module) -> list[MapOrBits]:
 def _codes(model: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Codes:
     """Read the integers of one layer; a ValueError if their shape or type is wrong."""
     shape = quantized_layers(model)[name].weight.shape
-    zeros = {int(width): float(zero) for width, zero in meta["zeros"][name].items()}
-    steps = dict(zip(zeros, tensors[f"steps/{name}"], strict=True))
-    stored = [NESTED] if meta["nested"] else list(zeros)
+    widths = [int(width) for width in meta["zeros"][name]]
+    each = tensors.get(f"zeros/{name}")  # one per channel
+    numbers = map(float, meta["zeros"][name].values()) if each is None else each
+    zeros, steps = (dict(zip(widths, values, strict=True)) for values in (numbers, tensors[f"steps/{name}"]))
+    stored = [NESTED] if meta["nested"] else widths
     planes = {width: tensors[f"codes/{name}/{width}"] for width in stored}
     for width, found in planes.items():
         if found.dtype != torch.uint8 or found.shape != (width, -(-shape.numel() // 8)):

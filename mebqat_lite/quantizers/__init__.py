@@ -28,6 +28,7 @@ from mebqat_lite.quantizers.sat import SAT
 from mebqat_lite.quantizers.lsq import LSQ
 from mebqat_lite.quantizers.authors import AuthorsLSQ, SharedLSQ, UntrainedLSQ
 from mebqat_lite.quantizers.ptq import LeastSquares
+from mebqat_lite.quantizers.corrected import Corrected, corrected
 # isort: on
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SAT",
     "TINY",
     "AuthorsLSQ",
+    "Corrected",
     "DoReFa",
     "LeastSquares",
     "Params",
@@ -45,6 +47,7 @@ __all__ = [
     "UntrainedLSQ",
     "check_listed",
     "codes",
+    "corrected",
     "fake_quantize",
     "get",
     "integer_range",

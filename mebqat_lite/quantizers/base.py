@@ -72,11 +72,11 @@ class Quantizer:
         """Fake-quantize the layer's input ``x``, (batch, channels, ...), to the same shape; ``bits`` is below 32."""
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
-    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float | Tensor]:
         """Return the step and the zero of the weights' integers, which files of integers need.
 
         `weight` must be exactly (code - zero) step with codes 0, ..., 2^bits - 1. The step is a scalar tensor, or
-        (out, 1, ...) with one step per output channel.
+        (out, 1, ...) with one step per output channel. The zero is a number, or also (out, 1, ...).
 
         Raises:
             ValueError: the quantizer does not define it.

@@ -119,6 +119,10 @@ def test_a_map_of_layers_gives_each_its_own(tmp_path):
         ("sat", "W8A2", False, "INT8", ""),
         ("least_squares", "W2A2", False, "INT4", "INT2 needs opset 25"),  # a step for each channel
         ("dorefa_fp_tanh", "FP", False, "FLOAT", ""),
+        ("dorefa_corrected", "W1A1", False, "INT4", "INT2 needs opset 25"),  # a step and a zero for each channel
+        ("dorefa_corrected", "W4A2", False, "INT4", ""),
+        ("sat_corrected", "W8A2", False, "INT8", ""),
+        ("lsq_corrected", "W3A2", True, "INT4", "ONNX has no INT3"),
     ],
 )
 def test_half_integers_take_a_wider_type_or_are_added(tmp_path, quantizer, bits, compact, kind, note):

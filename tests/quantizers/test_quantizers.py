@@ -61,6 +61,12 @@ def reference_tanh(w, b, scale=1.0, form="round"):
 
 
 def spans(name, b, signed, w):  # DESIGN: lowest and highest weight and activation where steps are 0.1, clips 8
+    if name.endswith("_corrected"):  # these are rising rows, symmetric for dorefa: (q - mean q) std w / std q + mean w
+        base = name.removesuffix("_corrected")
+        q = QUANTIZERS[base].weight(w, b, {f"w{b}": torch.tensor(0.1, dtype=F64)}, Site("layer"))
+        q = (q - q.mean()) * w.std() / q.std() + w.mean()
+        last = 1e-11 * (b > 8)  # the last digit of a zero near 2^15, times the step
+        return (q.min() - last, q.max() + last), spans(base, b, signed, w)[1]
     n, half, mid = 2**b, 2 ** (b - 1), name == "sat_centred"
     if name in ["dorefa", "dorefa_fp_tanh", *SAT]:  # sat: codes 0 to 2^b - 1 of 2^b, or the middles of those steps
         sat = (-1 + mid / n, 1 - (2 - mid) / n), (0, 8)
