@@ -178,7 +178,7 @@ def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
     layers = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
     own = [layer for layer in layers if "weight" in layer._parameters and not layer.quantizer.leaves_weights]
     for layer in [layer for layer in own if layer.weight.requires_grad][:1] if pairs else []:
-        layer.quantizer.check(pairs[0].w)
+        layer.quantizer.check(pairs[0])
         weight = layer.quantizer.weight(layer.weight, pairs[0].w, layer.quant, layer.site)
         loss = (weight * layer.weight.detach()).sum()  # any loss that depends on all weights
         [found] = torch.autograd.grad(loss, [layer.weight], allow_unused=True) if loss.requires_grad else [None]

@@ -11,10 +11,11 @@ from torch import nn
 from mebqat_lite import datasets, methods
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.deploy.packed import KIND, NESTED, save_packed
+from mebqat_lite.deploy.packed import KIND, save_packed
 from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
+from mebqat_lite.quantizers import NESTED
 
 FORMATS = ("packed", "nested", "onnx")
 

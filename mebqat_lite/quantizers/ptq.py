@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from mebqat_lite.bits import FULL, WIDTHS
+from mebqat_lite.bits import WIDTHS
 from mebqat_lite.quantizers import (
     TINY,
     Params,
     Quantizer,
     Site,
-    check_listed,
     fake_quantize,
     integer_range,
     register,
@@ -84,14 +83,11 @@ class LeastSquares(Quantizer):
     one_bit = True
     signed_inputs = True
     clips_at_zero = True
+    weight_widths = activation_widths = WIDTHS
 
     def learns(self, name: str) -> bool:
         """Return False, because the steps are never trained."""
         return False
-
-    def check(self, bits: int) -> None:
-        """Raise a ValueError for bits without a step."""
-        check_listed(self, bits)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Choose the steps of every bitwidth: ``w<bits>``, (out, 1, ...), and ``a<bits>``, a scalar."""
@@ -101,7 +97,7 @@ class LeastSquares(Quantizer):
         shape = (-1, *[1] * (w.dim() - 1))
         sample = torch.ones(1, 1) if x is None else _subsample(x)
         steps = {}
-        for bits in [b for b in WIDTHS if b < FULL]:
+        for bits in WIDTHS[:-1]:
             by_mean = bits == 1 or x is None
             w_step = rows.abs().mean(1) if by_mean else mse_step(rows, *integer_range(bits, True))
             steps[f"w{bits}"] = w_step.reshape(shape).to(w)
