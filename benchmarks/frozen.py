@@ -32,7 +32,7 @@ def run(name: str) -> dict[str, Any]:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Measure all networks of a folder, except for the FP networks that the others start from."""
-    networks = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("pn-seed"))
+    networks = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("start-"))
     return {"machine": machine(), **benchmark.sheet(networks, SET)}
 
 

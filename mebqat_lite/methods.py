@@ -29,7 +29,7 @@ from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Dealt, InTurn, Listed, Sampled
 from mebqat_lite.switching.convert import give_clips, requantize
 from mebqat_lite.switching.norms import forget_stats, give_norm_sets
-from mebqat_lite.switching.state import norm_layers, pairs_of, quantized_layers
+from mebqat_lite.switching.state import norm_layers, pairs_of, plan_of, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 LOOP = {"steps", "epochs", "lr", "weight_decay", "schedule", "clip", "seed", "quantizer"}  # options that `fit` reads
@@ -181,12 +181,17 @@ def _each_task(sampler: Callable[[nn.Module, Recipe], Listed]) -> Callable[[nn.M
     return lambda model, recipe: Listed(sampler(model, recipe).pairs, recipe.tasks)
 
 
-def _least_squares(model: nn.Module, data: Data) -> None:
-    set_steps(model, "least_squares", data)
+def _quantizes(quantizer: str = "", base: str = "fp") -> Callable[[nn.Module, Data], None]:
+    """Let learned steps start from the weights that were trained at full precision, by default the model's own steps.
 
+    The steps that a network had before this training belong to other weights.
+    """
 
-def _quantize_lsq(model: nn.Module, data: Data) -> None:
-    set_steps(model, "lsq", data, "fomaml")
+    def finish(model: nn.Module, data: Data) -> None:
+        if quantizer or any(len(layer.quant) for layer in quantized_layers(model).values()):
+            set_steps(model, quantizer or plan_of(model).quantizer, data, base)
+
+    return finish
 
 
 def _fix_gains(model: nn.Module, sampler: Sampler) -> None:
@@ -224,8 +229,10 @@ def _switchable(title: str, learner: Callable[[Recipe, str], Learner], teacher: 
     return Method(title, _listed, learner, _switches, norm_stats="running", teacher=teacher)
 
 
-def _ptq(title: str, finish: Callable[[nn.Module, Data], object] = lambda model, data: None) -> Method:
-    return Method(title, _full_precision, _supervised, finish=finish, trains=False, norm_stats="recalibrated")
+def _float(title: str, quantizer: str = "", norm_stats: str = "recalibrated") -> Method:
+    """Make a method that trains at full precision, and is then quantized."""
+    finish = _quantizes(quantizer)
+    return Method(title, _full_precision, _supervised, finish=finish, trains=False, norm_stats=norm_stats)
 
 
 def _pn(title: str, sampler: Callable[[nn.Module, Recipe], Sampler], **options: Any) -> Method:
@@ -238,9 +245,9 @@ def _maml(title: str, sampler: Callable[[nn.Module, Recipe], Sampler], **options
 
 
 METHODS: dict[str, Method] = {
-    "fp": Method("full precision", _full_precision, _supervised, trains=False, norm_stats="running"),
-    "ptq_naive": _ptq("FP + PTQ naive"),
-    "ptq_mse": _ptq("FP + PTQ-MSE", _least_squares),
+    "fp": _float("full precision", norm_stats="running"),
+    "ptq_naive": _float("FP + PTQ naive"),
+    "ptq_mse": _float("FP + PTQ-MSE", "least_squares"),
     # QAT never trains FP, so its weights at FP get worse and worse and would be a bad teacher. After a warm-up the
     # network that the run started from teaches instead; without one there are only the labels.
     "qat": Method("QAT", _one_pair, _supervised, norm_stats="running", teacher="labels", warm_teacher="start"),
@@ -251,17 +258,20 @@ METHODS: dict[str, Method] = {
     "any_precision_hard": _switchable("Any-Precision, hard", _supervised, "labels"),
     "any_precision_soft": _switchable("Any-Precision, soft", _teacher_alone, "fp"),
     "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
-    "pn": _pn("PN", _full_precision, trains=False),
-    "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_least_squares),
+    "pn": _pn("PN", _full_precision, trains=False, finish=_quantizes()),
+    "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_quantizes("least_squares")),
     "pn_qat": _pn("PN + QAT", _one_pair, warm_teacher="start"),
     "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn, teacher="fp"),
     "mebqat_pn_in_turn": _pn("MEBQAT-PN in turn", _in_turn(_sampled_pn)),
-    "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False),
+    "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False, finish=_quantizes(base="fomaml")),
     "fomaml_ptq_mse": _maml(
         "FOMAML, adapted, then PTQ-MSE", _each_task(_full_precision), trains=False, learner=_quantizes_adapted
     ),
     "fomaml_ptq_lsq": _maml(
-        "FOMAML, quantized, then adapted", _each_task(_full_precision), trains=False, finish=_quantize_lsq
+        "FOMAML, quantized, then adapted",
+        _each_task(_full_precision),
+        trains=False,
+        finish=_quantizes("lsq", "fomaml"),
     ),
     "fomaml_qat": _maml("FOMAML + QAT", _each_task(_one_pair)),
     "mebqat_maml": _maml("MEBQAT-MAML", _dealt),

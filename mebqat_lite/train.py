@@ -22,7 +22,6 @@ from mebqat_lite.switching.norms import forget_stats
 from mebqat_lite.switching.state import (
     NotQuantizedError,
     has_norm_sets,
-    plan_of,
     quantized_layers,
     set_norm_stats,
     setting_of,
@@ -151,7 +150,7 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
         return
-    if quantizer is not None and quantizer.predicts_only:
+    if quantizer.predicts_only:
         raise ValueError("a packed network is for prediction: train the checkpoint that it was made from")
 
 
@@ -190,11 +189,9 @@ def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
 
 
 def _warm_up(model: nn.Module, data: Data, base: str, recipe: Recipe, path: str | Path | None, **how: Any) -> Run:
-    """Train ``recipe.warm_steps`` at full precision, then let the learned steps start from the trained weights."""
+    """Train ``recipe.warm_steps`` at full precision; learned steps then start from the trained weights."""
     fp = recipe.with_options(steps=recipe.warm_steps, warm_steps=0, bits=(), teacher="")
-    run = fit(model, data, base, fp, path=None if path is None else f"{path}.fp", **how)
-    methods.set_steps(model, plan_of(model).quantizer, data, base)
-    return run
+    return fit(model, data, base, fp, path=None if path is None else f"{path}.fp", **how)
 
 
 def _last_step(before: Run, run: Run) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def save_packed(
 def _check(path: Path, model: nn.Module, settings: list[MapOrBits], calibration: Images | None) -> None:
     """Read a file back, and compare its weights with the model's, and what both compute of a few calibration images."""
     fresh = copied(model)
-    setting_of(fresh).quantizer = None  # a packed network can be written again, though it cannot be quantized
+    setting_of(fresh).quantizer = Quantizer()  # a packed network can be written again, though it cannot be quantized
     again, _ = load_packed(path, fresh)
     batch = None if calibration is None else next(iter(image_batches(calibration)), None)
     for setting in settings:

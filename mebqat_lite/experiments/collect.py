@@ -8,7 +8,7 @@ from typing import Any
 
 from mebqat_lite import methods
 from mebqat_lite.bits import Bits, candidates, parse_all
-from mebqat_lite.experiments.jobs import PARTS, Outcome, Variant, starts_cold
+from mebqat_lite.experiments.jobs import PARTS, Outcome, Variant, starts_alone
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.measure.intervals import interval
@@ -50,7 +50,9 @@ def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, 
     return kept, table
 
 
-def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome]) -> dict[str, Any]:
+def collect(
+    setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], budget: str = "steps"
+) -> dict[str, Any]:
     """Combine the outcomes of all seeds: accuracy under two norm policies, paired differences, means and costs.
 
     ``starts`` are the runs of the FP networks that the methods start from, one per seed.
@@ -71,7 +73,7 @@ def collect(setup: Setup, names: Sequence[str], starts: list[Run], outcomes: lis
             "norm_stats": {name: methods.get(Variant.parse(name).method).norm_stats for name in names},
         },
         "alone": _alone(names, outcomes),
-        "costs": _costs(setup, names, starts[0].costs, outcomes),
+        "costs": _costs(setup, names, starts[0].costs, outcomes, budget),
         "rivals": rivals,
         "break_even": break_even(outcomes, *rivals),
         "setup": asdict(setup),
@@ -160,12 +162,20 @@ def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat"
     return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
 
 
-def _costs(setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome]) -> dict[str, dict[str, int]]:
-    """Add up the costs of each method in the first seed, including the FP network that it starts from."""
-    costs = {}
-    for name in names:
-        mine = [o for o in outcomes if o.job.variant == name and o.job.seed == 0]
-        cold = starts_cold(setup, Variant.parse(name))
-        total = sum((o.costs for o in mine), Costs() if cold else start)
-        costs[name] = {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total)}
-    return costs
+def _costs(
+    setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome], budget: str
+) -> dict[str, dict[str, int]]:
+    """Add up the costs of each method in the first seed, including those of the network that it starts from."""
+    first = {name: [o for o in outcomes if o.job.variant == name and o.job.seed == 0] for name in names}
+
+    def total(name: str) -> Costs:
+        variant = Variant.parse(name)
+        own = sum((o.costs for o in first[name]), Costs())
+        if variant.start:
+            return own + total(variant.start)
+        return own if starts_alone(setup, variant, budget) else own + start
+
+    return {
+        name: {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total(name))}
+        for name, mine in first.items()
+    }

@@ -26,17 +26,20 @@ def list_jobs(
     """List the jobs of a comparison; in each seed the long ones come first.
 
     A method that trains for one pair, such as ``qat``, has a job for each listed pair and learning rate. Any other
-    method has one job per seed.
+    method has one job per seed, and so has ``qat+bits=W4A4``, which is measured at all pairs.
     """
     variants = [Variant.parse(name) for name in names]
     if len({variant.name for variant in variants}) < len(variants):
         raise ValueError(f"each method once: {', '.join(variant.name for variant in variants)}")
+    for variant in variants:
+        if variant.start and variant.start not in names:
+            raise ValueError(f"{variant.name} starts from {variant.start}: add that to the methods of the comparison")
     jobs = []
     for seed in seeds:
         for variant in sorted(
             variants, key=lambda variant: variant.method in ONE_PAIR or not methods.get(variant.method).trains
         ):
-            if variant.method in ONE_PAIR:
+            if variant.method in ONE_PAIR and "bits" not in variant.options:
                 jobs += [Job(variant.name, seed, bits, lr) for bits in listed for lr in qat_lrs or (0.0,)]
             else:
                 jobs.append(Job(variant.name, seed))
@@ -59,10 +62,11 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> N
         variant = Variant.parse(name)
         check_classes(variant.method, data)
         mine = _reads(setup.with_options(**variant.options), variant.method, data)
+        mine = mine | {"bits"} if variant.method in ONE_PAIR else mine  # its pair, instead of each listed one
         mine = mine if methods.get(variant.method).trains else mine & MEASURED
         if unread := set(variant.options) - mine:
             raise ValueError(f"{name}: {variant.method} does not use {', '.join(sorted(unread))}: leave it out")
-        left -= mine
+        left -= mine - {"bits"} if variant.method in ONE_PAIR else mine
     if left:
         raise ValueError(f"none of {', '.join(names)} uses {', '.join(sorted(left))}: leave it out")
 
@@ -100,7 +104,9 @@ def compare(
     Args:
         setup: the data, network, recipe and norm policy that all methods share.
         names: the methods, each with the options in which it differs from the recipe, as in ``mebqat`` or
-            ``mebqat+teacher=next``. Mean differences are computed against the first one.
+            ``mebqat+teacher=next``. ``qat+start=mebqat_in_turn+steps=30`` adapts the network of ``mebqat_in_turn``,
+            which must be one of the methods, to each listed pair in 30 steps. Mean differences are computed against
+            the first method.
         pairs: the pairs at which all methods are measured, except for ``qat``, which is measured at its own pair.
         listed: the pairs for which ``qat`` is trained, one run for each.
         seeds: the number of seeds. A seed determines the split, the start and the order of the batches.
@@ -133,7 +139,7 @@ def compare(
     chosen, rates = choose_rates(outcomes)
     return {
         "budget": budget,
-        **collect(setup, names, starts, chosen),
+        **collect(setup, names, starts, chosen, budget),
         "qat_lr": rates,
         "searched_backprops": sum(o.costs.backprops for o in outcomes if o not in chosen and o.job.seed == 0),
         "seconds": round(time.perf_counter() - started, 1),

@@ -129,7 +129,7 @@ def ship(folder: Path, target: Path) -> list[str]:
     """
     copies = {folder / name: target / name for name in ("demo.json", "demo.png")}
     for path in sorted((folder / "demo").glob("*-seed0.safetensors")):
-        name = f"digits-{path.name.removesuffix('-seed0.safetensors')}.safetensors"
+        name = f"digits-{path.name.removeprefix('start-').removesuffix('-seed0.safetensors')}.safetensors"
         copies[path] = target / "checkpoints" / name
     (target / "checkpoints").mkdir(parents=True, exist_ok=True)
     for source, copy in copies.items():

@@ -1,6 +1,8 @@
 """Run one training of a comparison. Its result only depends on its description, so jobs may run anywhere.
 
-All jobs of a seed start from the same FP network, trained on the same split, unless a job asks for a cold start.
+All jobs of a seed start from the same FP network, trained on the same split. There are three exceptions: a job may
+train its own warm start, or start from the network of another job, and a job that only quantizes an FP network gets
+one that was trained as long as the other networks, if the budget counts back-propagations.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +66,32 @@ def assignments(texts: Iterable[str], given: Mapping[str, Any] | None = None) ->
 
 @dataclass(frozen=True)
 class Variant:
-    """A method, and the options in which it differs from the recipe: ``mebqat+teacher=next+sandwich=True``."""
+    """A method, and the options in which it differs from the recipe: ``mebqat+teacher=next+sandwich=True``.
+
+    One option is not the recipe's: ``qat+start=mebqat_in_turn+steps=30`` starts from the network of the method
+    ``start`` in the same comparison and seed. It trains for its own steps, whatever the budget of the others.
+    """
 
     name: str
     method: str
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    start: str = ""
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Read a variant from ``method`` or ``method+option=value+...``.
 
         Raises:
-            ValueError: the method is unknown, or an option comes twice.
+            ValueError: the method or the start is unknown, an option comes twice, or a start has no use.
             TypeError: an option is unknown.
         """
         method, *options = re.split(r"\+(?!\d)", name)  # does not split a number such as 1e+1
-        methods.get(method)
-        found = assignments(options)
+        chosen, found = methods.get(method), assignments(options)
+        start = found.pop("start", "")
         Recipe().with_options(**found)
-        return cls(name, method, found)
+        if start and not (chosen.trains and methods.get(start).base == chosen.base and "warm_steps" not in found):
+            raise ValueError(f"{name}: only a method that trains, without warm_steps, can start from {start}")
+        return cls(name, method, found, start)
 
 
 @dataclass(frozen=True)
@@ -147,8 +156,8 @@ def one_thread() -> Iterator[None]:
 
 
 def start_path(folder: Path, base: str, seed: int) -> Path:
-    """Return the file of the FP network that all jobs of a seed start from."""
-    return folder / f"{base}-seed{seed}.safetensors"
+    """Return the file of the FP network that all jobs of a seed start from; no job of a comparison has this name."""
+    return folder / f"start-{base}-seed{seed}.safetensors"
 
 
 @one_thread()
@@ -164,10 +173,15 @@ def train_start(setup: Setup, seed: int, folder: Path, base: str = "fp") -> Run:
     return run
 
 
-def starts_cold(setup: Setup, variant: Variant) -> bool:
-    """Tell whether a variant starts untrained, because it trains and its recipe asks for no warm start."""
-    warm_steps = variant.options.get("warm_steps", setup.recipe.warm_steps)
-    return methods.get(variant.method).trains and warm_steps == 0
+def starts_alone(setup: Setup, variant: Variant, budget: str) -> bool:
+    """Tell whether a variant trains a network from the beginning, instead of starting from the common FP network.
+
+    It does so if it has ``warm_steps`` of its own, or if it only quantizes an FP network and the budget counts
+    back-propagations: that network is trained as long as those of the other methods.
+    """
+    if not methods.get(variant.method).trains:
+        return budget != "steps"
+    return not variant.start and ("warm_steps" in variant.options or setup.recipe.warm_steps == 0)
 
 
 def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
@@ -176,40 +190,42 @@ def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
 
 
-def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, base: str = "fp") -> Recipe:
+def each_step(recipe: Recipe, base: str) -> int:
+    """Return the back-propagations of one step of MEBQAT, by which the budgets count."""
+    return recipe.tasks if base == "fomaml" else recipe.m
+
+
+def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, reference: int, spare: int = 0) -> Recipe:
     """Change the steps of a recipe so that a method with ``pairs`` back-propagations per step keeps to a budget.
 
     - ``steps``: the recipe keeps its steps.
-    - ``backprops``: each model gets the back-propagations that the recipe's steps take with m pairs (for MAML: with
-      all tasks).
+    - ``backprops``: each model gets the back-propagations that the recipe's steps take with ``reference`` per step,
+      and ``spare`` ones, if it does not use the FP network that the others start from.
     - ``total``: all models that a method delivers share these back-propagations.
     """
     if budget == "steps":
         return recipe
-    reference = recipe.tasks if base == "fomaml" else recipe.m
-    share = recipe.steps * reference / pairs / (models_delivered if budget == "total" else 1)
-    return recipe.with_options(steps=max(1, round(share)))
+    share = recipe.steps * reference / (models_delivered if budget == "total" else 1) + spare
+    return recipe.with_options(steps=max(1, round(share / pairs)))
 
 
 @one_thread()
 def run_job(
     setup: Setup, job: Job, pairs: Sequence[str], folder: Path, budget: str = "steps", models_delivered: int = 1
 ) -> Outcome:
-    """Train one variant from the FP network of its seed, save it, and measure it."""
+    """Train one variant, by default from the FP network of its seed, save it, and measure it."""
     variant = Variant.parse(job.variant)
-    setup, chosen, costs = setup.with_options(**variant.options), methods.get(variant.method), Costs()
-    data = datasets.load(setup.data, job.seed)
-    cold = starts_cold(setup, variant)
-    model, _ = checkpoint.load_model(start_path(folder, chosen.base, job.seed))
-    if cold:
-        model = untrained(setup, data, job.seed)
-    if chosen.trains or "quantizer" in variant.options:
-        methods.set_steps(model, setup.recipe.quantizer, data, chosen.base)  # steps for the trained weights
-    if chosen.trains:
-        recipe = setup.recipe.for_images(len(data.train.labels))
-        recipe = _recipe(recipe, job, methods.teacher_of(chosen, recipe, warm=not cold))
-        each_step = sum(map(len, chosen.sampler(model, recipe).draw()))
-        recipe = within(budget, recipe, each_step, models_delivered, chosen.base)
+    common, setup = setup.recipe, setup.with_options(**variant.options)
+    chosen, data, costs = methods.get(variant.method), datasets.load(setup.data, job.seed), Costs()
+    alone = starts_alone(replace(setup, recipe=common), variant, budget)
+    model = untrained(setup, data, job.seed) if alone else _started(setup, variant, job.seed, data, folder)
+    if alone or chosen.trains:
+        recipe = _recipe(setup.recipe.for_images(len(data.train.labels)), job, variant, alone)
+        if not variant.start:
+            spare = (common.warm_steps - recipe.warm_steps) * (common.tasks if chosen.base == "fomaml" else 1)
+            pairs_each = sum(map(len, chosen.sampler(model, recipe).draw()))
+            reference = each_step(common, chosen.base)
+            recipe = within(budget, recipe, pairs_each, models_delivered, reference, spare if alone else 0)
         costs = fit(model, data, variant.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
@@ -217,10 +233,22 @@ def run_job(
     return measure(setup, job, model, data, [job.bits] if job.bits else pairs, folder, costs, size)
 
 
-def _recipe(recipe: Recipe, job: Job, teacher: str) -> Recipe:
-    """Give the recipe the seed, the pair, the teacher and the learning rate of a job."""
-    bits = job.bits or recipe.bits
-    return recipe.with_options(seed=job.seed, bits=bits, teacher=teacher, warm_steps=0, lr=job.lr or recipe.lr)
+def _started(setup: Setup, variant: Variant, seed: int, data: Data, folder: Path) -> nn.Module:
+    """Load the network that a variant starts from; with another quantizer, its steps start from the loaded weights."""
+    base, other = methods.get(variant.method).base, Job(variant.start, seed)
+    path = folder / f"{other.name}.safetensors" if variant.start else start_path(folder, base, seed)
+    model, _ = checkpoint.load_model(path)
+    if "quantizer" in variant.options:
+        methods.set_steps(model, setup.recipe.quantizer, data, base)
+    return model
+
+
+def _recipe(recipe: Recipe, job: Job, variant: Variant, alone: bool) -> Recipe:
+    """Give the recipe the seed, the pair, the teacher, the learning rate and the warm start of a job."""
+    own = variant.options.get("warm_steps", 0) if alone else 0
+    teacher = methods.teacher_of(methods.get(variant.method), recipe, warm=not alone or own > 0)
+    found = {"seed": job.seed, "bits": job.bits or recipe.bits, "lr": job.lr or recipe.lr}
+    return recipe.with_options(**found, teacher=teacher, warm_steps=own)
 
 
 def measure(

@@ -9,7 +9,7 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mebqat_lite.experiments.engines import Record, Stream, Task, opened
-from mebqat_lite.experiments.jobs import Job, Outcome, run_job, start_path, train_start
+from mebqat_lite.experiments.jobs import Job, Outcome, Variant, run_job, start_path, train_start
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.files import locked
 from mebqat_lite.loop import Costs, Run
@@ -185,24 +185,35 @@ def run_jobs(
         with locked(folder), tqdm(total=total, desc="training", disable=not progress) as bar:
             sweep = Sweep(stream, retries, fresh, functools.partial(_show, bar))
             costs = sweep.run(starts.values())
-            found = sweep.run(task for job, task in tasks.items() if starts[job.seed].name in costs)
-    for job, task in tasks.items():
-        if starts[job.seed].name not in costs:
-            sweep.failed[task.name] = "the start of their seed failed"
+            found = _run_in_order(sweep, tasks, {seed for seed, task in starts.items() if task.name in costs})
     if sweep.failed:
         raise SweepError(_complaint(sweep.failed, total, folder))
     runs = [Run(base, setup.recipe, Costs(**value)) for value in costs.values()]
-    return runs, [Outcome.from_json(value) for value in found.values()]
+    return runs, [Outcome.from_json(found[task.name]) for task in tasks.values()]
+
+
+def _run_in_order(sweep: Sweep, tasks: Mapping[Job, Task], ready: Set[int]) -> dict[str, Any]:
+    """Run the tasks whose seed is ``ready``, and after them those that start from the network of another job."""
+    found: dict[str, Any] = {}
+    for waits in (False, True):
+        wave = {job: task for job, task in tasks.items() if bool(Variant.parse(job.variant).start) == waits}
+        able = [job for job in wave if job.seed in ready and (not waits or _before(job) in found)]
+        found |= sweep.run(wave[job] for job in able)
+        lost = [task.name for job, task in wave.items() if job not in able]
+        sweep.failed |= dict.fromkeys(lost, "the network that they start from failed")
+    return found
+
+
+def _before(job: Job) -> str:
+    """Return the name of the job whose network a job starts from."""
+    return Job(Variant.parse(job.variant).start, job.seed).name
 
 
 def _start(setup: Setup, seed: int, base: str, folder: Path) -> Task:
-    """Make the task that trains the common network of a seed.
-
-    A job may write a model file of the same name, so the result file is named differently.
-    """
+    """Make the task that trains the common network of a seed."""
     path = start_path(folder, base, seed)
     run = functools.partial(_train_start, setup, seed, folder, base)
-    return Task(path.with_suffix(".start.json"), run, key("start", setup, seed, base), (path,))
+    return Task(path.with_suffix(".json"), run, key("start", setup, seed, base), (path,))
 
 
 def _task(setup: Setup, job: Job, pairs: Sequence[str], budget: str, delivered: int, folder: Path) -> Task:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mebqat_lite.bits import FP, Bits, BitsLike, candidates, parse_all
+from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
 from mebqat_lite.quantizers import Site
 from mebqat_lite.switching.batchnorm import NORM_STATS, NORMS, SwitchableNorm
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
@@ -138,8 +138,7 @@ def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
 
 def pairs_of(model: nn.Module) -> list[Bits]:
     """List the candidate pairs that the quantizer of the model defines, in rising order."""
-    quantizer = setting_of(model).quantizer
-    return candidates() if quantizer is None else quantizer.pairs()
+    return setting_of(model).quantizer.pairs()
 
 
 def has_norm_sets(model: nn.Module) -> bool:
@@ -192,8 +191,7 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         pair = Bits.parse(bits)
     setting.guard.check_user()
     for each in (pair, *per_layer.values()):
-        if setting.quantizer is not None:
-            setting.quantizer.check(each)
+        setting.quantizer.check(each)
     setting.bits, setting.per_layer = pair, per_layer
     _warn_if_stale(model, setting)
 

@@ -125,7 +125,7 @@ def test_a_job_is_a_pure_function(outcome, folder, tmp_path):
 
 
 def test_a_job_is_a_fit_with_the_seed_s_batches(outcome, folder):
-    model, _ = load_model(folder / "fp-seed1.safetensors")
+    model, _ = load_model(folder / "start-fp-seed1.safetensors")
     data = datasets.load(SETUP.data, 1)
     quantize(model, "dorefa", sample=data.train.images[:512])
     fit(model, data, "qat", SETUP.recipe, bits="W4A4", teacher="start", seed=1, warm_steps=0, progress=False)
@@ -134,7 +134,7 @@ def test_a_job_is_a_fit_with_the_seed_s_batches(outcome, folder):
 
 
 def test_methods_start_from_the_same_network(outcome, folder):
-    start, _ = load_model(folder / "fp-seed0.safetensors")
+    start, _ = load_model(folder / "start-fp-seed0.safetensors")
     naive, _ = load_model(folder / "ptq_naive-seed0.safetensors")
     ours, _ = load_model(folder / "mebqat-seed0.safetensors")
     for name, p in start.named_parameters():
@@ -172,7 +172,7 @@ def test_jobs():
     ],
 )
 def test_a_budget_gives_each_method_its_steps(budget, pairs, models, steps):
-    assert within(budget, Recipe(steps=300, m=4), pairs, models).steps == steps
+    assert within(budget, Recipe(steps=300), pairs, models, reference=4).steps == steps
 
 
 @pytest.mark.parametrize("budget", ["steps", "backprops", "total"])

@@ -173,7 +173,7 @@ def test_findings_of_results_read_back_are_the_same(seeds, tmp_path):
 def finished(folder):
     """A folder as a demo leaves it."""
     (folder / "demo").mkdir(parents=True)
-    for name in ("fp-seed0", "mebqat-seed0", "qat_w2a2-seed0", "mebqat-seed1"):
+    for name in ("start-fp-seed0", "mebqat-seed0", "qat_w2a2-seed0", "mebqat-seed1"):
         (folder / "demo" / f"{name}.safetensors").write_text(name)
     (folder / "demo.png").write_text("picture")
     write_json(folder / "demo.json", outcome(3))
@@ -185,7 +185,7 @@ def test_shipping_copies_the_first_seed(tmp_path):
     names = demo.ship(folder, target)
     shipped = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.*")}
     assert shipped.pop("demo.json") == (folder / "demo.json").read_text() and shipped.pop("demo.png") == "picture"
-    wanted = {"fp": "fp-seed0", "mebqat": "mebqat-seed0", "qat_w2a2": "qat_w2a2-seed0"}
+    wanted = {"fp": "start-fp-seed0", "mebqat": "mebqat-seed0", "qat_w2a2": "qat_w2a2-seed0"}
     assert shipped == {f"checkpoints/digits-{name}.safetensors": text for name, text in wanted.items()}
     assert len(names) == 5
 

@@ -126,7 +126,7 @@ def same(one, two):
 def test_a_cold_run_starts_from_the_seed_s_untrained_network(folder):
     """A learning rate of 0 shows the start itself; a run from there is the fit of that network, labels its teacher."""
     data = datasets.load(SETUP.data, 1)
-    start, (fp, _) = untrained(data), load_model(folder / "fp-seed1.safetensors")
+    start, (fp, _) = untrained(data), load_model(folder / "start-fp-seed1.safetensors")
     assert not same(start, fp)
     assert same(done(folder, "mebqat+warm_steps=0+steps=1+lr=0.0")[1], start)
     assert same(done(folder, "mebqat+steps=1+lr=0.0")[1], fp)
@@ -156,7 +156,7 @@ def test_a_variant_may_have_another_quantizer(folder, options):
     assert plan_of(plain).quantizer == "dorefa" and not any(".quant." in name for name in plain.state_dict())
     _, still = done(folder, f"mebqat{options}+steps=1+lr=0.0")
     data = datasets.load(SETUP.data, 1)
-    fp, _ = load_model(folder / "fp-seed1.safetensors")
+    fp, _ = load_model(folder / "start-fp-seed1.safetensors")
     start = untrained(data, "lsq") if "warm" in options else quantize(fp, "lsq", sample=calibration(data))
     assert same(still, start)
     moved = [n for n, p in model.named_parameters() if ".quant." in n and not torch.equal(p, start.get_parameter(n))]

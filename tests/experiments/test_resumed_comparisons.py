@@ -91,15 +91,16 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("mebqat-lite: 1 of 3 jobs failed: mebqat+lr-1e35-seed0: TrainingError: the loss is")
     assert line.endswith(f"what the others found is kept in {tmp_path}; the same command goes on with what is missing")
-    assert results(tmp_path) == {"fp-seed0.start", "ptq_naive-seed0"} and not (tmp_path / "compare.json").exists()
+    assert results(tmp_path) == {"start-fp-seed0", "ptq_naive-seed0"} and not (tmp_path / "compare.json").exists()
 
 
 def test_jobs_whose_start_failed_are_reported_as_such(tmp_path):
     """Seed 1's start cannot be written; seed 0 is not touched by that."""
-    (tmp_path / "fp-seed1.safetensors").mkdir()
+    (tmp_path / "start-fp-seed1.safetensors").mkdir()
     with pytest.raises(SweepError) as caught:
         run(tmp_path, seeds=2, retries=0)
     text = str(caught.value)
-    assert text.startswith("6 of 12 jobs failed: fp-seed1.start: FileExistsError")
-    assert "mebqat-seed1, adabits-seed1, qat_w2a2-seed1, qat_w4a4-seed1, ptq_mse-seed1: the start of" in text
+    assert text.startswith("6 of 12 jobs failed: start-fp-seed1: FileExistsError")
+    lost = "mebqat-seed1, adabits-seed1, qat_w2a2-seed1, qat_w4a4-seed1, ptq_mse-seed1"
+    assert f"{lost}: the network that they start from failed" in text
     assert len(results(tmp_path)) == 6 and "seed0" not in text
