@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FP, Bits, candidates
+from mebqat_lite.bits import FP, Bits, parse_all
 from mebqat_lite.datasets.augment import Augment
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.datasets.batches import Batches
@@ -29,7 +29,7 @@ from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Dealt, InTurn, Listed, Sampled
 from mebqat_lite.switching.convert import give_clips, requantize
 from mebqat_lite.switching.norms import forget_stats, give_norm_sets
-from mebqat_lite.switching.state import has_one_bit, norm_layers, plan_of, quantized_layers
+from mebqat_lite.switching.state import norm_layers, pairs_of, plan_of, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 LOOP = {"steps", "epochs", "lr", "weight_decay", "schedule", "clip", "seed", "quantizer"}  # options that `fit` reads
@@ -109,15 +109,12 @@ def set_steps(model: nn.Module, quantizer: str, data: Data, base: str = "fp") ->
 
 def _lowest(model: nn.Module, recipe: Recipe) -> list[Bits]:
     """Return the lowest pair that a method may visit: W1A1, or W2A2 without 1 bit, or none if that is excluded."""
-    if has_one_bit(model) and 1 not in recipe.exclude:
-        return [Bits(1, 1)]
-    return [] if 2 in recipe.exclude else [Bits(2, 2)]
+    return [pair for pair in (Bits(1, 1), Bits(2, 2)) if pair in _pool(model, recipe)][:1]
 
 
 def _pool(model: nn.Module, recipe: Recipe) -> list[Bits]:
     """Return the pairs that a method may draw."""
-    one_bit = has_one_bit(model) and 1 not in recipe.exclude
-    return [b for b in candidates(one_bit) if not {b.w, b.a} & set(recipe.exclude)]
+    return [b for b in pairs_of(model) if not {b.w, b.a} & set(recipe.exclude)]
 
 
 def _sampled(model: nn.Module, recipe: Recipe) -> Sampled:
@@ -159,7 +156,7 @@ def _dealt(model: nn.Module, recipe: Recipe) -> Sampler:
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:
     """List the recipe's pairs; by default W1A1 (if the quantizer has 1 bit), W2A2, W4A4, W8A8 and FP."""
-    return Listed(recipe.bits or LISTED[0 if has_one_bit(model) else 1 :])
+    return Listed(recipe.bits or [b for b in parse_all(LISTED) if b in pairs_of(model)])
 
 
 def _switches(model: nn.Module, sampler: Sampler) -> None:

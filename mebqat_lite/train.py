@@ -150,7 +150,7 @@ def _make_trainable(model: nn.Module, data: Data, recipe: Recipe) -> None:
     except NotQuantizedError:
         quantize(model, recipe.quantizer, sample=methods.calibration(data))
         return
-    if quantizer is not None and quantizer.predicts_only:
+    if quantizer.predicts_only:
         raise ValueError("a packed network is for prediction: train the checkpoint that it was made from")
 
 
@@ -177,7 +177,7 @@ def _refuse_untrainable(model: nn.Module, sampler: methods.Sampler) -> None:
     layers = [layer for layer in quantized_layers(model).values() if layer.site.role == "body"]
     own = [layer for layer in layers if "weight" in layer._parameters and not layer.quantizer.leaves_weights]
     for layer in [layer for layer in own if layer.weight.requires_grad][:1] if pairs else []:
-        layer.quantizer.check(pairs[0].w)
+        layer.quantizer.check(pairs[0])
         weight = layer.quantizer.weight(layer.weight, pairs[0].w, layer.quant, layer.site)
         loss = (weight * layer.weight.detach()).sum()  # any loss that depends on all weights
         [found] = torch.autograd.grad(loss, [layer.weight], allow_unused=True) if loss.requires_grad else [None]

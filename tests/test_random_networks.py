@@ -17,8 +17,9 @@ from mebqat_lite.switching.state import quantized_layers
 X = torch.rand(12, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 PART = Split(X, torch.arange(12) % CLASSES)
 DATA = Data("made", PART, PART, PART, ("a", "b", "c"))
-QUANTIZERS = st.sampled_from(["dorefa", "sat", "lsq", "least_squares"])
-TRAINED = st.sampled_from(["dorefa", "sat", "lsq"])
+PER_CHANNEL = ("least_squares", "dorefa_corrected", "lsq_corrected")  # one scale for each row of weights
+QUANTIZERS = st.sampled_from(["dorefa", "sat", "lsq", "double_rounding", *PER_CHANNEL])
+TRAINED = st.sampled_from(["dorefa", "sat", "lsq", "double_rounding", *PER_CHANNEL])
 PAIRS = "W2A2,W3A8,FP"
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -71,7 +72,7 @@ def test_at_two_bits_a_layer_has_four_weights_and_four_inputs(made, quantizer):
     for name, passes in inputs.items():
         layer = layers[name]
         for x, w in passes:
-            rows = w.flatten(1) if quantizer == "least_squares" else w.reshape(1, -1)  # one scale for each row
+            rows = w.flatten(1) if quantizer in PER_CHANNEL else w.reshape(1, -1)
             assert all(row.unique().numel() <= 4 for row in rows)
             signed = layer.site.signed and not layer.quantizer.signed_inputs
             assert signed or x.unique().numel() <= 4

@@ -418,6 +418,21 @@ def whole():
     assert mq.grid(model, Split(tokens, Y), "W2A2,FP")["mean"].notna().all()
 
 
+@row("the pairs of a quantizer")
+def defined():
+    for quantizer, count in {"dorefa": 75, "least_squares": 75, "lsq": 73, "sat": 73, "double_rounding": 64}.items():
+        assert len(mq.quantizers.QUANTIZERS[quantizer].pairs()) == count
+    with pytest.raises(ValueError, match="double_rounding does not define W16A16"):
+        mq.set_bits(made(quantizer="double_rounding"), "W16A16")
+
+
+@row("dorefa_corrected, sat_corrected, lsq_corrected")
+def corrected():
+    for layer in (made(quantizer=f"{name}_corrected").get_submodule("middle.0") for name in ("dorefa", "sat", "lsq")):
+        w, q = layer.weight.flatten(1), layer.quantized_weight(4).flatten(1)
+        assert torch.allclose(q.mean(1), w.mean(1), atol=1e-5) and torch.allclose(q.std(1), w.std(1), atol=1e-5)
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -446,7 +461,7 @@ def packed():
 
 @row("export_onnx")
 def onnx():
-    for quantizer in ("dorefa", "lsq", "least_squares"):
+    for quantizer in ("dorefa", "lsq", "least_squares", "dorefa_corrected", "double_rounding"):
         model = made(quantizer=quantizer)
         with fresh_folder() as folder:
             export_onnx(model, folder / "m.onnx", "W4A4", X.shape[1:], calibration=X)

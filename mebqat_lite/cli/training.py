@@ -274,7 +274,7 @@ def _defined_pairs(setup: Setup) -> list[Bits]:
     from mebqat_lite.quantizers import QUANTIZERS
 
     quantizer = QUANTIZERS.get(setup.recipe.quantizer)
-    return candidates(one_bit=quantizer is None or quantizer.one_bit)
+    return candidates() if quantizer is None else quantizer.pairs()
 
 
 def _names(text: str) -> list[str]:

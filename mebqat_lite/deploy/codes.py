@@ -14,14 +14,14 @@ from mebqat_lite.switching.layers import QuantizedLayer
 LAYOUT = "bit planes, the most significant first; each plane row-major, eight codes a byte, the first one highest"
 
 
-def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, float]:
+def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, float | Tensor]:
     """Express the weights of a layer at ``bits`` as integers.
 
     The weights that the layer multiplies with are exactly ``(codes - zero) * step``.
 
     Returns:
         ``codes``, int32 from 0 to 2^bits - 1, of the shape of the weights; ``step``, a scalar or (out, 1, ...); and
-        the number ``zero``, which may be a half-integer.
+        ``zero``, a number that may be a half-integer, or any numbers (out, 1, ...).
 
     Raises:
         ValueError: the quantizer does not define `weight_grid`, its grid does not reproduce the weights, or the
@@ -41,7 +41,7 @@ def weight_codes(layer: QuantizedLayer, bits: int) -> tuple[Tensor, Tensor, floa
     return codes, step, zero
 
 
-def dequantize(codes: Tensor, step: Tensor, zero: float) -> Tensor:
+def dequantize(codes: Tensor, step: Tensor, zero: float | Tensor) -> Tensor:
     """Compute the weights ``(codes - zero) * step``, in the type of ``step``, but no narrower than float32."""
     return codes.to(wide(step).dtype).sub_(zero).mul_(step)
 

@@ -11,10 +11,11 @@ from torch import nn
 from mebqat_lite import datasets, methods
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.deploy.packed import KIND, NESTED, save_packed
+from mebqat_lite.deploy.packed import KIND, save_packed
 from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
+from mebqat_lite.quantizers import NESTED
 
 FORMATS = ("packed", "nested", "onnx")
 
@@ -95,10 +96,10 @@ def _check_trained(name: str, model: nn.Module, extra: Mapping[str, Any], pairs:
 def _about(is_nested: bool) -> str:
     """Say whether the codes of a nested file really nest, and what that means for its size."""
     if is_nested:
-        return "The codes nest: each width's are the upper bits of the 8-bit codes, which alone are stored."
+        return "The codes nest: each width's are cut from the 8-bit codes, which alone are stored."
     return (
-        "This quantizer's codes do not nest: fewer bits are not the upper bits of more. A set a width is stored, "
-        "which may take more bytes than the float weights. Those of sat nest."
+        "This quantizer's codes do not nest: fewer bits cannot be cut from more. A set a width is stored, "
+        "which may take more bytes than the float weights. Those of sat and double_rounding nest."
     )
 
 

@@ -36,12 +36,12 @@ def need(module: str) -> Any:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a layer as the graph stores them: ``(codes + shift) * step``, where ``shift`` is 0 or 1/2."""
+    """The weights of a layer as the graph stores them: ``(codes + shift) * step``."""
 
     codes: np.ndarray  # int64, of the weight's shape
     step: np.ndarray  # float32, () or (out,)
     kind: str  # INT2 ... INT32
-    shift: float
+    shift: np.ndarray  # float32, () or (out,)
     note: str  # the reason if the type is wider than the bits, else empty
 
 
@@ -61,20 +61,27 @@ def weights_of(layer: QuantizedLayer, bits: int, opset: int, compact: bool = Fal
 
     If the zero is a half-integer (dorefa, centred sat, one bit), the weights are odd multiples of half a step, and
     storing these odd numbers takes one bit more. With ``compact`` the codes keep their bits, and the graph adds the
-    half.
+    half. It also adds what is left of a zero of each channel (corrected quantizers), which can be any number.
     """
     codes, step, zero = weight_codes(layer, bits)
-    odd = not float(zero).is_integer()
-    half = odd and compact and bits > 1
-    scale = 2 if odd and not half else 1
+    each = isinstance(zero, Tensor)
+    odd = not each and not float(zero).is_integer()
+    middle = 2 ** (bits - 1) if each or (odd and compact and bits > 1) else float(zero)
+    shift = torch.as_tensor(middle - zero)
+    scale = 2 if odd and not shift.any() else 1
     # The range that the bits allow, even if no weight lies at its ends.
-    low, high = (round(scale * (end - zero) - 0.5 * half) for end in (0, 2**bits - 1))
+    low, high = (round(scale * (end - middle)) for end in (0, 2**bits - 1))
     narrowest = 4 if isinstance(layer, QuantLinear) or opset < OPSET_INT2 else 2
     kind, width = next((k, n) for k, n in SIGNED if n >= narrowest and -(2 ** (n - 1)) <= low and high < 2 ** (n - 1))
-    steps = (step.detach() / scale).to(torch.float32).cpu().numpy()
+    steps, shifts = (_per_channel(t) for t in (step / scale, shift))
     note = _why(layer, bits, width, opset, f"{low} to {high}" if scale == 2 else "")
     values = (codes.to(torch.int64) * scale + low).cpu().numpy()
-    return Weights(values, steps.reshape(-1 if steps.size > 1 else ()), kind, 0.5 * half, note)
+    return Weights(values, steps, kind, shifts, note)
+
+
+def _per_channel(t: Tensor) -> np.ndarray:
+    """Return a number, or one number per output channel, (out, 1, ...), as float32, () or (out,)."""
+    return t.detach().to(torch.float32).cpu().numpy().reshape(-1 if t.numel() > 1 else ())
 
 
 def _why(layer: QuantizedLayer, bits: int, width: int, opset: int, odd: str) -> str:
@@ -211,18 +218,17 @@ def _dequantize_weight(graph: Any, name: str, weights: Weights) -> list[Any]:
     floats = next(index for index, tensor in enumerate(graph.initializer) if tensor.name == name)
     del graph.initializer[floats]
     graph.initializer.append(_integers(f"{name}_codes", weights.codes, weights.kind))
-    if not weights.shift:
+    if not weights.shift.any():
         graph.initializer.append(_floats(f"{name}_step", weights.step))
         return [_dequantize(f"{name}_codes", f"{name}_step", name, weights.step)]
     # code + 1/2 is exact in float32, so the only rounding is that of the multiplication by the step, as in PyTorch.
-    step = weights.step.reshape(-1, *[1] * (weights.codes.ndim - 1)) if weights.step.ndim else weights.step
-    graph.initializer.extend(
-        [_floats(f"{name}_one", np.float32(1)), _floats(f"{name}_half", np.float32(weights.shift))]
-    )
-    graph.initializer.append(_floats(f"{name}_step", step))
+    given = {"one": np.ones(()), "shift": weights.shift, "step": weights.step}
+    column = (-1, *[1] * (weights.codes.ndim - 1))  # (out, 1, ...)
+    for what, value in given.items():
+        graph.initializer.append(_floats(f"{name}_{what}", value.reshape(column) if value.ndim else value))
     return [
         _dequantize(f"{name}_codes", f"{name}_one", f"{name}_whole", np.float32(1)),
-        helper.make_node("Add", [f"{name}_whole", f"{name}_half"], [f"{name}_shifted"], name=f"{name}_add"),
+        helper.make_node("Add", [f"{name}_whole", f"{name}_shift"], [f"{name}_shifted"], name=f"{name}_add"),
         helper.make_node("Mul", [f"{name}_shifted", f"{name}_step"], [name], name=f"{name}_scale"),
     ]
 

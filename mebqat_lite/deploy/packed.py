@@ -1,14 +1,14 @@
 """Write and read packed files, in which each weight of a quantized network takes exactly its b bits.
 
-A file serves the pairs that it was written for. With some quantizers (the floor forms of SAT) the codes of fewer bits
-are the upper bits of the 8-bit codes. A nested file then stores the 8-bit codes alone, and all widths are cut from
-them.
+A file serves the pairs that it was written for. With some quantizers the codes of fewer bits can be cut from the 8-bit
+codes: they are the upper bits (the floor forms of SAT), or these rounded (Double Rounding). A nested file then stores
+the 8-bit codes alone.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mebqat_lite import checkpoint, files, quantizers
 from mebqat_lite.bits import FP, FULL, Bits
 from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, copied, recorded
 from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
-from mebqat_lite.quantizers import Params, Quantizer, Site
+from mebqat_lite.quantizers import NESTED, Params, Quantizer, Site
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.norms import require_statistics
 from mebqat_lite.switching.state import (
@@ -38,25 +38,25 @@ from mebqat_lite.tensors import Images, evaluating, image_batches, place
 
 KIND = "packed"
 FEW_IMAGES = 8  # on which a file is compared with its network
-NESTED = 8  # bits of the codes from which a nested file cuts all others
 
 
 @dataclass
 class Codes:
-    """The weights of a layer as integers: for each width its bit planes (see `codes.pack`), its steps and its zero."""
+    """The weights of a layer as integers: for each width its bit planes (see `codes.pack`), its steps and its zeros."""
 
     shape: torch.Size
     layout: torch.memory_format
     planes: dict[int, Tensor]
     steps: dict[int, Tensor]
-    zeros: dict[int, float]
+    zeros: Mapping[int, float | Tensor]
     kept: dict[tuple, Tensor] = field(default_factory=dict, repr=False)
 
-    def weight(self, bits: int, device: torch.device) -> Tensor:
-        """Compute the weights at ``bits``, if need be from the upper bits of the 8-bit codes."""
+    def weight(self, bits: int, device: torch.device, cut: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Compute the weights at ``bits``, if need be from codes that ``cut`` makes of the 8-bit ones."""
         if (bits, device) not in self.kept:
-            planes = self.planes[bits] if bits in self.planes else self.planes[NESTED][:bits]
-            weight = dequantize(unpack(planes, self.shape), self.steps[bits], self.zeros[bits])
+            whole = unpack(self.planes[bits if bits in self.planes else NESTED], self.shape)
+            codes = whole if bits in self.planes else cut(whole, bits)
+            weight = dequantize(codes, self.steps[bits], self.zeros[bits])
             self.kept[bits, device] = weight.to(device).contiguous(memory_format=self.layout)
         return self.kept[bits, device]
 
@@ -69,14 +69,14 @@ class Packed(Quantizer):
 
     def __init__(self, original: Quantizer, settings: list[MapOrBits], codes: Mapping[str, Codes]) -> None:
         self.original, self.settings, self.codes = original, settings, codes
-        for name in ("one_bit", "signed_inputs", "clips_at_zero", "edge_bits"):
+        for name in ("one_bit", "weight_widths", "activation_widths", "signed_inputs", "clips_at_zero", "edge_bits"):
             setattr(self, name, getattr(original, name))
 
-    def check(self, bits: int) -> None:
+    def check(self, bits: Bits) -> None:
         """Raise a ValueError for bits that the file has neither for weights nor for activations."""
         pairs = [b for s in self.settings for b in ([*s.values(), s.get("*", FP)] if isinstance(s, Mapping) else [s])]
-        if bits not in {width for pair in map(Bits.parse, pairs) for width in (pair.w, pair.a)}:
-            raise ValueError(self._lacks(f"weights or activations of {bits} bits"))
+        for width in {bits.w, bits.a} - {width for pair in map(Bits.parse, pairs) for width in (pair.w, pair.a)}:
+            raise ValueError(self._lacks(f"weights or activations of {width} bits"))
 
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """Compute the weights from the integers of this width; at 32 bits the file may hold float weights instead.
@@ -86,7 +86,7 @@ class Packed(Quantizer):
         """
         codes = self.codes.get(site.name)
         if codes is not None and bits in codes.steps:
-            return codes.weight(bits, w.device).to(w.dtype)
+            return codes.weight(bits, w.device, self.cut).to(w.dtype)
         if bits < FULL or bool(w.isnan().any()):
             raise ValueError(self._lacks(f"weights of {bits} bits"))
         return w if self.original.float_weights else self.original.weight(w, bits, params, site)
@@ -98,10 +98,15 @@ class Packed(Quantizer):
         except (KeyError, AttributeError) as error:  # the file does not have its step
             raise ValueError(self._lacks(f"activations of {bits} bits")) from error
 
-    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float | Tensor]:
         """Return the step and the zero that are stored in the file."""
         codes = self.codes[site.name]
-        return codes.steps[bits], codes.zeros[bits]
+        step, zero = codes.steps[bits].to(w.device), codes.zeros[bits]
+        return step, zero.to(w.device) if isinstance(zero, Tensor) else zero
+
+    def cut(self, codes: Tensor, bits: int) -> Tensor:
+        """Cut codes as the original quantizer does."""
+        return self.original.cut(codes, bits)
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """Return the grid of the original quantizer."""
@@ -165,7 +170,9 @@ def save_packed(
         tensors |= {f"codes/{name}/{width}": pack(found[width][0], width) for width in stored}
         if found:
             tensors[f"steps/{name}"] = torch.stack([step for _, step, _ in found.values()])
-            zeros[name] = {width: zero for width, (_, _, zero) in found.items()}
+            zeros[name] = {width: None if isinstance(zero, Tensor) else zero for width, (_, _, zero) in found.items()}
+            if each := [zero for _, _, zero in found.values() if isinstance(zero, Tensor)]:  # one per channel
+                tensors[f"zeros/{name}"] = torch.stack(each)
     described = checkpoint.describe(model) | {"norm_sets": _sets(model, settings)}
     meta = {"kind": KIND, "layout": LAYOUT, "nested": is_nested, "zeros": zeros, "model": described}
     meta |= {"settings": [_as_json(setting) for setting in settings], "extra": dict(extra or {})}
@@ -180,7 +187,7 @@ def save_packed(
 def _check(path: Path, model: nn.Module, settings: list[MapOrBits], calibration: Images | None) -> None:
     """Read a file back, and compare its weights with the model's, and what both compute of a few calibration images."""
     fresh = copied(model)
-    setting_of(fresh).quantizer = None  # a packed network can be written again, though it cannot be quantized
+    setting_of(fresh).quantizer = Quantizer()  # a packed network can be written again, though it cannot be quantized
     again, _ = load_packed(path, fresh)
     batch = None if calibration is None else next(iter(image_batches(calibration)), None)
     for setting in settings:
@@ -206,9 +213,9 @@ def _check_outputs(model: nn.Module, again: nn.Module, setting: MapOrBits, image
 
 
 def nests(layer: QuantizedLayer, widths: Iterable[int]) -> bool:
-    """Tell whether the codes of all ``widths`` are the upper bits of the layer's 8-bit codes."""
+    """Tell whether the codes of all ``widths`` are what `Quantizer.cut` makes of the layer's 8-bit codes."""
     whole = weight_codes(layer, NESTED)[0]
-    return all(torch.equal(weight_codes(layer, width)[0], whole >> (NESTED - width)) for width in widths)
+    return all(torch.equal(weight_codes(layer, width)[0], layer.quantizer.cut(whole, width)) for width in widths)
 
 
 def _widths(model: nn.Module, settings: Iterable[MapOrBits], name: str) -> list[int]:
@@ -354,9 +361,11 @@ def packed_settings(model: nn.Module) -> list[MapOrBits]:
 def _codes(model: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], name: str) -> Codes:
     """Read the integers of one layer; a ValueError if their shape or type is wrong."""
     shape = quantized_layers(model)[name].weight.shape
-    zeros = {int(width): float(zero) for width, zero in meta["zeros"][name].items()}
-    steps = dict(zip(zeros, tensors[f"steps/{name}"], strict=True))
-    stored = [NESTED] if meta["nested"] else list(zeros)
+    widths = [int(width) for width in meta["zeros"][name]]
+    each = tensors.get(f"zeros/{name}")  # one per channel
+    numbers = map(float, meta["zeros"][name].values()) if each is None else each
+    zeros, steps = (dict(zip(widths, values, strict=True)) for values in (numbers, tensors[f"steps/{name}"]))
+    stored = [NESTED] if meta["nested"] else widths
     planes = {width: tensors[f"codes/{name}/{width}"] for width in stored}
     for width, found in planes.items():
         if found.dtype != torch.uint8 or found.shape != (width, -(-shape.numel() // 8)):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mebqat_lite.bits import FP, Bits, candidates
-from mebqat_lite.deploy.packed import NESTED, save_packed
+from mebqat_lite.bits import FP, Bits
+from mebqat_lite.deploy.packed import save_packed
 from mebqat_lite.measure.costs import saving
-from mebqat_lite.switching.state import has_one_bit
+from mebqat_lite.quantizers import NESTED
+from mebqat_lite.switching.state import pairs_of
 from mebqat_lite.tensors import Images
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def file_sizes(model: nn.Module, calibration: Images | None = None) -> pd.DataFr
     """
     import pandas as pd
 
-    pairs = candidates(has_one_bit(model))
+    pairs = pairs_of(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "file.safetensors"
 

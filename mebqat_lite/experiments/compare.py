@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mebqat_lite import datasets, methods, quantizers
-from mebqat_lite.bits import FULL, Bits, parse_all
+from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.collect import base_of, choose_rates, collect
 from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, untrained
@@ -151,6 +151,5 @@ def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> Non
     for name in names:
         recipe = setup.recipe.with_options(**Variant.parse(name).options)
         quantizer = quantizers.get(recipe.quantizer)[1]
-        for width in {width for pair in pairs for width in (Bits.parse(pair).w, Bits.parse(pair).a)} - {FULL}:
-            if methods.get(Variant.parse(name).method).trains:
-                quantizer.check(width)
+        for pair in pairs if methods.get(Variant.parse(name).method).trains else ():
+            quantizer.check(Bits.parse(pair))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite.bits import FP, Bits, BitsLike, candidates
+from mebqat_lite.bits import FP, Bits, BitsLike
 from mebqat_lite.datasets.base import DataError, Split
 from mebqat_lite.learners import Classes, objective
 from mebqat_lite.measure.intervals import interval
@@ -24,8 +24,8 @@ from mebqat_lite.switching.state import (
     at,
     frozen_weights,
     has_norm_sets,
-    has_one_bit,
     norm_layers,
+    pairs_of,
     parse_settings,
     quantized_layers,
     setting_of,
@@ -130,7 +130,7 @@ def grid(
     images: list[Any] = list(calibration) if several else [calibration] * len(nets)  # type: ignore[arg-type]
     if not len(nets) == len(parts) == len(images):
         raise ValueError(f"{len(nets)} models, {len(parts)} splits, {len(images)} calibration sets: give one each")
-    pairs = candidates(has_one_bit(nets[0])) if bits is None else parse_settings(bits)
+    pairs = pairs_of(nets[0]) if bits is None else parse_settings(bits)
     norm_stats = _policy(nets[0], norm_stats, calibration)
     runs = []
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite.bits import candidates
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.learners import Learner, ProtoNet, prototype_logits
 from mebqat_lite.learners.maml import FOMAML
 from mebqat_lite.measure.evaluate import BATCH, frame_of
 from mebqat_lite.measure.intervals import interval
-from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, has_one_bit, parse_settings
+from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, pairs_of, parse_settings
 from mebqat_lite.tensors import as_float, evaluating, place
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def episode_grid(
     Its intervals are over the episodes. By default all candidate pairs of the model's quantizer are measured. The
     arguments are those of `episode_scores`.
     """
-    pairs = candidates(has_one_bit(model)) if bits is None else parse_settings(bits)
+    pairs = pairs_of(model) if bits is None else parse_settings(bits)
     scores = episode_scores(model, learner, episodes, pairs, count=count, norm_stats=norm_stats, progress=progress)
     return frame_of(pairs, scores.T.tolist(), norm_stats)
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mebqat_lite import datasets, methods
-from mebqat_lite.bits import Bits, candidates
+from mebqat_lite.bits import Bits
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import Learner
@@ -21,7 +21,7 @@ from mebqat_lite.measure.fewshot import EVALUATION_SEED
 from mebqat_lite.methods import Method
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import MapOrBits, has_one_bit, parse_settings
+from mebqat_lite.switching.state import MapOrBits, pairs_of, parse_settings
 
 
 def trained_for(model: nn.Module, extra: Mapping[str, Any]) -> list[Bits]:
@@ -32,7 +32,7 @@ def trained_for(model: nn.Module, extra: Mapping[str, Any]) -> list[Bits]:
     name = extra["method"]
     method, recipe = methods.get(name), Recipe(**extra["setup"]["recipe"])
     if name != method.base and not method.trains:
-        return candidates(has_one_bit(model))
+        return pairs_of(model)
     sampler = method.sampler(model, recipe.with_options(bits=extra.get("bits") or recipe.bits))
     return sorted({*getattr(sampler, "pairs", []), *getattr(sampler, "pool", [])})
 
@@ -79,7 +79,7 @@ def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: Iterable[M
 
     ``bits`` are the pairs that need statistics, by default all candidates.
     """
-    pairs = candidates(has_one_bit(model)) if bits is None else parse_settings(bits)
+    pairs = pairs_of(model) if bits is None else parse_settings(bits)
     missing = [pair for pair in pairs if not is_recalibrated(model, str(pair))]
     if missing:
         train = datasets.load(extra["data"], extra.get("seed", 0)).train

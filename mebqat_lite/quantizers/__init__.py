@@ -5,7 +5,7 @@ Fake quantization rounds float values to few levels, but keeps them as floats, s
 defines one family of quantizers and registers it by name. To add one, write a file like `dorefa` and import it below.
 """
 
-from mebqat_lite.quantizers.base import QUANTIZERS, Params, Quantizer, Site, check_listed, get, register
+from mebqat_lite.quantizers.base import NESTED, QUANTIZERS, Params, Quantizer, Site, get, register
 from mebqat_lite.quantizers.functions import (
     TINY,
     codes,
@@ -27,24 +27,29 @@ from mebqat_lite.quantizers.dorefa import DoReFa
 from mebqat_lite.quantizers.sat import SAT
 from mebqat_lite.quantizers.lsq import LSQ
 from mebqat_lite.quantizers.authors import AuthorsLSQ, SharedLSQ, UntrainedLSQ
+from mebqat_lite.quantizers.double_rounding import DoubleRounding
 from mebqat_lite.quantizers.ptq import LeastSquares
+from mebqat_lite.quantizers.corrected import Corrected, corrected
 # isort: on
 
 __all__ = [
     "LSQ",
+    "NESTED",
     "QUANTIZERS",
     "SAT",
     "TINY",
     "AuthorsLSQ",
+    "Corrected",
     "DoReFa",
+    "DoubleRounding",
     "LeastSquares",
     "Params",
     "Quantizer",
     "SharedLSQ",
     "Site",
     "UntrainedLSQ",
-    "check_listed",
     "codes",
+    "corrected",
     "fake_quantize",
     "get",
     "integer_range",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
+from mebqat_lite.bits import FULL
+from mebqat_lite.quantizers.base import Params, Site, register
 from mebqat_lite.quantizers.lsq import LSQ
 
 
@@ -21,12 +22,9 @@ class SharedLSQ(LSQ):
     two bits. Left out is the 1e-6 that they add to a step before they divide by it.
     """
 
-    widths = (2,)  # the shared steps are named ``w2`` and ``a2``
+    widths = (2,)  # the shared steps are named ``w2`` and ``a2``, and serve all bits from 2 on
+    weight_widths = activation_widths = tuple(range(2, FULL + 1))
     starts_at = "W2A2"
-
-    def check(self, bits: int) -> None:
-        """Raise a ValueError for one bit; the shared step serves every other number of bits."""
-        Quantizer.check(self, bits)
 
     def step(self, kind: str, bits: int, params: Params) -> Tensor:
         """Return the shared step, a scalar, of the weights (``kind="w"``) or of the activations (``kind="a"``)."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mebqat_lite.bits import FULL, WIDTHS
+from mebqat_lite.bits import FULL, Bits, candidates
 
 Params = Mapping[str, Tensor] | nn.ParameterDict
+NESTED = 8  # bits of the codes from which a nested file cuts all others
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Quantizer:
     """
 
     one_bit = False  # whether one bit is defined
+    weight_widths: Sequence[int] = range(1, FULL + 1)  # numbers of bits that weights may have; 1 needs `one_bit` too
+    activation_widths: Sequence[int] = range(1, FULL + 1)  # the same for activations
     signed_inputs = False  # whether it quantizes negative activations; if not, signed inputs stay full precision
     clips_at_zero = False  # whether unsigned activations are clipped at 0, so that a ReLU before is not needed
     edge_bits = FULL  # weight bits of the first and the last layer, except at FP
@@ -44,10 +47,17 @@ class Quantizer:
     leaves_weights = False  # set it for a quantizer without a gradient for the weights, which `fit` would refuse
     predicts_only = False  # whether it belongs to a packed network, which has integers and no float weights
 
-    def check(self, bits: int) -> None:
-        """Raise a ValueError if the quantizer does not define this number of bits."""
-        if bits == 1 and not self.one_bit:
+    def check(self, bits: Bits) -> None:
+        """Raise a ValueError if the quantizer does not define the bits of this pair."""
+        if 1 in (bits.w, bits.a) and not self.one_bit:
             raise ValueError(f"{self} defines no 1-bit values; its lowest is 2 bits")
+        w, a = [*self.weight_widths], [*self.activation_widths]
+        if bits.w not in w or bits.a not in a:
+            raise ValueError(f"{self} does not define {bits}: its weights have {w} bits, its activations {a}")
+
+    def pairs(self) -> list[Bits]:
+        """List the candidate pairs that the quantizer defines, in rising order."""
+        return [b for b in candidates(self.one_bit) if b.w in self.weight_widths and b.a in self.activation_widths]
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Return the start values of what the layer learns, by name.
@@ -72,16 +82,20 @@ class Quantizer:
         """Fake-quantize the layer's input ``x``, (batch, channels, ...), to the same shape; ``bits`` is below 32."""
         raise NotImplementedError(f"{type(self).__name__} must define activation()")
 
-    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
+    def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float | Tensor]:
         """Return the step and the zero of the weights' integers, which files of integers need.
 
         `weight` must be exactly (code - zero) step with codes 0, ..., 2^bits - 1. The step is a scalar tensor, or
-        (out, 1, ...) with one step per output channel.
+        (out, 1, ...) with one step per output channel. The zero is a number, or also (out, 1, ...).
 
         Raises:
             ValueError: the quantizer does not define it.
         """
         raise ValueError(f"{self} does not say what its integers mean: define weight_grid() to write it to a file")
+
+    def cut(self, codes: Tensor, bits: int) -> Tensor:
+        """Return the codes of ``bits`` bits that belong to 8-bit ``codes``, where codes nest: here the upper bits."""
+        return codes >> (NESTED - bits)
 
     def activation_grid(self, bits: int, params: Params, site: Site) -> tuple[Tensor, int, int]:
         """Return the step, a scalar tensor, and the lowest and highest code of the activations.
@@ -100,12 +114,6 @@ class Quantizer:
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in sorted(vars(self).items()))
         return f"{type(self).__name__}({options})"
-
-
-def check_listed(quantizer: Quantizer, bits: int) -> None:
-    """Raise a ValueError if no candidate pair has this number of bits."""
-    if bits not in WIDTHS:
-        raise ValueError(f"{quantizer} has no step for {bits} bits; it has steps for 2 to 8 and 16")
 
 
 QUANTIZERS: dict[str, Quantizer] = {}

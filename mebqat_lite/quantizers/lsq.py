@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from mebqat_lite.bits import FULL, WIDTHS
-from mebqat_lite.quantizers.base import Params, Quantizer, Site, check_listed, register
+from mebqat_lite.quantizers.base import Params, Quantizer, Site, register
 from mebqat_lite.quantizers.functions import TINY, integer_range, step_clip
 
 
@@ -22,11 +22,7 @@ class LSQ(Quantizer):
     clips_at_zero = True
     step_lr = 0.01  # Adam moves all values by about the learning rate, which is too much for small steps
     widths = tuple(bits for bits in WIDTHS if 1 < bits < FULL)  # bitwidths with a step
-
-    def check(self, bits: int) -> None:
-        """Raise a ValueError for bits without a step."""
-        super().check(bits)
-        check_listed(self, bits)
+    weight_widths = activation_widths = (*widths, FULL)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Start each step at 2 mean|v| / sqrt(p), where v are the weights or the input, and p is the highest code.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
-from mebqat_lite.bits import FULL, WIDTHS
+from mebqat_lite.bits import WIDTHS
 from mebqat_lite.quantizers import (
     TINY,
     Params,
     Quantizer,
     Site,
-    check_listed,
     fake_quantize,
     integer_range,
     register,
@@ -47,24 +51,43 @@ def _best_fraction(x: Tensor, most: Tensor, fractions: Tensor, low: int, high: i
     return fractions.gather(1, torch.stack(errors, 1).argmin(1, keepdim=True))
 
 
+class _Straight(Function):
+    """Take the value ``q`` for ``x``; the gradient passes to ``x`` where it is in (low, high), and is 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+        ctx.save_for_backward((x > low) & (x < high))
+        return q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None, None
+
+
+def _fixed_step(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """Compute `fake_quantize` with a straight-through gradient for ``x``, and none for the step."""
+    step = step.detach()
+    return _Straight.apply(x, fake_quantize(x.detach(), step, low, high), low * wide(step), high * wide(step))
+
+
 class LeastSquares(Quantizer):
     """Uniform quantizer with the steps of least squared error: one per output channel, and one per layer input.
 
     At one bit a weight is sign(w) times the mean |w| of its channel, and an activation is 0 or the step s. The steps
-    are chosen once and never trained.
+    are chosen once and never trained. The gradient of weights and activations passes straight through inside the
+    clip, and for all one-bit weights; so a network can be trained on with the steps that it has.
     """
 
     one_bit = True
     signed_inputs = True
     clips_at_zero = True
+    weight_widths = activation_widths = WIDTHS
 
     def learns(self, name: str) -> bool:
         """Return False, because the steps are never trained."""
         return False
-
-    def check(self, bits: int) -> None:
-        """Raise a ValueError for bits without a step."""
-        check_listed(self, bits)
 
     def parameters(self, w: Tensor, x: Tensor | None, site: Site) -> dict[str, Tensor]:
         """Choose the steps of every bitwidth: ``w<bits>``, (out, 1, ...), and ``a<bits>``, a scalar."""
@@ -74,7 +97,7 @@ class LeastSquares(Quantizer):
         shape = (-1, *[1] * (w.dim() - 1))
         sample = torch.ones(1, 1) if x is None else _subsample(x)
         steps = {}
-        for bits in [b for b in WIDTHS if b < FULL]:
+        for bits in WIDTHS[:-1]:
             by_mean = bits == 1 or x is None
             w_step = rows.abs().mean(1) if by_mean else mse_step(rows, *integer_range(bits, True))
             steps[f"w{bits}"] = w_step.reshape(shape).to(w)
@@ -84,12 +107,12 @@ class LeastSquares(Quantizer):
     def weight(self, w: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """Compute s clip(round(w / s), -2^(b-1), 2^(b-1) - 1) with a step s for each output channel."""
         if bits == 1:
-            return torch.copysign(params["w1"], w + 0.0)
-        return fake_quantize(w, params[f"w{bits}"], *integer_range(bits, signed=True))
+            return _Straight.apply(w, torch.copysign(params["w1"], w + 0.0).detach(), -math.inf, math.inf)
+        return _fixed_step(w, params[f"w{bits}"], *integer_range(bits, signed=True))
 
     def activation(self, x: Tensor, bits: int, params: Params, site: Site) -> Tensor:
         """Compute s clip(round(x / s), 0, 2^b - 1), or with signed codes if the input is signed and bits > 1."""
-        return fake_quantize(x, params[f"a{bits}"], *_input_range(bits, site))
+        return _fixed_step(x, params[f"a{bits}"], *_input_range(bits, site))
 
     def weight_grid(self, w: Tensor, bits: int, params: Params, site: Site) -> tuple[Tensor, float]:
         """The weights are multiples of their channel's step; at one bit they are minus or plus that step."""

@@ -188,8 +188,9 @@ def _check(model: nn.Module, learner: Learner, episodes: Sequence[Episode], pair
     if len({(episode.support.shape, episode.query.shape) for episode in episodes}) > 1:
         raise ValueError("vectorized tasks must all have the same ways, shots, queries and image size")
     quantizer = LSQ()
-    for width in {width for pair in pairs if isinstance(pair, Bits) for width in (pair.w, pair.a)} - {FULL}:
-        quantizer.check(width)
+    for pair in pairs:
+        if isinstance(pair, Bits):
+            quantizer.check(pair)
 
 
 @contextlib.contextmanager

@@ -201,7 +201,7 @@ def restore_float(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the network is packed, so that it has no float weights.
     """
-    if any(found.quantizer is not None and found.quantizer.predicts_only for found in settings_in(model).values()):
+    if any(found.quantizer.predicts_only for found in settings_in(model).values()):
         raise ValueError("a packed network has integers and no float weights: take the checkpoint it was made from")
     for module in model.modules():
         module.__dict__.pop("readers", None)

@@ -22,9 +22,9 @@ class Setting:
     All layers of a model hold the same `Setting` object. Switching the bitwidth changes this object and no layer.
     """
 
+    quantizer: Quantizer  # of all layers of the model
     bits: Bits = FP
     per_layer: Mapping[str, Bits] = field(default_factory=dict)  # layers with other bits than ``bits``
-    quantizer: Quantizer | None = None  # of all layers of the model
     norm_stats: str = "running"  # the norm policy, one of `batchnorm.NORM_STATS`
     lend_sets: bool = False  # whether a pair without its own norm set uses that of the nearest pair
     track_running: bool = True  # whether forward passes in training mode update the running statistics

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mebqat_lite.bits import FP, FULL, Bits, BitsLike, parse_all
+from mebqat_lite.bits import FP, Bits, BitsLike, parse_all
 from mebqat_lite.quantizers import Site
 from mebqat_lite.switching.batchnorm import NORM_STATS, NORMS, SwitchableNorm
 from mebqat_lite.switching.layers import LAYERS, QuantizedLayer
@@ -136,10 +136,9 @@ def norm_layers(model: nn.Module) -> dict[str, SwitchableNorm]:
     return {name: m for name, m in model.named_modules() if isinstance(m, SwitchableNorm)}
 
 
-def has_one_bit(model: nn.Module) -> bool:
-    """Whether the quantizer of the model defines one bit."""
-    quantizer = setting_of(model).quantizer
-    return quantizer is None or quantizer.one_bit
+def pairs_of(model: nn.Module) -> list[Bits]:
+    """List the candidate pairs that the quantizer of the model defines, in rising order."""
+    return setting_of(model).quantizer.pairs()
 
 
 def has_norm_sets(model: nn.Module) -> bool:
@@ -191,9 +190,8 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
     else:
         pair = Bits.parse(bits)
     setting.guard.check_user()
-    for width in {width for b in (pair, *per_layer.values()) for width in (b.w, b.a)}:
-        if setting.quantizer is not None and (width < FULL or setting.quantizer.predicts_only):
-            setting.quantizer.check(width)
+    for each in (pair, *per_layer.values()):
+        setting.quantizer.check(each)
     setting.bits, setting.per_layer = pair, per_layer
     _warn_if_stale(model, setting)
 

@@ -213,6 +213,7 @@ ERRORS = [
     ([*EVALUATE[:-2], "--layers", "W2A2"], "--layers takes LAYER=PAIR", None),
     ([*EVALUATE, "--save", "g.xls"], "written as .csv or .parquet", None),
     (["compare", *TINY, "--quantizer", "lsq", "--bits", "W1A1"], "defines no 1-bit values", None),
+    (["compare", *TINY, "--quantizer", "double_rounding", "--bits", "W16A4"], "does not define W16A4", None),
     (["compare", *TINY, "--methods", "mebqat,mebqat"], "each method once: mebqat, mebqat", None),
     (["compare", *TINY, "--methods", "mebqat+steps=abc"], "steps must be a whole number, not 'abc'", None),
     (["compare", *TINY, "--qat-lrs", "fast"], "--qat-lrs takes numbers above 0, each once", None),

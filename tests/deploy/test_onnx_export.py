@@ -119,6 +119,10 @@ def test_a_map_of_layers_gives_each_its_own(tmp_path):
         ("sat", "W8A2", False, "INT8", ""),
         ("least_squares", "W2A2", False, "INT4", "INT2 needs opset 25"),  # a step for each channel
         ("dorefa_fp_tanh", "FP", False, "FLOAT", ""),
+        ("dorefa_corrected", "W1A1", False, "INT4", "INT2 needs opset 25"),  # a step and a zero for each channel
+        ("dorefa_corrected", "W4A2", False, "INT4", ""),
+        ("sat_corrected", "W8A2", False, "INT8", ""),
+        ("lsq_corrected", "W3A2", True, "INT4", "ONNX has no INT3"),
     ],
 )
 def test_half_integers_take_a_wider_type_or_are_added(tmp_path, quantizer, bits, compact, kind, note):
@@ -243,7 +247,7 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
             RuntimeError,
             "knows opsets up to .* not 99: pip install -U",
         ),
-        (lambda: export_onnx(net, path, "W9A4", SHAPE), ValueError, "no step for 9 bits"),
+        (lambda: export_onnx(net, path, "W9A4", SHAPE), ValueError, "lsq does not define W9A4"),
         (lambda: export_onnx(net, path, "W4A4", SHAPE, norm_stats="batch"), ValueError, "recalibrated or running"),
         (lambda: export_onnx(Net(), path, "W4A4", SHAPE), NotQuantizedError, "call quantize"),
         (

@@ -105,7 +105,9 @@ def test_grid_is_accuracy_pair_by_pair(images, norm_stats):
     assert len(set(wanted)) > 5 and frame["ci95"].isna().all() and set(frame["n"]) == {1}
 
 
-@pytest.mark.parametrize(("quantizer", "count"), [("dorefa", 75), ("lsq", 73), ("sat", 73), ("least_squares", 75)])
+@pytest.mark.parametrize(
+    ("quantizer", "count"), [("dorefa", 75), ("lsq", 73), ("sat", 73), ("least_squares", 75), ("double_rounding", 64)]
+)
 def test_pairs_are_the_quantizer_s(images, quantizer, count):
     model = net(images, quantizer)
     split = split_for(model, images[:32])

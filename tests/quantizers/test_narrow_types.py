@@ -82,7 +82,8 @@ def test_every_quantizer_is_that_of_float64(name, dtype, signed):
         params = quantizer.parameters(w, x, site)
         assert all(value.dtype == dtype for value in params.values())
         for b in [b for b in WIDTHS if b > 1 or quantizer.one_bit]:
-            for v, method in ((w, quantizer.weight), (x, quantizer.activation))[: 1 + (role == "body")]:
+            weight = [(w, quantizer.weight)] * (b in quantizer.weight_widths)
+            for v, method in [*weight, (x, quantizer.activation)][: 1 + (role == "body")]:
                 mine, right = (results(method, v.to(kind), b, params, site, quantizer) for kind in (dtype, F64))
                 for narrow, wide in zip(mine, right, strict=True):
                     error = (narrow - wide).abs() - 4 * eps(dtype) * wide.abs()

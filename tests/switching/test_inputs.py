@@ -48,7 +48,7 @@ def negatives(model, x, bits):
 
 
 @pytest.mark.parametrize("bits", ["FP", "W2A2", "W1A32", "map"])
-@pytest.mark.parametrize("quantizer", ["dorefa", "sat", "lsq", "least_squares"])
+@pytest.mark.parametrize("quantizer", ["dorefa", "sat", "lsq", "least_squares", "double_rounding", "lsq_corrected"])
 @pytest.mark.parametrize("name", FLOAT_NETS)
 def test_a_skipped_relu_changes_neither_logits_nor_gradients(name, quantizer, bits):
     if bits == "W1A32" and not QUANTIZERS[quantizer].one_bit:
@@ -67,7 +67,7 @@ def test_a_skipped_relu_changes_neither_logits_nor_gradients(name, quantizer, bi
             torch.testing.assert_close(gradients[parameter], grad, rtol=1e-12, atol=1e-12, msg=parameter)
 
 
-@pytest.mark.parametrize("quantizer", ["dorefa", "sat", "lsq", "least_squares"])
+@pytest.mark.parametrize("quantizer", ["dorefa", "sat", "lsq", "least_squares", "double_rounding", "lsq_corrected"])
 @pytest.mark.parametrize("name", FLOAT_NETS)
 def test_a_relu_is_skipped_where_all_its_readers_clip_and_nowhere_else(name, quantizer):
     model, x = net(name, quantizer), SOURCES[name]

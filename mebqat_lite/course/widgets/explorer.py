@@ -23,7 +23,7 @@ from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure.summary import packed_bytes
 from mebqat_lite.switching.batchnorm import MissingNormSetError
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import at, has_one_bit
+from mebqat_lite.switching.state import at, pairs_of
 from mebqat_lite.tensors import place
 
 SHIPPED = {
@@ -96,8 +96,7 @@ def diagonal(model: nn.Module, data: Data) -> Iterator[float]:
     """The accuracy in percent at W1A1 to W8A8 and FP; NaN at a pair that the model does not have."""
     for pair in DIAGONAL:
         try:
-            has_pair = pair.w > 1 or has_one_bit(model)
-            yield compute(model, data, pair).accuracy if has_pair else math.nan
+            yield compute(model, data, pair).accuracy if pair in pairs_of(model) else math.nan
         except MissingNormSetError:
             yield math.nan
 
