@@ -29,6 +29,17 @@ ALL = tuple(str(pair) for pair in candidates())
 ALL_FROM_2 = tuple(str(pair) for pair in candidates(one_bit=False))
 SOME = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
 JOINT = ("mebqat", "adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive")
+SHOWN = (*SOME[:-1], "W2A8", "W8A2", "FP")  # eight pairs, from low to high and mixed
+RATES = (0.01, 0.02, 0.03, 0.05)
+CHANGES = (
+    "warm_steps=0",
+    "warm_steps=150",
+    "warm_steps=600",
+    "teacher=fp",
+    "weight_decay=0.0",
+    "per_layer=True",
+    "m=8",
+)
 COLD = "+warm_steps=0+steps={}"  # no warm start; its back-propagations are spent on more steps instead
 
 
@@ -41,7 +52,7 @@ class Experiment:
     names: Sequence[str]
     pairs: Sequence[str] = ALL
     listed: Sequence[str] = ("W1A1", "W2A2", "W4A4", "W8A8")
-    seeds: int = 5
+    seeds: int | Sequence[int] = 5
     budget: str = "steps"
     qat_lrs: Sequence[float] = ()
     parts: Sequence[str] = ("test",)  # the parts that the page shows: ``val`` if the experiment makes a choice
@@ -103,7 +114,8 @@ EXPERIMENTS["cifar-preact_resnet20"] = replace(
     qat_lrs=(),
 )
 FEW = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "W5A5", "FP")
-PN, MAML = (get(name) for name in ("glyphs-pn", "glyphs-maml"))
+PN_IN_TURN, MAML = (get(name) for name in ("glyphs-pn", "glyphs-maml"))
+PN = replace(PN_IN_TURN.with_options(steps=400), method="mebqat_pn")
 PAPER_PN = "mebqat_pn+sandwich=False+teacher='labels'"
 _total = PN.recipe.steps + PN.recipe.warm_steps // PN.recipe.m
 EXPERIMENTS |= {
@@ -169,6 +181,77 @@ EXPERIMENTS |= {
         options=" --data 'omniglot:FOLDER,test=Korean+Sanskrit,val=()'",
     ),
 }
+CLASSES = get("glyph-classes")
+CORRECTED = "mebqat_in_turn+quantizer=dorefa_corrected"
+LOW = ("W1A1", "W2A2", "W4A4")
+EXPERIMENTS |= {
+    "glyph-classes-rates": Experiment(
+        "Glyph classes: which learning rate for which method; validation images, seeds that serve only for this",
+        CLASSES,
+        [
+            *(f"{name}+lr={rate}" for name in ("mebqat_in_turn", CORRECTED, "mebqat") for rate in RATES),
+            *(f"{name}+lr={rate}" for rate in RATES for name in ("qat", "ptq_mse")),
+        ],
+        SHOWN,
+        LOW,
+        seeds=(10, 11, 12),
+        budget="backprops",
+        parts=("val",),
+    ),
+    "glyph-classes": Experiment(
+        "Glyph classes: one network for all pairs beside one for each and beside rounding; equal back-propagations",
+        CLASSES,
+        [
+            *("mebqat_in_turn", CORRECTED, "mebqat", "qat+lr=0.05", "ptq_mse", "ptq_naive"),
+            *(f"{name}+steps={steps}" for name in ("mebqat_in_turn", CORRECTED) for steps in (2700, 5700)),
+        ],
+        listed=LOW,
+        budget="backprops",
+        parts=("val", "test"),
+    ),
+    "glyph-classes-trials": Experiment(
+        "Glyph classes: what helps MEBQAT in turn; validation images",
+        CLASSES,
+        [
+            "mebqat_in_turn",
+            CORRECTED,
+            *(f"mebqat_in_turn+{change}" for change in CHANGES),
+            *(f"mebqat_in_turn+quantizer={name}" for name in ("lsq", "lsq_corrected", "sat", "double_rounding")),
+        ],
+        SHOWN,
+        LOW,
+        budget="backprops",
+        parts=("val",),
+    ),
+    "cifar-in-turn": Experiment(
+        "MEBQAT in turn, 5,000 images of CIFAR-10, Conv4-16, equal back-propagations",
+        replace(CIFAR.with_options(steps=2400), method="mebqat_in_turn"),
+        ("mebqat_in_turn", CORRECTED, f"{CORRECTED}+lr=0.02", "mebqat", "mebqat+lr=0.02", "qat", "ptq_mse"),
+        listed=LOW,
+        seeds=3,
+        budget="backprops",
+        parts=("val", "test"),
+    ),
+    "glyphs-pn-in-turn": Experiment(
+        "New classes: MEBQAT-PN in turn, 20-way 1-shot on glyphs, equal back-propagations",
+        PN_IN_TURN,
+        ("mebqat_pn_in_turn", "mebqat_pn_in_turn+quantizer=lsq_corrected", "mebqat_pn", "pn_qat", "pn_ptq_mse"),
+        FEW,
+        ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8"),
+        seeds=3,
+        budget="backprops",
+        parts=("val", "test"),
+    ),
+    "glyphs-maml-in-turn": Experiment(
+        "New classes: MEBQAT-MAML in turn, 5-way 1-shot on glyphs, equal back-propagations",
+        replace(MAML, episodes=600),
+        ("mebqat_maml", "mebqat_maml_in_turn", "mebqat_maml_in_turn+lr=0.001"),
+        ("W2A2", "W4A4", "FP"),
+        seeds=3,
+        budget="backprops",
+        parts=("val",),
+    ),
+}
 for _quantizer, _changes in _CHANGES.items():
     _pairs = ALL if _quantizer == "dorefa" else ALL_FROM_2
     EXPERIMENTS[f"digits-{_quantizer}"] = _ablation(NARROW, _quantizer, "digits 8-16-16-16", _changes, _pairs)
@@ -200,7 +283,8 @@ def run(
         address=address,
     )
     outcome["setup"]["data"] = experiment.setup.data  # not the path on this machine
-    return {"experiment": name, "machine": machine(), "seeds": seeds or experiment.seeds, **outcome}
+    count = seeds or (experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds))
+    return {"experiment": name, "machine": machine(), "seeds": count, **outcome}
 
 
 def block(name: str, found: dict[str, Any]) -> str:

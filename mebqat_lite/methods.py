@@ -273,6 +273,7 @@ METHODS: dict[str, Method] = {
     ),
     "fomaml_qat": _maml("FOMAML + QAT", _each_task(_one_pair)),
     "mebqat_maml": _maml("MEBQAT-MAML", _dealt),
+    "mebqat_maml_in_turn": _maml("MEBQAT-MAML in turn", _in_turn(_dealt)),
 }
 
 

@@ -160,13 +160,18 @@ def _alone(names: Sequence[str], outcomes: list[Outcome]) -> dict[str, dict[str,
     return lowest
 
 
+def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes of the lowest seed; costs are counted there, because they are the same for all seeds."""
+    lowest = min((o.job.seed for o in outcomes), default=0)
+    return [o for o in outcomes if o.job.seed == lowest]
+
+
 def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat") -> int | None:
     """Compute from how many delivered pairs on ``ours`` takes fewer back-propagations than ``other``.
 
     ``ours`` is trained once for all pairs, and ``other`` once for each pair. None if one of them was not trained.
     """
-    once = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (ours, 0)]
-    each = [o.costs.backprops for o in outcomes if (o.job.variant, o.job.seed) == (other, 0)]
+    once, each = ([o.costs.backprops for o in first_seed(outcomes) if o.job.variant == v] for v in (ours, other))
     return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
 
 
@@ -174,7 +179,7 @@ def _costs(
     setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome], budget: str
 ) -> dict[str, dict[str, int]]:
     """Add up the costs of each method in the first seed, including those of the network that it starts from."""
-    first = {name: [o for o in outcomes if o.job.variant == name and o.job.seed == 0] for name in names}
+    first = {name: [o for o in first_seed(outcomes) if o.job.variant == name] for name in names}
 
     def total(name: str) -> Costs:
         variant = Variant.parse(name)

@@ -10,7 +10,7 @@ from typing import Any
 from mebqat_lite import datasets, methods, quantizers
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.datasets import Data
-from mebqat_lite.experiments.collect import base_of, choose_rates, collect
+from mebqat_lite.experiments.collect import base_of, choose_rates, collect, first_seed
 from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, untrained
 from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
@@ -84,7 +84,7 @@ def compare(
     *,
     pairs: Sequence[str] = PAIRS,
     listed: Sequence[str] = QAT_PAIRS,
-    seeds: int = 3,
+    seeds: int | Sequence[int] = 3,
     folder: str | Path,
     budget: str = "steps",
     qat_lrs: Sequence[float] = (),
@@ -109,7 +109,8 @@ def compare(
             the first method.
         pairs: the pairs at which all methods are measured, except for ``qat``, which is measured at its own pair.
         listed: the pairs for which ``qat`` is trained, one run for each.
-        seeds: the number of seeds. A seed determines the split, the start and the order of the batches.
+        seeds: the number of seeds, or the seeds themselves, as in ``(10, 11, 12)`` for choices that are then measured
+            on others. A seed determines the split, the start and the order of the batches.
         folder: where models (``<method>-seed<n>.safetensors``) and their results (``.json``) are saved. All machines
             must be able to reach it, and it serves one comparison at a time: a second one is a BlockingIOError.
         budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
@@ -129,7 +130,7 @@ def compare(
         raise ValueError(f"no budget {budget!r}; choose one of {', '.join(BUDGETS)}")
     started = time.perf_counter()
     pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
-    jobs = list_jobs(names, listed, range(seeds), qat_lrs)
+    jobs = list_jobs(names, listed, range(seeds) if isinstance(seeds, int) else seeds, qat_lrs)
     base = base_of(names)
     _check_bits(setup, names, {*pairs, *listed})
     delivered = len(listed) if budget == "total" else 1
@@ -141,7 +142,7 @@ def compare(
         "budget": budget,
         **collect(setup, names, starts, chosen, budget),
         "qat_lr": rates,
-        "searched_backprops": sum(o.costs.backprops for o in outcomes if o not in chosen and o.job.seed == 0),
+        "searched_backprops": sum(o.costs.backprops for o in first_seed(outcomes) if o not in chosen),
         "seconds": round(time.perf_counter() - started, 1),
     }
 
