@@ -34,8 +34,8 @@ FOLDER = Path(__file__).parent
 TITLES = {
     "ptq_naive": "FP, rounded",
     "ptq_mse": "FP + PTQ-MSE",
-    "qat+bits=W1A1+teacher=labels": "QAT for W1A1",
-    "qat+bits=W4A4+teacher=labels": "QAT for W4A4",
+    "qat+bits=W1A1": "QAT for W1A1",
+    "qat+bits=W4A4": "QAT for W4A4",
     "mebqat": "MEBQAT",
     "mebqat_in_turn": "MEBQAT in turn",
 }

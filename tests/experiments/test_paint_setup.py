@@ -30,7 +30,7 @@ def test_the_set_up_has_the_budget_of_the_experiment():
     net = setup.build(data)
     assert net(data.test.images[:5]).shape == (5, 3)
     recipe = setup.recipe
-    assert (recipe.warm_steps, recipe.steps * recipe.m, recipe.batch_size) == (400, 1600, 1024)
+    assert (setup.method, recipe.warm_steps, recipe.steps, recipe.batch_size) == ("mebqat_in_turn", 400, 1600, 1024)
     assert (recipe.lr, recipe.quantizer, setup.norm_stats) == (1e-2, "dorefa", "recalibrated")
 
 
