@@ -202,8 +202,9 @@ EXPERIMENTS |= {
         "Glyph classes: one network for all pairs beside one for each and beside rounding; equal back-propagations",
         CLASSES,
         [
-            *("mebqat_in_turn", CORRECTED, "mebqat", "qat+lr=0.05", "ptq_mse", "ptq_naive"),
-            *(f"mebqat_in_turn+steps={steps}" for steps in (2700, 5700)),  # twice and four times in all
+            *(f"{name}+lr=0.05" for name in ("mebqat_in_turn", CORRECTED, "mebqat", "qat")),
+            *("ptq_mse", "ptq_naive"),
+            *(f"mebqat_in_turn+lr=0.05+steps={steps}" for steps in (2700, 5700)),  # twice and four times in all
         ],
         listed=LOW,
         budget="backprops",
@@ -213,10 +214,13 @@ EXPERIMENTS |= {
         "Glyph classes: what helps MEBQAT in turn; validation images",
         CLASSES,
         [
-            "mebqat_in_turn",
-            CORRECTED,
-            *(f"mebqat_in_turn+{change}" for change in CHANGES),
-            *(f"mebqat_in_turn+quantizer={name}" for name in ("lsq", "lsq_corrected", "sat", "double_rounding")),
+            "mebqat_in_turn+lr=0.05",
+            f"{CORRECTED}+lr=0.05",
+            *(f"mebqat_in_turn+lr=0.05+{change}" for change in CHANGES),
+            *(
+                f"mebqat_in_turn+lr=0.05+quantizer={name}"
+                for name in ("lsq", "lsq_corrected", "sat", "double_rounding")
+            ),
         ],
         SHOWN,
         LOW,

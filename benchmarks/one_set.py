@@ -21,7 +21,7 @@ from mebqat_lite.measure.results import cells, table
 from mebqat_lite.paths import results
 
 NAME = "glyph-classes-trials"
-NETWORKS = {"mebqat_in_turn": "dorefa", CORRECTED: "dorefa_corrected"}
+NETWORKS = {"mebqat_in_turn+lr=0.05": "dorefa", f"{CORRECTED}+lr=0.05": "dorefa_corrected"}
 
 
 def run(seeds: int = 5) -> dict[str, Any]:
