@@ -203,7 +203,7 @@ EXPERIMENTS |= {
         CLASSES,
         [
             *("mebqat_in_turn", CORRECTED, "mebqat", "qat+lr=0.05", "ptq_mse", "ptq_naive"),
-            *(f"{name}+steps={steps}" for name in ("mebqat_in_turn", CORRECTED) for steps in (2700, 5700)),
+            *(f"mebqat_in_turn+steps={steps}" for steps in (2700, 5700)),  # twice and four times in all
         ],
         listed=LOW,
         budget="backprops",

@@ -7,6 +7,7 @@
 | always one (w, a)        | ``qat``                       | ``fomaml_qat``                | ``pn_qat``            |
 | a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` | |               |
 | M sampled, every step    | ``mebqat``                    | ``mebqat_maml``               | ``mebqat_pn``         |
+| the same, one each step  | ``mebqat_in_turn``            | ``mebqat_maml_in_turn``       | ``mebqat_pn_in_turn`` |
 """
 
 from __future__ import annotations

@@ -410,3 +410,32 @@ def paintings(
         for cell, pair in zip(axes[0], pairs, strict=True):
             cell.set_title(pair, fontsize=10)
     return figure
+
+
+def adaptation(
+    steps: Sequence[int],
+    curves: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]],
+    dedicated: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """Plot accuracy over the steps of fine-tuning at one pair: a panel for each pair, a curve for each start.
+
+    Args:
+        steps: the numbers of steps, from 0 on.
+        curves: ``curves[pair][start]``, a cell ``{"mean", "ci95"}`` in percent for each number of steps.
+        dedicated: ``dedicated[pair]``, the cell of a network that was trained for this pair alone: a dashed line.
+    """
+    with style():
+        figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.4), squeeze=False, sharey=True)
+        places = range(len(steps))
+        for cell, (pair, rows) in zip(axes[0], curves.items(), strict=True):
+            looks = _looks((GREEN, RED, ORANGE, BLUE), ("-", "--", ":", "-."), ("X", "s", "v", "o"))
+            for (start, found), (color, dash, marker) in zip(rows.items(), looks, strict=False):
+                means, halves = ([each[key] for each in found] for key in ("mean", "ci95"))
+                look = {"color": color, "linestyle": dash, "marker": marker, "capsize": 3}
+                cell.errorbar(places, means, halves if all(map(is_known, halves)) else None, label=start, **look)
+            cell.axhline(dedicated[pair]["mean"], color=BLACK, linestyle=(0, (5, 3)), label="QAT of its own")
+            cell.set_xticks(places, map(str, steps))
+            cell.set(title=pair, xlabel="steps at this pair")
+        axes[0][0].set_ylabel(ACCURACY)
+        axes[0][-1].legend(loc="lower right", fontsize=9)
+    return figure

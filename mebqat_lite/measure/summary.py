@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.quantizers import Site
@@ -25,7 +25,8 @@ def summary(model: nn.Module) -> str:
     3 of 5 layers quantized; ... bytes at W2A4
 
     A line shows the current bits, whether the layer's inputs can be negative, and why the layer is quantized or not.
-    The bytes are those of the layer when its weights are packed at these bits; each value of a bias takes 4 bytes.
+    The bytes are those of the layer when its weights are packed at these bits; each value of a bias takes 4 bytes, and
+    so do the step and the zero of each channel where weights are corrected.
 
     Raises:
         NotQuantizedError: the model was not quantized.
@@ -90,7 +91,18 @@ def _sign(site: Site) -> str:
 
 def _bytes(layer: nn.Module, bits: int) -> int:
     weight, bias = getattr(layer, "weight"), getattr(layer, "bias", None)  # noqa: B009 (its type)
-    return -(-weight.numel() * bits // 8) + (0 if bias is None else 4 * bias.numel())
+    return -(-weight.numel() * bits // 8) + (0 if bias is None else 4 * bias.numel()) + _correction(layer, bits)
+
+
+def _correction(layer: nn.Module, bits: int) -> int:
+    """The bytes of the step and the zero of each channel, if a quantized layer has zeros for its channels."""
+    if bits == FULL or not isinstance(layer, QuantizedLayer):
+        return 0
+    try:
+        _, zero = layer.quantizer.weight_grid(layer.weight, bits, layer.quant, layer.site)
+    except ValueError:  # the quantizer does not say what its integers mean
+        return 0
+    return 2 * 4 * zero.numel() if isinstance(zero, Tensor) else 0
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from mebqat_lite.bits import FULL
 from mebqat_lite.quantizers.base import NESTED, Params, Site, register
@@ -20,12 +19,12 @@ def halved(codes: Tensor, bits: int) -> Tensor:
     return (codes / 2 ** (NESTED - bits)).round_().clamp_(*integer_range(bits, signed=True))
 
 
-class _TwiceRounded(Function):
+class _TwiceRounded(_StepClip):
     """Compute step W_b, where W_b are the codes of `halved`, and W_8 = clip(round(x / s), -128, 127).
 
-    The step is 2^(8-b) s. The backward pass is that of `step_clip` at b bits, with the codes W_b in place of
-    round(x / step): d out / dx is 1 where both clips leave x as it is, which is inside (-2^(b-1), 2^(b-1) - 1) steps,
-    and 0 outside; d out / dstep is W_b - x / step inside, and the end code outside.
+    The step is 2^(8-b) s. The backward pass, which is inherited, is that of LSQ at b bits, with the codes W_b in place
+    of round(x / step). So d out / dx is 1 inside (-2^(b-1), 2^(b-1) - 1) steps, where neither clip changes x, and 0
+    outside; d out / dstep is W_b - x / step inside, and the end code outside.
     """
 
     @staticmethod
@@ -36,10 +35,6 @@ class _TwiceRounded(Function):
         ctx.save_for_backward(x, step, out)
         ctx.low, ctx.high, ctx.grad_scale, ctx.inside = low, high, grad_scale, True
         return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _StepClip.backward(ctx, grad)
 
 
 class DoubleRounding(LSQ):

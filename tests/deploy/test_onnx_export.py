@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mebqat_lite.deploy.onnx_export import export_onnx
 from mebqat_lite.deploy.onnx_graph import SIGNED, _integers
 from mebqat_lite.deploy.onnx_run import answers, session
-from mebqat_lite.quantizers import DoReFa, Quantizer, register, unit_activation
+from mebqat_lite.quantizers import QUANTIZERS, Quantizer, unit_activation
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.state import NotQuantizedError, at, setting_of
 
@@ -238,8 +238,7 @@ class Silent(Quantizer):
 
 def test_what_cannot_be_is_said(tmp_path, monkeypatch):
     path, net = tmp_path / "net.onnx", dyadic()
-    monkeypatch.setattr("mebqat_lite.quantizers.QUANTIZERS", {"dorefa": DoReFa()})
-    register("silent", Silent())
+    monkeypatch.setitem(QUANTIZERS, "silent", Silent())
     cases = [
         (lambda: export_onnx(net, path, "W4A4", SHAPE, opset=20), ValueError, "opset 21 or later, not 20"),
         (

@@ -130,7 +130,8 @@ def test_the_file_is_as_small_as_the_bits_say(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("sat", True), ("sat_centred", True), ("dorefa", False), ("lsq", False)]
+    ("name", "expected"),
+    [("sat", True), ("sat_centred", True), ("sat_corrected", True), ("dorefa", False), ("lsq", False)],
 )
 def test_floor_codes_nest_and_others_say_that_they_do_not(name, expected, tmp_path):
     pairs = [str(b) for b in candidates(one_bit=False) if b.w <= 8]

@@ -1,6 +1,7 @@
 """Corrected weights keep the mean and the spread of each channel, at every width, in training and in files."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 import mebqat_lite as mq
+from mebqat_lite.measure.summary import packed_bytes
 from mebqat_lite.quantizers import QUANTIZERS, Quantizer, Site, corrected, register, unit_activation
 from mebqat_lite.switching.state import quantized_layers
 
@@ -225,3 +227,17 @@ def test_a_float_linear_layer_and_a_depthwise_convolution_of_one_weight_a_channe
     row, own = model[0].quantized_weight(2), model[0].weight
     torch.testing.assert_close(row.mean(1), own.mean(1))
     torch.testing.assert_close(row.std(1), own.std(1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_summary_counts_a_step_and_a_zero_for_each_channel(name, tmp_path):
+    """Of layers whose bits are switched, and below 32 bits; also of a packed network, and with one layer at FP."""
+    build = functools.partial(mq.models.digit_net, widths=(4, 5, 6, 7))
+    plain, model = (mq.quantize(build(), q, sample=IMAGES) for q in (name, f"{name}_corrected"))
+    mq.save_packed(model, tmp_path / "p", "W2A2", calibration=IMAGES)
+    again, _ = mq.load_packed(tmp_path / "p")
+    for bits, channels in (("W2A2", 5 + 6 + 7), ({"*": "W2A2", "body.1.0": "FP"}, 5 + 7), ("FP", 0)):
+        with mq.at(plain, bits), mq.at(model, bits):
+            assert packed_bytes(model) - packed_bytes(plain) == 2 * 4 * channels
+    with mq.at(model, "W2A2"), mq.at(again, "W2A2"):
+        assert packed_bytes(again) == packed_bytes(model) and mq.summary(again) == mq.summary(model)

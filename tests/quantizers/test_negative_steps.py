@@ -43,7 +43,7 @@ def test_a_step_of_zero_is_tiny_and_finite():
     assert gradients(FORMS["signed"], 0.0)[0].abs().max() <= 2 * TINY
 
 
-@pytest.mark.parametrize("quantizer", ["lsq", "sat"])
+@pytest.mark.parametrize("quantizer", ["lsq", "sat", "double_rounding", "lsq_corrected"])
 def test_an_own_loop_that_overshoots_trains_on_and_is_packed_as_it_runs(quantizer, tmp_path):
     torch.manual_seed(0)
     x = torch.rand(16, 6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from interrupted_runs import DATA, FAST, assert_same, net, result
 
-from mebqat_lite import CheckpointError, fit
+from mebqat_lite import CheckpointError, fit, quantize
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.scale.speed import Fast
 
@@ -50,6 +50,22 @@ def eagerly(monkeypatch):
     """Compile without a code generator: the same numbers as without compiling, but the last digit, in a second."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["dorefa", "lsq", "double_rounding", "least_squares", "dorefa_corrected", "lsq_corrected"]
+)
+def test_compiled_weights_and_their_gradients_are_those_of_the_quantizer(name, monkeypatch):
+    eagerly(monkeypatch)
+    layer = quantize(net(), name, sample=DATA.train.images[:32]).get_submodule("body.1.0")
+    out = []
+    for wrap in (lambda f: f, torch.compile):
+        layer.zero_grad()
+        value = wrap(lambda w: layer.quantizer.weight(w, 2, layer.quant, layer.site))(layer.weight)
+        (value * torch.arange(value.numel()).reshape(value.shape).sin()).sum().backward()
+        out.append([value.detach(), *(p.grad for p in layer.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*out)
 
 
 @pytest.mark.slow

@@ -1,0 +1,69 @@
+"""Is one set of running statistics enough for every width? ``python -m benchmarks.one_set [--store]``.
+
+The networks of ``python -m benchmarks.accuracy glyph-classes-trials``, which must have run before, are measured under
+two norm policies: with the running statistics of their training, which all pairs share, and with statistics that are
+recalibrated for each pair. ``--store`` writes ``one_set.json`` and the table of README.md in this folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.accuracy import CORRECTED, EXPERIMENTS, FOLDER, SHOWN, rounded
+from benchmarks.machine import machine
+from mebqat_lite import datasets
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.experiments.jobs import Job
+from mebqat_lite.files import write_json
+from mebqat_lite.measure.evaluate import grid, norm_images
+from mebqat_lite.measure.results import cells, table
+from mebqat_lite.paths import results
+
+NAME = "glyph-classes-trials"
+NETWORKS = {"mebqat_in_turn": "dorefa", CORRECTED: "dorefa_corrected"}
+
+
+def run(seeds: int = 5) -> dict[str, Any]:
+    """Measure each network under both policies on validation images: ``accuracy["dorefa, running"][bits]``."""
+    experiment, accuracy = EXPERIMENTS[NAME], {}
+    splits = [datasets.load(experiment.setup.data, seed) for seed in range(seeds)]
+    for variant, title in NETWORKS.items():
+        paths = [results() / "accuracy" / NAME / f"{Job(variant, seed).name}.safetensors" for seed in range(seeds)]
+        nets = [load_model(path)[0] for path in paths]
+        for policy in ("recalibrated", "running"):
+            images = [norm_images(data.train) for data in splits] if policy == "recalibrated" else None
+            frame = grid(nets, [data.val for data in splits], SHOWN, norm_stats=policy, calibration=images)
+            accuracy[f"{title}, {policy}"] = cells(frame)
+    return {"machine": machine(), "seeds": seeds, "accuracy": accuracy}
+
+
+def text(found: dict[str, Any]) -> str:
+    """Write the table."""
+    head = f"Accuracy (%), validation images of the glyph classes, MEBQAT in turn, {found['seeds']} seeds"
+    return f"{head}; {found['machine']}\n{table(found['accuracy'], SHOWN)}"
+
+
+def store(found: dict[str, Any]) -> None:
+    """Write the numbers, and put the table into the README."""
+    write_json(FOLDER / "one_set.json", rounded(found), indent=None)
+    readme = FOLDER / "README.md"
+    before, rest = readme.read_text().split("<!-- one_set -->\n")
+    after = rest.split("<!-- /one_set -->")[1]
+    readme.write_text(f"{before}<!-- one_set -->\n```text\n{text(found)}\n```\n<!-- /one_set -->{after}")
+
+
+def main() -> None:
+    """Measure, print the table, and store it with ``--store``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--store", action="store_true")
+    arguments = parser.parse_args()
+    found = run(arguments.seeds)
+    print(text(found))
+    if arguments.store:
+        store(found)
+
+
+if __name__ == "__main__":
+    main()
