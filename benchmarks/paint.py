@@ -24,7 +24,7 @@ from mebqat_lite.experiments.jobs import Job
 from mebqat_lite.experiments.setups import Setup, get
 from mebqat_lite.files import write_json
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.evaluate import norm_images
+from mebqat_lite.measure.evaluate import grid, norm_images
 from mebqat_lite.measure.results import Cell, table
 from mebqat_lite.paths import results
 from mebqat_lite.switching.norms import recalibrate
@@ -65,10 +65,14 @@ def worst(row: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
 
 
 @torch.no_grad()
-def paint(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Let the networks of the first seed paint at the pairs of the figure: ``pictures[title][pair]``, (64, 64, 3)."""
+def paint(names: Iterable[str], folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """Let the networks of the first seed paint at the pairs of the figure.
+
+    Returns ``pictures[title][pair]``, (64, 64, 3) each, and the PSNR in dB of each picture.
+    """
     data = datasets.load(get("paint").data)
     pictures: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for name in names:
         model, _ = load_model(folder / f"{Job(name, 0).name}.safetensors")
         recalibrate(model, norm_images(data.train), SOME)
@@ -76,12 +80,15 @@ def paint(names: Iterable[str], folder: Path) -> dict[str, dict[str, Any]]:
         for pair in SOME:
             with at(model.eval(), pair, "recalibrated"):
                 row[pair] = datasets.picture(model(data.test.images)).numpy()
-    return pictures
+        frame = grid(model, data.test, SOME, norm_stats="recalibrated")
+        measured[TITLES[name]] = dict(zip(SOME, frame["mean"], strict=True))
+    return pictures, measured
 
 
 def block(found: Mapping[str, Any]) -> str:
     """Format what was found as the README shows it."""
-    lines = []
+    means = {name: cell["mean"] for name, cell in found["means"]["test"]["all"].items()}
+    lines = ["Mean of all pairs: " + ", ".join(f"{TITLES[name]} {mean:.1f}" for name, mean in means.items()) + "."]
     for group in (ALL_PAIRS, QUANTIZED):
         cells = {name: row[group] for name, row in found["worst"].items()}
         words = ", ".join(f"{TITLES[name]} {cell['mean']:.1f} at {cell['bits']}" for name, cell in cells.items())
@@ -93,16 +100,17 @@ def block(found: Mapping[str, Any]) -> str:
         "the training pixels for every pair."
     )
     text = table(found["accuracy"], SOME, TITLES)
-    return f"{head}\n\n```text\n{text}\n```\n\n" + "\n\n".join(lines) + "\n\n![The paintings](paint.png)\n"
+    return (
+        f"{head}\n\n```text\n{text}\n```\n\n"
+        + "\n\n".join(lines)
+        + "\n\n![What the networks of the first seed paint](paint.png)\n"
+    )
 
 
 def store(found: Mapping[str, Any]) -> None:
     """Write ``paint.json``, ``paint.png`` and the README's section."""
     write_json(FOLDER / "paint.json", rounded(found), indent=None)
-    means = {
-        TITLES[name]: {pair: cell["mean"] for pair, cell in row.items()} for name, row in found["accuracy"].items()
-    }
-    plots.save(plots.paintings(paint(TITLES, results() / "paint"), means, SOME), FOLDER / "paint.png")
+    plots.save(plots.paintings(*paint(TITLES, results() / "paint"), SOME), FOLDER / "paint.png")
     readme = FOLDER / "README.md"
     before, rest = readme.read_text().split("<!-- paint -->\n")
     readme.write_text(f"{before}<!-- paint -->\n{block(found)}<!-- /paint -->{rest.split('<!-- /paint -->')[1]}")

@@ -106,6 +106,24 @@ def test_paintings_are_measured_shown_and_kept(tmp_path, monkeypatch):
     assert {cost["backprops"] for cost in stored["costs"].values()} == {1 + 4} and "each with 5 back" in text
 
 
+def test_what_the_page_says_of_the_paintings():
+    found = json.loads((FOLDER / "paint.json").read_text())
+    assert f"<!-- paint -->\n{paint.block(found)}<!-- /paint -->" in (FOLDER / "README.md").read_text()
+    rows, whole = found["accuracy"], found["means"]["test"]["all"]
+    lowest = {name: row["all pairs"]["mean"] for name, row in found["worst"].items()}
+    ahead = {name: lowest["mebqat_in_turn"] - mean for name, mean in lowest.items()}
+    assert ahead["mebqat"] > 1 and ahead["qat+bits=W1A1"] > 5
+    assert min(ahead[name] for name in ("ptq_naive", "ptq_mse", "qat+bits=W4A4")) > 10
+    assert all(len(row) == 75 for row in rows.values()) and {c["backprops"] for c in found["costs"].values()} == {2000}
+    assert rows["qat+bits=W4A4"]["W4A4"]["mean"] > 5 + rows["mebqat_in_turn"]["W4A4"]["mean"]
+    assert whole["qat+bits=W4A4"]["mean"] > whole["mebqat_in_turn"]["mean"]
+    assert rows["ptq_mse"]["W8A8"]["mean"] > 5 + rows["mebqat_in_turn"]["W8A8"]["mean"]
+    for name in ("qat+bits=W1A1", "qat+bits=W4A4"):
+        row = {bits: cell["mean"] for bits, cell in rows[name].items()}
+        assert abs(row["W8A32"] - row["FP"]) < 0.5 and row["W8A8"] > 4 + row["W8A32"]
+    assert rows["ptq_naive"]["W8A32"]["mean"] > 20 + rows["ptq_naive"]["W8A8"]["mean"]
+
+
 def test_the_worst_pair_is_that_of_the_lowest_mean():
     row = {"W1A1": 30.0, "W2A2": 25.0, "W16A16": 24.5, "W32A8": 21.0, "FP": 22.0}
     found = paint.worst({bits: {"mean": mean, "ci95": 1.0, "n": 3} for bits, mean in row.items()})

@@ -404,7 +404,7 @@ def paintings(
             for cell, pair in zip(row, pairs, strict=True):
                 cell.set(xticks=[], yticks=[], frame_on=False)
                 if pair in painted:
-                    cell.imshow(painted[pair], vmin=0, vmax=1)
+                    cell.imshow(painted[pair], interpolation="nearest")
                     cell.set_xlabel(f"{measured[method][pair]:.1f} dB", fontsize=9, labelpad=2)
             row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=10)
         for cell, pair in zip(axes[0], pairs, strict=True):

@@ -71,7 +71,7 @@ def test_what_cannot_be_is_one_line(capsys, command, words):
 
 
 def test_the_photograph_is_known_to_the_commands(capsys, elsewhere):
-    assert main(["train", "--recipe", "paint", "--steps", "1", "--warm-steps", "1"]) == 0
+    assert main(["train", "--recipe", "paint", "--method", "mebqat", "--steps", "1", "--warm-steps", "1"]) == 0
     file = str(elsewhere / "results" / "mebqat.safetensors")
     assert main(["evaluate", "--checkpoint", file, "--bits", "W1A1"]) == 0
     assert "4096 images of paint, split of seed 0" in capsys.readouterr().out
