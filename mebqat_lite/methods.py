@@ -33,17 +33,8 @@ from mebqat_lite.switching.norms import forget_stats, give_norm_sets
 from mebqat_lite.switching.state import norm_layers, pairs_of, plan_of, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
-LOOP = {
-    "steps",
-    "epochs",
-    "warm_steps",
-    "lr",
-    "weight_decay",
-    "schedule",
-    "clip",
-    "seed",
-    "quantizer",
-}  # options that `fit` reads
+# The options of a recipe that `fit` itself reads.
+LOOP = {"steps", "epochs", "warm_steps", "lr", "weight_decay", "schedule", "clip", "seed", "quantizer"}
 Sampler = Listed | Sampled
 
 
