@@ -290,6 +290,7 @@ def scene(digits, tmp_path, monkeypatch, home):
         "not quantized": lambda: mq.set_bits(nn.Linear(2, 2), "W2A2"),
         "no layer": lambda: mq.quantize(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), sample=few),
         "one bit": lambda: mq.set_bits(lsq, "W1A1"),
+        "nine bits": lambda: mq.set_bits(lsq, "W9A9"),
         "four": lambda: mq.set_bits(net, "four"),
         "labels": lambda: mq.fit(mq.models.digit_net(classes=3), digits, "fp", steps=1, progress=False),
         "no folder": lambda: datasets.load(f"folder:{tmp_path / 'absent'}"),
