@@ -152,7 +152,7 @@ def _in_turn(sampler: Callable[[nn.Module, Recipe], Sampled]) -> Callable[[nn.Mo
     return make
 
 
-def _dealt(model: nn.Module, recipe: Recipe) -> Sampler:
+def _dealt(model: nn.Module, recipe: Recipe) -> Dealt:
     return Dealt(_pool(model, recipe), recipe.tasks, _ends(model, recipe), seed=recipe.seed)
 
 

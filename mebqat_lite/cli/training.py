@@ -252,7 +252,7 @@ def _refuse_unread(arguments: argparse.Namespace, setup: Setup, names: Sequence[
     from mebqat_lite.experiments.compare import ONE_PAIR, refuse_unread
     from mebqat_lite.experiments.jobs import Variant
 
-    refuse_unread(setup, names, set(given) - ({"m"} if arguments.budget != "steps" else set()))
+    refuse_unread(setup, names, set(given) - ({"m"} if arguments.budget != "steps" else set()), arguments.budget)
     if not any(Variant.parse(name).method in ONE_PAIR for name in names):
         for option in ("bits", "qat_lrs"):
             if getattr(arguments, option) is not None:

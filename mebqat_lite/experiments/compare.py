@@ -46,7 +46,7 @@ def list_jobs(
     return jobs
 
 
-def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> None:
+def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budget: str = "steps") -> None:
     """Raise a ValueError if an option has no effect, because nothing that is trained or measured reads it.
 
     Args:
@@ -54,6 +54,7 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> N
         names: the methods with their own options, each of which the method must read.
         given: the options that were given for all methods together; each must be read by one of them, or by the
             training of the network that they start from.
+        budget: with another than ``steps``, methods that only quantize train an FP network of their own.
     """
     data, base = datasets.load(setup.data, 0), base_of(names)
     start = _reads(setup, base, data) - ({"steps", "epochs"} if setup.recipe.warm_steps else set())
@@ -63,7 +64,7 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str]) -> N
         check_classes(variant.method, data)
         mine = _reads(setup.with_options(**variant.options), variant.method, data)
         mine = mine | {"bits"} if variant.method in ONE_PAIR else mine  # its pair, instead of each listed one
-        mine = mine if methods.get(variant.method).trains else mine & MEASURED
+        mine = mine if methods.get(variant.method).trains or budget != "steps" else mine & MEASURED
         if unread := set(variant.options) - mine:
             raise ValueError(f"{name}: {variant.method} does not use {', '.join(sorted(unread))}: leave it out")
         left -= mine - {"bits"} if variant.method in ONE_PAIR else mine

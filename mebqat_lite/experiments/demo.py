@@ -99,9 +99,8 @@ def findings(outcome: dict[str, Any]) -> str:
         [
             "Digits, test accuracy in percent: "
             + (f"mean ± 95 % interval over {seeds} seeds, each with its own split." if seeds > 1 else "one seed."),
-            f"Each network had {costs['mebqat_in_turn']['backprops']:,} back-propagations, and QAT trains one for each "
-            "pair.",
-            f"The norm statistics were {outcome['norm_stats']} on training images.",
+            f"Each network had {costs['mebqat_in_turn']['backprops']:,} back-propagations; QAT trains one for each "
+            f"pair. Norm statistics: {outcome['norm_stats']} on training images.",
             "",
             table(outcome["accuracy"], PAIRS, TITLES),
             "",

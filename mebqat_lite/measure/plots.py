@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette
 BLACK, ORANGE, SKY, GREEN, BLUE, RED = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
-PURPLE = "#CC79A7"
+PURPLE, WINE = "#CC79A7", "#882255"  # wine is Tol's
 LOOKS: dict[str, dict[str, Any]] = {
     "ptq_naive": {"color": ORANGE, "marker": "v", "linestyle": ":"},
     "ptq_mse": {"color": RED, "marker": "s", "linestyle": "--"},
@@ -33,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "qat_w2a2": {"color": PURPLE, "marker": "P", "linestyle": (0, (6, 2))},
     "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
     "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
-    "mebqat_in_turn": {"color": GREEN, "marker": "X", "linestyle": "-", "linewidth": 2.4},
+    "mebqat_in_turn": {"color": WINE, "marker": "X", "linestyle": "-", "linewidth": 2.4},
 }
 ACCURACY = Classes.measure
 STYLE: dict[Any, Any] = {
@@ -428,7 +428,7 @@ def adaptation(
         figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.4), squeeze=False, sharey=True)
         places = range(len(steps))
         for cell, (pair, rows) in zip(axes[0], curves.items(), strict=True):
-            looks = _looks((GREEN, RED, ORANGE, BLUE), ("-", "--", ":", "-."), ("X", "s", "v", "o"))
+            looks = _looks((WINE, RED, ORANGE, BLUE), ("-", "--", ":", "-."), ("X", "s", "v", "o"))
             for (start, found), (color, dash, marker) in zip(rows.items(), looks, strict=False):
                 means, halves = ([each[key] for each in found] for key in ("mean", "ci95"))
                 look = {"color": color, "linestyle": dash, "marker": marker, "capsize": 3}

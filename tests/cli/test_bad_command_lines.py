@@ -99,7 +99,9 @@ export --checkpoint m.safetensors --to packed --bits W2A2 --out pets/a/0.png/x -
 {COMPARE} ptq_mse --steps 3 -> none of ptq_mse uses steps
 {COMPARE} mebqat+ways=3 -> mebqat+ways=3: mebqat does not use ways: leave it out
 {COMPARE} ptq_mse+lr=3 -> ptq_mse+lr=3: ptq_mse does not use lr
-{COMPARE} qat+bits=W3A3 -> qat+bits=W3A3: qat does not use bits
+{COMPARE} mebqat+bits=W3A3 -> mebqat+bits=W3A3: mebqat does not use bits
+{COMPARE} qat+bits=W3A3 --set bits=W2A2 -> none of qat+bits=W3A3 uses bits
+{COMPARE} qat+start=mebqat -> qat+start=mebqat starts from mebqat: add that to the methods of the comparison
 {COMPARE} mebqat+seed=3 -> mebqat+seed=3: mebqat does not use seed
 {COMPARE} mebqat+m=3+m=4 -> m is given twice, once as m=4
 {COMPARE} mebqat --set seed=4 -> --set seed=4: give --seeds instead
