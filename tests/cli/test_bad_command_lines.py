@@ -46,20 +46,20 @@ train --warm-steps 0 --set steps=0 -> steps must be at least 1, not 0
 {TRAIN} --set m=3 --set m=4 -> m is given twice, once as m=4: give it once
 {TRAIN} --set seed=5 -> --set seed=5: give --seed instead
 {TRAIN} --set steps -> expected NAME=VALUE, not 'steps'
-{TRAIN} --bits W2A2 -> mebqat does not use bits with this recipe: leave it out
+{TRAIN} --bits W2A2 -> mebqat_in_turn does not use bits with this recipe: leave it out
 {TRAIN} --method fp --m 3 -> fp does not use m with this recipe
 {TRAIN} --method fp --teacher next -> fp does not use teacher with this recipe
 {TRAIN} --method ptq_mse --warm-steps 5 -> ptq_mse does not use warm_steps with this recipe
 {TRAIN} --method qat --bits W2A2 --m 3 -> qat does not use m with this recipe
 {TRAIN} --method adabits --set exclude=3 -> adabits does not use exclude with this recipe
-{TRAIN} --set ways=3 --set queries=2 -> mebqat does not use queries, ways with this recipe
-{TRAIN} --set sandwich=False -> mebqat does not use sandwich with this recipe
-{TRAIN} --set gamma=0.5 -> mebqat does not use gamma with this recipe
+{TRAIN} --set ways=3 --set queries=2 -> mebqat_in_turn does not use queries, ways with this recipe
+{TRAIN} --set sandwich=False -> mebqat_in_turn does not use sandwich with this recipe
+{TRAIN} --set gamma=0.5 -> mebqat_in_turn does not use gamma with this recipe
 {TRAIN} --recipe glyphs-pn --method mebqat_pn --batch-size 8 -> mebqat_pn does not use batch_size with this recipe
 {TRAIN} --recipe glyphs-pn --method mebqat_pn --set pad=2 -> mebqat_pn does not use pad with this recipe
 {TRAIN} --recipe glyphs-maml --method mebqat_maml --m 3 -> mebqat_maml does not use m with this recipe
 {TRAIN} --recipe glyphs-maml --method mebqat -> mebqat learns fixed classes, and 126 classes of glyphs are
-{TRAIN} --data classes:pets -> mebqat learns fixed classes, and 1 classes of pets are only in its test part
+{TRAIN} --data classes:pets -> mebqat_in_turn learns fixed classes, and 1 classes of pets are only in its test part
 {TRAIN} --data digits,count=-1 -> no stratified subset of -1 of the 1000 training images
 {TRAIN} --data digits,count=abc -> count must be a whole number, in 'digits,count=abc'
 {TRAIN} --data digits,count=100,count=200 -> each option of a dataset once, not 'count=100,count=200'

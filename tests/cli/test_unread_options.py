@@ -18,7 +18,8 @@ TRAIN = "train --steps 2 --warm-steps 1 --seed 0 --no-tensorboard"
 FEW = "--data digits,count=100,val=20,test=20 --batch-size 16"
 MODES = {
     "train": [
-        f"{TRAIN} --batch-size 16",
+        f"{TRAIN} --batch-size 16 --steps 4",
+        f"{TRAIN} --batch-size 16 --method mebqat",
         f"{TRAIN} --batch-size 16 --method qat --bits W4A4",
         f"{TRAIN} --batch-size 16 --method adabits",
         "train --steps 2 --no-tensorboard --method fp",

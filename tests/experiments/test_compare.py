@@ -104,7 +104,7 @@ def test_costs_count_the_common_start(outcome, folder):
     assert outcome["costs"] == {
         "ptq_naive": {"models": 1, "bytes": size, **start},
         "ptq_mse": {"models": 1, "bytes": mse, **start},
-        "qat": {"models": 2, "bytes": 2 * size, "steps": 9 + 16, "forwards": 9 + 32, "backprops": 9 + 16},
+        "qat": {"models": 2, "bytes": 2 * size, "steps": 9 + 16, "forwards": 9 + 16, "backprops": 9 + 16},
         "mebqat": {"models": 1, "bytes": size, "steps": 9 + 8, "forwards": 9 + 32, "backprops": 9 + 32},
     }
 

@@ -1,7 +1,5 @@
 """Named set-ups."""
 
-from dataclasses import replace
-
 import pytest
 
 from mebqat_lite import datasets, models, quantize
@@ -13,7 +11,7 @@ def test_the_paper_s_set_ups_build_and_count_their_steps():
     """ECCV 2022, section 4.1: 400, 600 and 100 epochs in batches of 256; 4.2: 75 x 800 steps of MAML, 20,000 of PN."""
     steps = {name: setup.recipe.for_images(45_000).steps for name, setup in SETUPS.items()}
     epochs = {"cifar10-preact_resnet20": 400, "cifar10-mobilenet_v2": 600, "svhn-cnn8": 100}
-    wanted = {"digits": 300, "digits-wide": 300, "glyph-classes": 300}
+    wanted = {"digits": 1200, "digits-wide": 300, "glyph-classes": 1200, "paint": 1600, "glyphs-pn": 1600}
     wanted |= {name: count * (45_000 // 256) for name, count in epochs.items()}
     for data in ("omniglot", "miniimagenet"):
         wanted |= {f"{data}-maml": 75 * 800, f"{data}-pn": 20_000}
@@ -27,7 +25,7 @@ def test_the_digits_have_a_narrow_and_a_wide_network(name, parameters):
     setup = SETUPS[name]
     model = setup.build(datasets.load(setup.data))
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert setup == replace(SETUPS["digits"], model=model.spec["name"]) and setup.options == {}
+    assert setup.model == model.spec["name"] and setup.options == {}
 
 
 def test_a_set_up_builds_the_wide_network_for_its_data():
@@ -35,15 +33,15 @@ def test_a_set_up_builds_the_wide_network_for_its_data():
     assert model.spec == {"name": "digit_net_wide", "options": {"classes": 32, "in_channels": 1}}
 
 
-def test_glyph_classes_take_a_small_network_and_1200_back_propagations_of_mebqat():
+def test_glyph_classes_take_a_small_network_and_1200_back_propagations_of_mebqat_in_turn():
     setup = SETUPS["glyph-classes"]
     data = datasets.load(setup.data)
     model = quantize(setup.build(data), setup.recipe.quantizer, sample=data.train.images[:8])
     assert [tuple(weight.shape) for weight in model.parameters() if weight.dim() == 2] == [(32, 16)]
     assert model(data.train.images[:5] / 255).shape == (5, 32)
     recipe, digits = setup.recipe, SETUPS["digits"].recipe
-    assert (recipe.warm_steps, recipe.steps * recipe.m) == (300, 1200)
-    assert recipe == digits.with_options(batch_size=32, pad=1)
+    assert (recipe.warm_steps, recipe.steps, setup.method) == (300, 1200, "mebqat_in_turn")
+    assert recipe == digits.with_options(batch_size=32, lr=0.03, pad=1)
 
 
 def test_the_setup_names_what_it_measures():

@@ -58,7 +58,7 @@ def test_a_command_that_is_killed_at_random_ends_the_same(tmp_path):
 def test_train_leaves_its_folder_beside_the_model(tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     options = ["--steps", "3", "--warm-steps", "2", "--batch-size", "16", "--seed", "4", "--lr", "0.02"]
-    assert main(["train", *options, "--out", str(out)]) == 0
+    assert main(["train", "--method", "mebqat", *options, "--out", str(out)]) == 0
     folder = tmp_path / "a.run"
     assert str(folder) in capsys.readouterr().out
     described, cost = read(folder / "recipe.json"), read(folder / "result.json")

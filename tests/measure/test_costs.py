@@ -62,7 +62,8 @@ def test_a_warm_start_counts_both_parts(data):
 
     assert costs("mebqat", warm_steps=3) == Costs(5, 3 + 8, 3 + 8)
     assert costs("mebqat", warm_steps=0) == Costs(2, 8, 8)
-    assert costs("qat", bits="W2A2", warm_steps=3) == Costs(5, 3 + 4, 3 + 2)  # its start teaches
+    assert costs("qat", bits="W2A2", warm_steps=3) == Costs(5, 3 + 2, 3 + 2)
+    assert costs("qat", bits="W2A2", warm_steps=3, teacher="start") == Costs(5, 3 + 4, 3 + 2)
     assert costs("fp", recipe=Recipe(warm_steps=3)) == Costs(2, 2, 2)  # nothing to warm up
 
 

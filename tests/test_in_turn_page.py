@@ -1,0 +1,66 @@
+"""What benchmarks/README.md says in words of MEBQAT in turn is what the stored experiments hold."""
+
+import json
+
+from benchmarks import adapt, one_set
+from benchmarks.accuracy import CORRECTED, FOLDER, LOW, RATES
+
+OURS = "mebqat_in_turn+lr=0.05"
+
+
+def stored(name, folder="accuracy"):
+    return json.loads((FOLDER / folder / f"{name}.json").read_text())
+
+
+def mean(found, name, bits, part="validation"):
+    return found[part][name][bits]["mean"]
+
+
+def minus(found, name, part="val", group="all"):
+    """The paired difference of a variant and the first one: above (1), below (-1), or not told apart (0)."""
+    cell = found["means"][part]["minus_first"][group][name]
+    return 0 if abs(cell["mean"]) <= cell["ci95"] else 1 if cell["mean"] > 0 else -1
+
+
+def test_the_rates_were_chosen_on_other_seeds():
+    found = stored("glyph-classes-rates")
+    for name in ("mebqat_in_turn", "mebqat", "qat"):
+        sums = {rate: sum(mean(found, f"{name}+lr={rate}", bits) for bits in LOW) for rate in RATES}
+        assert max(sums, key=sums.get) == 0.05
+    sums = {rate: sum(mean(found, f"ptq_mse+lr={rate}", bits) for bits in ("W2A2", "W4A4")) for rate in RATES}
+    assert max(sums, key=sums.get) == 0.03
+
+
+def test_glyph_classes():
+    found = stored("glyph-classes")
+    gaps = {bits: mean(found, OURS, bits) - mean(found, "qat+lr=0.05", bits) for bits in LOW}
+    assert -9 < gaps["W1A1"] < -6 and -5 < gaps["W2A2"] < -3 and -2 < gaps["W4A4"] < -1
+    four = {bits: mean(found, f"{OURS}+steps=5700", bits) - mean(found, "qat+lr=0.05", bits) for bits in LOW}
+    assert all(gap > -2 for gap in four.values()) and four["W4A4"] > 0
+    for part in ("val", "test"):
+        assert minus(found, "ptq_mse", part) == minus(found, "mebqat+lr=0.05", part) == -1
+        assert minus(found, f"{OURS}+steps=2700", part) == minus(found, f"{OURS}+steps=5700", part) == 1
+    assert minus(found, f"{CORRECTED}+lr=0.05") == 0
+    assert mean(found, "ptq_mse", "W8A8") > mean(found, OURS, "W8A8")
+    backprops = {name: row["backprops"] for name, row in found["costs"].items()}
+    assert backprops.pop("qat+lr=0.05") == 300 + 3 * 1200
+    assert {backprops.pop(f"{OURS}+steps={steps}") for steps in (2700, 5700)} == {3000, 6000}
+    assert set(backprops.values()) == {1500}
+
+
+def test_the_page_shows_what_was_stored():
+    page = (FOLDER / "README.md").read_text()
+    for module, name in ((adapt, "adapt"), (one_set, "one_set")):
+        found = stored(name, ".")
+        assert f"<!-- {name} -->\n```text\n{module.text(found)}\n```\n<!-- /{name} -->" in page
+
+
+def test_adapting_to_a_pair():
+    found = stored("adapt", ".")
+    for bits in LOW:
+        ours, full, rounded = (
+            {k: mean(found, adapt.variant(start, k), bits) for k in (0, *adapt.STEPS)}
+            for start in ("mebqat_in_turn", "fp", "ptq_mse")
+        )
+        assert ours[30] > full[30] and ours[30] > rounded[30]
+        assert ours[300] > ours[0]
