@@ -187,10 +187,9 @@ def _check(model: nn.Module, learner: Learner, episodes: Sequence[Episode], pair
         raise ValueError(f"each task needs an episode and a pair: got {len(episodes)} and {len(pairs)}")
     if len({(episode.support.shape, episode.query.shape) for episode in episodes}) > 1:
         raise ValueError("vectorized tasks must all have the same ways, shots, queries and image size")
-    quantizer = LSQ()
     for pair in pairs:
         if isinstance(pair, Bits):
-            quantizer.check(pair)
+            setting_of(model).quantizer.check(pair)
 
 
 @contextlib.contextmanager

@@ -285,7 +285,7 @@ def test_tasks_that_do_not_fit_are_refused():
             query_losses(model, learner, tasks, pairs)
     with pytest.raises(ValueError, match="the same ways"):
         query_losses(model, learner, [*episodes(1), *episodes(1, ways=2)], [FP, FP])
-    for pair, words in [("W1A1", "no 1-bit"), ("W9A4", "no step for 9 bits")]:
+    for pair, words in [("W1A1", "^lsq defines no 1-bit"), ("W9A4", "^lsq does not define W9A4")]:
         with pytest.raises(ValueError, match=words):
             query_losses(model, learner, episodes(1), parse_all(pair))
 
