@@ -48,6 +48,17 @@ def test_glyph_classes():
     assert set(backprops.values()) == {1500}
 
 
+def test_cifar10():
+    found = stored("cifar-in-turn")
+    gaps = {bits: mean(found, "mebqat_in_turn", bits) - mean(found, "qat", bits) for bits in LOW}
+    assert -5 < gaps["W1A1"] < -4 and -4 < gaps["W2A2"] < -3 and -3 < gaps["W4A4"] < -1
+    over_all = {name: cell["mean"] for name, cell in found["means"]["val"]["minus_first"]["all"].items()}
+    assert over_all["mebqat"] < over_all["mebqat+lr=0.02"] < -4 and minus(found, "mebqat+lr=0.02") == -1
+    assert minus(found, "ptq_mse") == minus(found, CORRECTED) == minus(found, f"{CORRECTED}+lr=0.02") == 0
+    rounded = {b: mean(found, "ptq_mse", b) - mean(found, "mebqat_in_turn", b) for b in ("W1A1", "W2A2", "W8A8", "FP")}
+    assert rounded["W1A1"] < -23 and rounded["W2A2"] < -10 and 2 < min(rounded["W8A8"], rounded["FP"]) < 3
+
+
 def test_the_page_shows_what_was_stored():
     page = (FOLDER / "README.md").read_text()
     for module, name in ((adapt, "adapt"), (one_set, "one_set")):
