@@ -57,7 +57,7 @@ def save_model(model: nn.Module, path: str | Path, **extra: Any) -> Path:
         ValueError: the network is packed, so that it has no float weights, or a part of it is compiled.
     """
     model = as_saved(model)
-    if (quantizer := setting_of(model).quantizer) is not None and quantizer.predicts_only:
+    if setting_of(model).quantizer.predicts_only:
         raise ValueError("a packed network has no float weights to save: keep its file, or save_packed")
     measured_with = setting_of(model).measured_with
     measured_with.warn_if_changed(model, measured_with.then)

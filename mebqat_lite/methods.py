@@ -30,7 +30,7 @@ from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Dealt, InTurn, Listed, Sampled
 from mebqat_lite.switching.convert import give_clips, requantize
 from mebqat_lite.switching.norms import forget_stats, give_norm_sets
-from mebqat_lite.switching.state import norm_layers, pairs_of, plan_of, quantized_layers
+from mebqat_lite.switching.state import has_norm_sets, norm_layers, pairs_of, plan_of, quantized_layers
 
 LISTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
 # The options of a recipe that `fit` itself reads.
@@ -189,7 +189,8 @@ def _quantizes(quantizer: str = "", base: str = "fp") -> Callable[[nn.Module, Da
     """
 
     def finish(model: nn.Module, data: Data) -> None:
-        if quantizer or any(len(layer.quant) for layer in quantized_layers(model).values()):
+        learned = any(len(layer.quant) for layer in quantized_layers(model).values())
+        if quantizer or (learned and not has_norm_sets(model)):  # norm sets would be lost
             set_steps(model, quantizer or plan_of(model).quantizer, data, base)
 
     return finish

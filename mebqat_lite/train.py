@@ -168,6 +168,10 @@ def _refuse_early(model: nn.Module, data: Data, chosen: methods.Method, recipe: 
     if isinstance(sampler, Sampled) and has_norm_sets(model):
         raise ValueError(f"{chosen.title} visits pairs for which this model has no norm sets: quantize it again first")
     _refuse_untrainable(model, sampler)
+    if chosen.trains and recipe.teacher == "next" and all(len(task) == 1 for task in sampler.draw()):
+        raise ValueError(
+            f"teacher=next is the next higher pair of a step, but {chosen.title} visits one pair in a step"
+        )
     passes.share(source)
 
 

@@ -163,7 +163,7 @@ def test_importing_the_package_loads_nothing_heavy():
 # 2,036 when the wings were built; 2,736 since what would end in a wrong number is refused or said: a third, which is
 # more than was meant. Files check and lock (76), the sample tells what a model reads and what bypasses it (130), passes
 # are guarded (60), options that nothing reads are found (30); narrow types, wrappers, statistics and the sampler in
-# turn take the rest. 2,790 since labels can be values, with their own loss and measure (37), for which there is a
+# turn take the rest. 2,795 since labels can be values, with their own loss and measure (37), for which there is a
 # network of coordinates (21).
 READ = [
     "*.py",
@@ -171,7 +171,7 @@ READ = [
     "switching/*.py",
     *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
 ]
-MOST_LINES = 2790
+MOST_LINES = 2795
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -253,3 +253,11 @@ def test_labels_of_other_whole_numbers_are_taken_and_lists_are_refused():
 def test_a_batch_has_at_least_one_image(size):
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
         mq.accuracy(net(), Split(IMAGES, LABELS), "W2A2", "batch", batch_size=size)
+
+
+@pytest.mark.parametrize("method", ["mebqat_in_turn", "qat"])
+def test_the_next_higher_pair_cannot_teach_where_a_step_has_one_pair(method):
+    with pytest.raises(
+        ValueError, match=r"teacher=next is the next higher pair of a step, but .* visits one pair in a"
+    ):
+        mq.fit(net(), data(), method, teacher="next", **({"bits": "W2A2"} if method == "qat" else {}), **SHORT)

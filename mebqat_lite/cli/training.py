@@ -248,11 +248,11 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_unread(arguments: argparse.Namespace, setup: Setup, names: Sequence[str], given: Iterable[str]) -> None:
-    """Refuse options that none of the methods reads; ``--m`` is also read by the other budgets."""
+    """Refuse options that none of the methods reads."""
     from mebqat_lite.experiments.compare import ONE_PAIR, refuse_unread
     from mebqat_lite.experiments.jobs import Variant
 
-    refuse_unread(setup, names, set(given) - ({"m"} if arguments.budget != "steps" else set()), arguments.budget)
+    refuse_unread(setup, names, given, arguments.budget)
     if not any(Variant.parse(name).method in ONE_PAIR for name in names):
         for option in ("bits", "qat_lrs"):
             if getattr(arguments, option) is not None:

@@ -40,7 +40,7 @@ class Split(NamedTuple):
 
         Raises:
             DataError: there is not one label for each image, or a label is no class number. Or, where labels are
-                values, one of them is not finite, or there are more or fewer than the network has outputs.
+                values, one of them is not in [0, 1], or there are more or fewer than the network has outputs.
         """
         if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
             kinds = f"{type(self.images).__name__} and {type(self.labels).__name__}"  # type: ignore[unreachable]
@@ -49,7 +49,10 @@ class Split(NamedTuple):
             return self._check_values(classes)
         if self.labels.dim() != 1 or len(self.labels) != len(self.images):
             shape = tuple(self.labels.shape)
-            raise DataError(f"{len(self.images)} images need one label each, but the labels have the shape {shape}")
+            other = "; values to predict are floats of this shape" if self.labels.dim() == 2 else ""
+            raise DataError(
+                f"{len(self.images)} images need one label each, but the labels have the shape {shape}{other}"
+            )
         if self.has_values or self.labels.dtype == torch.bool:
             other = "; values to predict are floats of shape (count, outputs)" if self.has_values else ""
             raise DataError(f"labels are whole numbers, the index of a class, not {self.labels.dtype}{other}")
@@ -62,17 +65,20 @@ class Split(NamedTuple):
         return self
 
     def _check_values(self, outputs: int | None) -> Split:
-        """Return this split, unless its labels, (count, values), are not finite or not as many as the outputs."""
+        """Return this split, unless its labels, (count, values), are not in [0, 1] or not as many as the outputs."""
         if outputs is not None and self.labels.shape[1] != outputs:
             raise DataError(f"labels have {self.labels.shape[1]} values each, but this network has {outputs} outputs")
         if not self.labels.isfinite().all():
             raise DataError("labels are not finite: look for bad values in them")
+        if len(self.labels) and not 0 <= float(self.labels.min()) <= float(self.labels.max()) <= 1:
+            ends = f"{float(self.labels.min()):g} to {float(self.labels.max()):g}"
+            raise DataError(f"values to predict are in [0, 1], but these go from {ends}: divide bytes by 255")
         return self
 
-    def of_classes(self, what: str) -> Split:
+    def of_classes(self, what: str, instead: str = "") -> Split:
         """Return this split; a DataError if its labels are values, because ``what`` is for classes only."""
         if self.has_values:
-            raise DataError(f"{what} is for classes, but the labels of these data are values: take other data")
+            raise DataError(f"{what} is for classes, but the labels of these data are values: take other data{instead}")
         return self
 
     def take(self, index: Tensor) -> Split:

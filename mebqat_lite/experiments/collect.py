@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
@@ -74,7 +75,7 @@ def collect(
         "alone": _alone(names, outcomes),
         "costs": _costs(setup, names, starts[0].costs, outcomes, budget),
         "rivals": rivals,
-        "break_even": break_even(outcomes, *rivals),
+        "break_even": _break_even(setup, rivals, starts[0].costs, outcomes, budget),
         "setup": asdict(setup),
     }
 
@@ -166,13 +167,27 @@ def first_seed(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [o for o in outcomes if o.job.seed == lowest]
 
 
-def break_even(outcomes: list[Outcome], ours: str = "mebqat", other: str = "qat") -> int | None:
-    """Compute from how many delivered pairs on ``ours`` takes fewer back-propagations than ``other``.
+def _break_even(
+    setup: Setup, rivals: tuple[str, str], start: Costs, outcomes: Sequence[Outcome], budget: str
+) -> int | None:
+    """Apply `break_even` to the outcomes of two variants, with the network that they start from, if they use it."""
+    runs = [[o.costs.backprops for o in first_seed(outcomes) if o.job.variant == name] for name in rivals]
+    if not all(runs):
+        return None
+    once, each = runs[0][0], sum(runs[1]) / len(runs[1])
+    starts = [0 if starts_alone(setup, Variant.parse(name), budget) else start.backprops for name in rivals]
+    return break_even(once + starts[0], each, starts[1])
 
-    ``ours`` is trained once for all pairs, and ``other`` once for each pair. None if one of them was not trained.
+
+def break_even(once: float, each: float, start: float = 0) -> int:
+    """Compute from how many delivered pairs on one network for all pairs takes fewer back-propagations.
+
+    Args:
+        once: those of the network for all pairs.
+        each: those of a network for one pair, without its start.
+        start: those of the network that all networks for one pair start from.
     """
-    once, each = ([o.costs.backprops for o in first_seed(outcomes) if o.job.variant == v] for v in (ours, other))
-    return int(once[0] / (sum(each) / len(each))) + 1 if once and each else None
+    return max(1, math.floor((once - start) / each) + 1)
 
 
 def _costs(

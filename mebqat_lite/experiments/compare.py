@@ -11,7 +11,7 @@ from mebqat_lite import datasets, methods, quantizers
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.collect import base_of, choose_rates, collect, first_seed
-from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, untrained
+from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, own_method, untrained
 from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
 
@@ -34,13 +34,16 @@ def list_jobs(
     for variant in variants:
         if variant.start and variant.start not in names:
             raise ValueError(f"{variant.name} starts from {variant.start}: add that to the methods of the comparison")
+        if variant.start in ONE_PAIR:
+            raise ValueError(f"{variant.start} has one network for each pair: start from a method with one for all")
     jobs = []
     for seed in seeds:
         for variant in sorted(
             variants, key=lambda variant: variant.method in ONE_PAIR or not methods.get(variant.method).trains
         ):
             if variant.method in ONE_PAIR and "bits" not in variant.options:
-                jobs += [Job(variant.name, seed, bits, lr) for bits in listed for lr in qat_lrs or (0.0,)]
+                rates = (0.0,) if "lr" in variant.options else qat_lrs or (0.0,)
+                jobs += [Job(variant.name, seed, bits, lr) for bits in listed for lr in rates]
             else:
                 jobs.append(Job(variant.name, seed))
     return jobs
@@ -54,11 +57,14 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budg
         names: the methods with their own options, each of which the method must read.
         given: the options that were given for all methods together; each must be read by one of them, or by the
             training of the network that they start from.
-        budget: with another than ``steps``, methods that only quantize train an FP network of their own.
+        budget: with another than ``steps``, methods that only quantize train an FP network of their own, and the
+            back-propagations are those of the set-up's own method, which depend on ``m`` or ``tasks``.
     """
     data, base = datasets.load(setup.data, 0), base_of(names)
     start = _reads(setup, base, data) - ({"steps", "epochs"} if setup.recipe.warm_steps else set())
     left = set(given) - start - {"warm_steps"}
+    if budget != "steps":
+        left -= _reads(setup, own_method(setup, base), data) & {"m", "tasks"}
     for name in names:
         variant = Variant.parse(name)
         check_classes(variant.method, data)
@@ -133,7 +139,7 @@ def compare(
     pairs, listed = [str(b) for b in parse_all(pairs)], [str(b) for b in parse_all(listed)]
     jobs = list_jobs(names, listed, range(seeds) if isinstance(seeds, int) else seeds, qat_lrs)
     base = base_of(names)
-    _check_bits(setup, names, {*pairs, *listed})
+    _check_bits(setup, jobs, pairs)
     delivered = len(listed) if budget == "total" else 1
     how: dict[str, Any] = {"engine": engine, "workers": workers, "address": address}
     how |= {"retries": retries, "fresh": fresh, "progress": progress}
@@ -148,10 +154,17 @@ def compare(
     }
 
 
-def _check_bits(setup: Setup, names: Iterable[str], pairs: Iterable[str]) -> None:
-    """Raise a ValueError, before anything is trained, if a quantizer does not define one of the pairs."""
-    for name in names:
-        recipe = setup.recipe.with_options(**Variant.parse(name).options)
-        quantizer = quantizers.get(recipe.quantizer)[1]
-        for pair in pairs if methods.get(Variant.parse(name).method).trains else ():
-            quantizer.check(Bits.parse(pair))
+def _check_bits(setup: Setup, jobs: Iterable[Job], pairs: Sequence[str]) -> None:
+    """Raise a ValueError, before anything is trained, if the quantizer of a job does not define one of its pairs.
+
+    A job that starts from another's network has the quantizer of that one.
+    """
+    for job in jobs:
+        variant = Variant.parse(job.variant)
+        recipe = setup.recipe.with_options(**variant.options)
+        trained = [job.bits] if job.bits else [*pairs, *(recipe.bits if "bits" in variant.options else ())]
+        for pair in trained if methods.get(variant.method).trains and not variant.start else ():
+            try:
+                quantizers.get(recipe.quantizer)[1].check(Bits.parse(pair))
+            except ValueError as error:
+                raise ValueError(f"{variant.name}: {error}") from error

@@ -196,18 +196,26 @@ def untrained(setup: Setup, data: Data, seed: int) -> nn.Module:
     return quantize(setup.build(data), setup.recipe.quantizer, sample=methods.calibration(data))
 
 
-def within(budget: str, recipe: Recipe, pairs: int, models_delivered: int, reference: int, spare: int = 0) -> Recipe:
+def within(
+    budget: str, recipe: Recipe, pairs: int, models_delivered: int, reference: int, start: int = 0, own_start: int = 0
+) -> Recipe:
     """Change the steps of a recipe so that a method with ``pairs`` back-propagations per step keeps to a budget.
 
     - ``steps``: the recipe keeps its steps.
-    - ``backprops``: each model gets the back-propagations that the recipe's steps take with ``reference`` per step,
-      and ``spare`` ones, if it does not use the FP network that the others start from.
+    - ``backprops``: each model gets the back-propagations that the recipe's steps take with ``reference`` per step. If
+      it does not use the network that the others start from, it also gets the ``start`` back-propagations of that one,
+      and its own warm start takes ``own_start`` of all these.
     - ``total``: all models that a method delivers share these back-propagations.
+
+    Raises:
+        ValueError: the own warm start takes the whole budget.
     """
     if budget == "steps":
         return recipe
-    share = recipe.steps * reference / (models_delivered if budget == "total" else 1) + spare
-    return recipe.with_options(steps=max(1, round(share / pairs)))
+    total = (recipe.steps * reference + start) / (models_delivered if budget == "total" else 1)
+    if own_start >= total:
+        raise ValueError(f"warm_steps take {own_start} back-propagations, but the budget is {total:g}: give fewer")
+    return recipe.with_options(steps=max(1, round((total - own_start) / pairs)))
 
 
 @one_thread()
@@ -216,22 +224,30 @@ def run_job(
 ) -> Outcome:
     """Train one variant, by default from the FP network of its seed, save it, and measure it."""
     variant = Variant.parse(job.variant)
-    mine = setup.with_options(**variant.options)
+    mine = setup.with_options(**variant.options, **({"lr": job.lr} if job.lr else {}))
     chosen, data, costs = methods.get(variant.method), datasets.load(setup.data, job.seed), Costs()
     alone = starts_alone(setup, variant, budget)
     model = untrained(mine, data, job.seed) if alone else _started(mine, variant, job.seed, data, folder)
     if alone or chosen.trains:
         recipe = _recipe(mine.recipe.for_images(len(data.train.labels)), job, variant, alone)
         if not variant.start:
-            each = _each_step(model, variant.method, recipe)
-            reference = _each_step(model, own_method(setup, chosen.base), setup.recipe)
-            spare = (setup.recipe.warm_steps - recipe.warm_steps) * _each_step(model, chosen.base, setup.recipe)
-            recipe = within(budget, recipe, each, models_delivered, reference, spare if alone else 0)
+            recipe = _within(setup, model, variant, recipe, budget, models_delivered, alone)
         costs = fit(model, data, variant.method, recipe, progress=False).costs
     else:
         chosen.finish(model, data)
     size = stored_bytes(model, statistics=False)
     return measure(mine, job, model, data, [job.bits] if job.bits else pairs, folder, costs, size)
+
+
+def _within(
+    setup: Setup, model: nn.Module, variant: Variant, recipe: Recipe, budget: str, models_delivered: int, alone: bool
+) -> Recipe:
+    """Call `within` with the back-propagations of a variant's steps, of the set-up's own method, and of warm starts."""
+    base, pairs = methods.get(variant.method).base, _each_step(model, variant.method, recipe)
+    reference = _each_step(model, own_method(setup, base), setup.recipe)
+    start = setup.recipe.warm_steps * _each_step(model, base, setup.recipe) if alone else 0
+    own_start = recipe.warm_steps * _each_step(model, base, recipe) if alone else 0
+    return within(budget, recipe, pairs, models_delivered, reference, start, own_start)
 
 
 def own_method(setup: Setup, base: str) -> str:
@@ -255,9 +271,9 @@ def _started(setup: Setup, variant: Variant, seed: int, data: Data, folder: Path
 
 
 def _recipe(recipe: Recipe, job: Job, variant: Variant, alone: bool) -> Recipe:
-    """Give the recipe the seed, the pair, the learning rate and the warm start of a job."""
+    """Give the recipe the seed, the pair and the warm start of a job."""
     own = variant.options.get("warm_steps", 0) if alone else 0
-    return recipe.with_options(seed=job.seed, bits=job.bits or recipe.bits, lr=job.lr or recipe.lr, warm_steps=own)
+    return recipe.with_options(seed=job.seed, bits=job.bits or recipe.bits, warm_steps=own)
 
 
 def measure(

@@ -117,8 +117,8 @@ def on_images(what: str, images: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        shape = " x ".join(map(str, images.shape[1:]))
-        raise ValueError(f"{what} cannot take images of {shape} (channels x height x width): {error}") from error
+        shape = " x ".join(map(str, images.shape[1:])) + " (channels x height x width)" * (images.dim() == 4)
+        raise ValueError(f"{what} cannot take images of {shape}: {error}") from error
 
 
 def check_classes(method: str, data: Data) -> None:

@@ -64,7 +64,7 @@ def accuracy(
         MissingStatisticsError: ``recalibrated`` statistics are asked for, but were not measured for this pair.
         DataError: the split is empty, its labels are values, or they do not fit the network.
     """
-    return score(model, split.check().of_classes("accuracy"), bits, norm_stats, batch_size)
+    return score(model, split.check().of_classes("accuracy", ", or measure `score`"), bits, norm_stats, batch_size)
 
 
 def score(
@@ -101,8 +101,8 @@ def grid(
     Args:
         models: a quantized model, or a list with one model per seed.
         splits: the images and labels to classify: one split for all models, or a list with one per model.
-        bits: the pairs, or maps of layers to pairs. By default these are all candidates: 75, or 73 if the quantizer
-            defines no 1-bit values.
+        bits: the pairs, or maps of layers to pairs. By default these are all candidates that the quantizer defines: 75
+            for dorefa, 73 without 1 bit.
         norm_stats: the norm policy; by default ``recalibrated`` where ``calibration`` is given, else that of the first
             model.
         calibration: training images, one set for all models or a list with one per model. If they are given, the

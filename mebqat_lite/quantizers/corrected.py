@@ -60,9 +60,14 @@ def corrected(name: str) -> Quantizer:
     Its name is that of the other one and ``_corrected``; all that `Corrected` does not change is that of the other.
 
     Raises:
-        ValueError: no quantizer ``name`` is registered.
+        ValueError: no quantizer ``name`` is registered, or it is corrected already or has no `weight_grid`.
     """
     original = get(name)[1]
+    if isinstance(original, Corrected) or type(original).weight_grid is Quantizer.weight_grid:
+        reason = (
+            "is corrected already" if isinstance(original, Corrected) else "defines no weight_grid(), which this needs"
+        )
+        raise ValueError(f"{name} {reason}")
     return register(f"{name}_corrected", _made(type(original), vars(original)))
 
 

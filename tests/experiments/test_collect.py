@@ -42,17 +42,13 @@ def test_without_a_search_every_outcome_stays():
     assert choose_rates(found) == (found, {})
 
 
-@pytest.mark.parametrize(("ours", "each", "pairs"), [(16, [4, 4], 5), (15, [4, 4], 4), (3, [4], 1), (30, [5, 15], 4)])
-def test_break_even_is_the_first_number_of_pairs_at_which_one_training_costs_less(ours, each, pairs):
-    found = [outcome("mebqat", 0, {}, backprops=ours), outcome("mebqat", 1, {}, backprops=10**6)]
-    found += [outcome("qat", 0, {}, bits=f"W{n}A{n}", backprops=cost) for n, cost in enumerate(each, 2)]
-    mean = sum(each) / len(each)
-    assert ours < pairs * mean and ours >= (pairs - 1) * mean
-    assert break_even([*found, outcome("qat", 1, {}, backprops=1)]) == pairs
-
-
-def test_there_is_no_break_even_without_both():
-    assert break_even([outcome("mebqat", 0, {})]) is None and break_even([outcome("qat", 0, {})]) is None
+@pytest.mark.parametrize(
+    ("once", "each", "start", "pairs"),
+    [(16, 4, 0, 5), (15, 4, 0, 4), (3, 4, 0, 1), (30, 10, 0, 4), (20, 4, 4, 5), (16, 2, 4, 7), (16, 16, 0, 2)],
+)
+def test_break_even_is_the_first_number_of_pairs_at_which_one_training_costs_less(once, each, start, pairs):
+    assert once < start + pairs * each and (pairs == 1 or once >= start + (pairs - 1) * each)
+    assert break_even(once, each, start) == pairs
 
 
 VALUES = {  # the seeds of each row in another order

@@ -144,3 +144,42 @@ def test_which_jobs_train_their_network_from_the_beginning():
     }
     for (name, budget), found in table.items():
         assert tuple(starts_alone(setup, Variant.parse(name), budget) for setup in (SETUP, cold)) == found
+
+
+def test_break_even_counts_the_start_of_those_that_use_it(tmp_path):
+    """Both take 16 back-propagations for one pair, so one network for all pairs pays from the second pair on."""
+    outcome = compared(tmp_path, ["mebqat", "qat+warm_steps=0"], budget="backprops")
+    assert backprops(outcome) == {"mebqat": 16, "qat+warm_steps=0": 16} and outcome["break_even"] == 2
+
+
+def test_models_that_share_a_budget_share_their_warm_starts(tmp_path):
+    names, how = ["qat", "qat+warm_steps=0", "qat+warm_steps=2"], {"pairs": ["FP"], "listed": ["W2A2", "W4A4"], **QUIET}
+    outcome = compare(SETUP, names, folder=tmp_path, budget="total", **how)
+    assert set(backprops(outcome).values()) == {16}
+
+
+def test_a_warm_start_that_takes_the_whole_budget_is_refused(tmp_path):
+    with pytest.raises(SweepError, match="warm_steps take 40 back-propagations, but the budget is 16: give fewer"):
+        compared(tmp_path, ["mebqat_in_turn", "mebqat_in_turn+warm_steps=40"], budget="backprops", retries=0)
+
+
+def test_a_rate_of_its_own_is_kept_beside_searched_ones(tmp_path):
+    outcome = compared(tmp_path, ["qat+lr=0.5", "qat"], qat_lrs=(0.01, 0.1))
+    assert set(outcome["qat_lr"]) == {"qat"}
+    _, extra = load_model(tmp_path / "qat_w2a2-lr0.01-seed0.safetensors")
+    assert extra["setup"]["recipe"]["lr"] == 0.01
+    _, extra = load_model(tmp_path / "qat+lr-0.5_w2a2-seed0.safetensors")
+    assert extra["setup"]["recipe"]["lr"] == 0.5
+
+
+def test_a_method_with_a_network_for_each_pair_cannot_be_a_start(tmp_path):
+    with pytest.raises(ValueError, match="qat has one network for each pair: start from a method with one for all"):
+        compared(tmp_path, ["qat", "mebqat+start=qat+steps=1"])
+
+
+def test_pairs_are_checked_only_where_they_are_used(tmp_path):
+    setup = replace(SETUP, recipe=SETUP.recipe.with_options(quantizer="lsq"))
+    compare(setup, ["mebqat"], pairs=["W2A2"], listed=["W1A1"], folder=tmp_path, **QUIET)  # nothing is listed
+    for name in ("qat", "qat+bits=W1A1"):
+        with pytest.raises(ValueError, match=r"^qat.*: lsq defines no 1-bit values"):
+            compare(setup, [name], pairs=["W2A2"], listed=["W1A1"], folder=tmp_path, **QUIET)

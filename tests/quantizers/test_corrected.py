@@ -241,3 +241,11 @@ def test_the_summary_counts_a_step_and_a_zero_for_each_channel(name, tmp_path):
             assert packed_bytes(model) - packed_bytes(plain) == 2 * 4 * channels
     with mq.at(model, "W2A2"), mq.at(again, "W2A2"):
         assert packed_bytes(again) == packed_bytes(model) and mq.summary(again) == mq.summary(model)
+
+
+def test_what_cannot_be_corrected_is_refused(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS, "gridless", Quantizer())
+    with pytest.raises(ValueError, match=r"^gridless defines no weight_grid"):
+        corrected("gridless")
+    with pytest.raises(ValueError, match=r"^dorefa_corrected is corrected already"):
+        corrected("dorefa_corrected")
