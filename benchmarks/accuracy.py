@@ -249,7 +249,7 @@ EXPERIMENTS |= {
     "glyphs-maml-in-turn": Experiment(
         "New classes: MEBQAT-MAML in turn, 5-way 1-shot on glyphs, equal back-propagations",
         replace(MAML, episodes=600),
-        ("mebqat_maml", "mebqat_maml_in_turn", "mebqat_maml_in_turn+lr=0.001"),
+        ("mebqat_maml", "mebqat_maml_in_turn"),
         ("W2A2", "W4A4", "FP"),
         seeds=3,
         budget="backprops",
