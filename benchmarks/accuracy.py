@@ -251,6 +251,7 @@ EXPERIMENTS |= {
         replace(MAML, episodes=600),
         ("mebqat_maml", "mebqat_maml_in_turn"),
         ("W2A2", "W4A4", "FP"),
+        ("W2A2",),
         seeds=3,
         budget="backprops",
         parts=("val",),

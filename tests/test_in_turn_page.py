@@ -59,6 +59,18 @@ def test_cifar10():
     assert rounded["W1A1"] < -23 and rounded["W2A2"] < -10 and 2 < min(rounded["W8A8"], rounded["FP"]) < 3
 
 
+def test_prototypical_networks():
+    found = stored("glyphs-pn-in-turn")
+    gaps = found["paired"]["val"]
+    assert found["rivals"] == ["mebqat_pn_in_turn", "pn_qat"] and len(gaps) == 5
+    assert all(-0.6 < gap["mean"] < 0 for gap in gaps.values())
+    assert all(abs(gaps[bits]["mean"]) <= gaps[bits]["ci95"] for bits in ("W2A2", "W3A3", "W4A4"))
+    assert minus(found, "mebqat_pn") == -1 and minus(found, "mebqat_pn_in_turn+quantizer=lsq_corrected") == 0
+    ours, rounded = (found["validation"][name] for name in ("mebqat_pn_in_turn", "pn_ptq_mse"))
+    assert 5.5 < ours["W2A2"]["mean"] - rounded["W2A2"]["mean"] < 6.5
+    assert all(abs(ours[bits]["mean"] - rounded[bits]["mean"]) < 0.5 for bits in ("W4A4", "W8A8", "FP"))
+
+
 def test_the_page_shows_what_was_stored():
     page = (FOLDER / "README.md").read_text()
     for module, name in ((adapt, "adapt"), (one_set, "one_set")):
