@@ -31,15 +31,7 @@ SOME = ("W1A1", "W2A2", "W3A3", "W4A4", "W8A8", "FP")
 JOINT = ("mebqat", "adabits", "any_precision_hard", "any_precision_soft", "any_precision_recursive")
 SHOWN = (*SOME[:-1], "W2A8", "W8A2", "FP")  # eight pairs, from low to high and mixed
 RATES = (0.01, 0.02, 0.03, 0.05)
-CHANGES = (
-    "warm_steps=0",
-    "warm_steps=150",
-    "warm_steps=600",
-    "teacher=fp",
-    "weight_decay=0.0",
-    "per_layer=True",
-    "m=8",
-)
+CHANGES = ("warm_steps=0", "warm_steps=150", "teacher=fp", "weight_decay=0.0", "m=8")
 COLD = "+warm_steps=0+steps={}"  # no warm start; its back-propagations are spent on more steps instead
 
 
@@ -217,10 +209,7 @@ EXPERIMENTS |= {
             "mebqat_in_turn+lr=0.05",
             f"{CORRECTED}+lr=0.05",
             *(f"mebqat_in_turn+lr=0.05+{change}" for change in CHANGES),
-            *(
-                f"mebqat_in_turn+lr=0.05+quantizer={name}"
-                for name in ("lsq", "lsq_corrected", "sat", "double_rounding")
-            ),
+            *(f"mebqat_in_turn+lr=0.05+quantizer={name}" for name in ("lsq", "double_rounding")),
         ],
         SHOWN,
         LOW,
