@@ -1,6 +1,6 @@
 """Is one set of running statistics enough for every width? ``python -m benchmarks.one_set [--store]``.
 
-The networks of ``python -m benchmarks.accuracy glyph-classes-trials``, which must have run before, are measured under
+The networks of ``python -m benchmarks.accuracy glyph-classes``, which must have run before, are measured under
 two norm policies: with the running statistics of their training, which all pairs share, and with statistics that are
 recalibrated for each pair. ``--store`` writes ``one_set.json`` and the table of README.md in this folder.
 """
@@ -20,7 +20,7 @@ from mebqat_lite.measure.evaluate import grid, norm_images
 from mebqat_lite.measure.results import cells, table
 from mebqat_lite.paths import results
 
-NAME = "glyph-classes-trials"
+NAME = "glyph-classes"
 NETWORKS = {"mebqat_in_turn+lr=0.05": "dorefa", f"{CORRECTED}+lr=0.05": "dorefa_corrected"}
 
 

@@ -78,6 +78,21 @@ def test_the_page_shows_what_was_stored():
         assert f"<!-- {name} -->\n```text\n{module.text(found)}\n```\n<!-- /{name} -->" in page
 
 
+def test_one_set_of_running_statistics():
+    rows = {
+        name: {bits: cell["mean"] for bits, cell in row.items()}
+        for name, row in stored("one_set", ".")["accuracy"].items()
+    }
+    lost = {
+        name: {bits: rows[f"{name}, recalibrated"][bits] - mean for bits, mean in rows[f"{name}, running"].items()}
+        for name in ("dorefa", "dorefa_corrected")
+    }
+    assert min(lost["dorefa"].values()) > 60
+    quantized = [bits for bits in lost["dorefa"] if bits not in ("W1A1", "FP")]
+    assert all(2.5 < lost["dorefa_corrected"][bits] < 6 for bits in quantized)
+    assert min(lost["dorefa_corrected"][bits] for bits in ("W1A1", "FP")) > 15
+
+
 def test_adapting_to_a_pair():
     found = stored("adapt", ".")
     for bits in LOW:
