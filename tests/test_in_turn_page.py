@@ -97,7 +97,7 @@ def test_adapting_to_a_pair():
     found = stored("adapt", ".")
     for bits in LOW:
         ours, full, rounded = (
-            {k: mean(found, adapt.variant(start, k), bits) for k in (0, *adapt.STEPS)}
+            {k: mean(found, adapt.variant(start, k, found["rates"][start]), bits) for k in (0, *adapt.STEPS)}
             for start in ("mebqat_in_turn", "fp", "ptq_mse")
         )
         assert ours[30] > full[30] and ours[30] > rounded[30]
