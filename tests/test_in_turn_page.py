@@ -100,5 +100,6 @@ def test_adapting_to_a_pair():
             {k: mean(found, adapt.variant(start, k, found["rates"][start]), bits) for k in (0, *adapt.STEPS)}
             for start in ("mebqat_in_turn", "fp", "ptq_mse")
         )
-        assert ours[30] > full[30] and ours[30] > rounded[30]
-        assert ours[300] > ours[0]
+        assert ours[30] > full[100] and (bits == "W4A4" or ours[30] > rounded[100])
+        dedicated = mean(found, adapt.DEDICATED, bits)
+        assert ours[0] < ours[300] and 0 < dedicated - ours[300] < 3.5
