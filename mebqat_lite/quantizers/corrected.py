@@ -63,11 +63,10 @@ def corrected(name: str) -> Quantizer:
         ValueError: no quantizer ``name`` is registered, or it is corrected already or has no `weight_grid`.
     """
     original = get(name)[1]
-    if isinstance(original, Corrected) or type(original).weight_grid is Quantizer.weight_grid:
-        reason = (
-            "is corrected already" if isinstance(original, Corrected) else "defines no weight_grid(), which this needs"
-        )
-        raise ValueError(f"{name} {reason}")
+    if isinstance(original, Corrected):
+        raise ValueError(f"{name} is corrected already")
+    if type(original).weight_grid is Quantizer.weight_grid:
+        raise ValueError(f"{name} defines no weight_grid(), which the correction needs")
     return register(f"{name}_corrected", _made(type(original), vars(original)))
 
 

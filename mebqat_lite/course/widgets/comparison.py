@@ -140,7 +140,7 @@ def _costs(result: Result, metric: str) -> dict[str, dict[str, Any]]:
     other, start, found = (result.get("rivals") or ("mebqat", "qat"))[1], start_backprops(result), {}
     for name, cost in result["costs"].items():
         fixed, each = cost[metric], 0.0
-        if name.split("+")[0] == other:
+        if name.split("+")[0] == other.split("+")[0]:
             fixed = start if metric == "backprops" else 0
             each = (cost[metric] - fixed) / cost["models"]
         found[name] = {str(k): {"mean": fixed + k * each} for k in DELIVERED}
