@@ -45,7 +45,7 @@ def test_a_network_has_an_output_for_each_value(model, options, outputs):
 
 @pytest.mark.parametrize("model", ["digit_net", "conv4", "mobilenet_v2"])
 def test_a_network_of_images_refuses_vectors(model):
-    with pytest.raises(ValueError, match=f"the model {model} cannot take images of 2 "):
+    with pytest.raises(ValueError, match=f"the model {model} cannot take images of 2: "):
         Setup("points", model).build(painted())
 
 
