@@ -48,6 +48,12 @@ def test_glyph_classes():
     assert set(backprops.values()) == {1500}
 
 
+def test_trials():
+    found = stored("glyph-classes-trials")
+    names = [name for name in found["accuracy"] if name != OURS]
+    assert len(names) == 6 and all(minus(found, name) == 0 for name in names)
+
+
 def test_cifar10():
     found = stored("cifar-in-turn")
     gaps = {bits: mean(found, "mebqat_in_turn", bits) - mean(found, "qat", bits) for bits in LOW}
