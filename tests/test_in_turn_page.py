@@ -54,6 +54,15 @@ def test_trials():
     assert len(names) == 6 and all(minus(found, name) == 0 for name in names)
 
 
+def test_other_quantizers():
+    found = stored("glyph-classes-quantizers")
+    assert minus(found, f"{OURS}+quantizer=lsq") == 0 and minus(found, f"{OURS}+quantizer=double_rounding") == 1
+    gaps = {
+        b: mean(found, f"{OURS}+quantizer=double_rounding", b) - mean(found, OURS, b) for b in found["validation"][OURS]
+    }
+    assert len(gaps) == 7 and max(gaps, key=gaps.get) == "FP"
+
+
 def test_cifar10():
     found = stored("cifar-in-turn")
     gaps = {bits: mean(found, "mebqat_in_turn", bits) - mean(found, "qat", bits) for bits in LOW}
