@@ -183,7 +183,7 @@ def add_compare(commands: Commands) -> None:
     )
     command.add_argument("--bits", help="the pairs that qat is trained for; default: W1A1,W2A2,W4A4")
     command.add_argument(
-        "--budget", default="steps", help="what is equal between the methods: steps, backprops or total"
+        "--budget", default="backprops", help="what is equal between the methods: backprops, steps or total"
     )
     command.add_argument("--pairs", help="the pairs to measure, or all; default: W1A1,W2A2,W3A3,W4A4,W8A8,FP")
     command.add_argument("--qat-lrs", help="learning rates for qat to choose from on validation data")

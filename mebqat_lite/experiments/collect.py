@@ -9,7 +9,7 @@ from typing import Any
 
 from mebqat_lite import methods
 from mebqat_lite.bits import Bits, candidates, parse_all
-from mebqat_lite.experiments.jobs import PARTS, RIVALS, Outcome, Variant, own_method, starts_alone
+from mebqat_lite.experiments.jobs import BUDGETS, PARTS, RIVALS, Outcome, Variant, own_method, starts_alone
 from mebqat_lite.experiments.setups import Setup
 from mebqat_lite.loop import Costs, Run
 from mebqat_lite.measure.intervals import interval
@@ -50,7 +50,7 @@ def choose_rates(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], dict[str, 
 
 
 def collect(
-    setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], budget: str = "steps"
+    setup: Setup, names: Sequence[str], starts: list[Run], outcomes: list[Outcome], budget: str = BUDGETS[0]
 ) -> dict[str, Any]:
     """Combine the outcomes of all seeds: accuracy under two norm policies, paired differences, means and costs.
 
@@ -193,17 +193,23 @@ def break_even(once: float, each: float, start: float = 0) -> int:
 def _costs(
     setup: Setup, names: Sequence[str], start: Costs, outcomes: list[Outcome], budget: str
 ) -> dict[str, dict[str, int]]:
-    """Add up the costs of each method in the first seed, including those of the network that it starts from."""
+    """Add up the costs of each method in the first seed, including those of the network that it starts from.
+
+    ``each`` counts the back-propagations of one network from its untrained beginning on.
+    """
     first = {name: [o for o in first_seed(outcomes) if o.job.variant == name] for name in names}
 
-    def total(name: str) -> Costs:
+    def before(name: str) -> Costs:
         variant = Variant.parse(name)
-        own = sum((o.costs for o in first[name]), Costs())
         if variant.start:
-            return own + total(variant.start)
-        return own if starts_alone(setup, variant, budget) else own + start
+            return total(variant.start)
+        return Costs() if starts_alone(setup, variant, budget) else start
 
-    return {
-        name: {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total(name))}
-        for name, mine in first.items()
-    }
+    def total(name: str) -> Costs:
+        return sum((o.costs for o in first[name]), before(name))
+
+    def row(name: str, mine: list[Outcome]) -> dict[str, int]:
+        each = max((o.costs.backprops for o in mine), default=0) + before(name).backprops
+        return {"models": len(mine), "bytes": sum(o.bytes for o in mine), **asdict(total(name)), "each": each}
+
+    return {name: row(name, mine) for name, mine in first.items()}

@@ -49,7 +49,7 @@ def list_jobs(
     return jobs
 
 
-def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budget: str = "steps") -> None:
+def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budget: str = BUDGETS[0]) -> None:
     """Raise a ValueError if an option has no effect, because nothing that is trained or measured reads it.
 
     Args:
@@ -93,7 +93,7 @@ def compare(
     listed: Sequence[str] = QAT_PAIRS,
     seeds: int | Sequence[int] = 3,
     folder: str | Path,
-    budget: str = "steps",
+    budget: str = BUDGETS[0],
     qat_lrs: Sequence[float] = (),
     workers: int | None = None,
     progress: bool = True,
@@ -120,7 +120,8 @@ def compare(
             on others. A seed determines the split, the start and the order of the batches.
         folder: where models (``<method>-seed<n>.safetensors``) and their results (``.json``) are saved. All machines
             must be able to reach it, and it serves one comparison at a time: a second one is a BlockingIOError.
-        budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`.
+        budget: what is equal between methods, one of `jobs.BUDGETS`; see `jobs.within`. By default each network gets
+            the same back-propagations, and the FP network that PTQ rounds gets them too.
         qat_lrs: learning rates for ``qat``. Each pair takes the one that is best on validation data over all seeds. By
             default there is only the recipe's.
         workers: the number of processes, each with one thread; by default one per core. A cluster has its own workers.

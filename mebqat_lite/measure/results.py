@@ -97,8 +97,7 @@ def report(
         _means(outcome["means"][part], len(max(outcome[key].values(), key=len)) > len(pairs), titles),
         f"\n{ours} - {other}, paired, {outcome['norm_stats']}: {differences(gaps)}" if gaps else "",
         f"\nBatches of one image: {_lowest(outcome['alone'])}" if any(outcome["alone"].values()) else "",
-        "Back-propagations of the first seed, with the FP network that it starts from: "
-        + ", ".join(f"{name} {cost['backprops']:,}" for name, cost in outcome["costs"].items()),
+        _spent(outcome["costs"]),
     ]
     for name, rates in outcome.get("qat_lr", {}).items():
         found = ", ".join(f"{bits} {rate:g}" for bits, rate in rates.items())
@@ -106,6 +105,19 @@ def report(
     if outcome["break_even"]:
         blocks.append(f"{ours} takes fewer than {other} from {outcome['break_even']} delivered pairs on.")
     return "\n".join(block for block in blocks if block)
+
+
+def _spent(costs: Mapping[str, Mapping[str, int]]) -> str:
+    """Say how many back-propagations each network got, and how many the methods with several networks took in all."""
+    each = {name: f"{row['each']:,}" for name, row in costs.items()}
+    equal = len(set(each.values())) == 1
+    first = next(iter(each.values())) if equal else ", ".join(f"{name} {count}" for name, count in each.items())
+    several = [
+        f"; {name} took {row['backprops']:,} for {row['models']} networks"
+        for name, row in costs.items()
+        if row["models"] > 1
+    ]
+    return f"Back-propagations of {'each' if equal else 'a'} network, its FP start included: {first}{''.join(several)}"
 
 
 def _means(means: Mapping[str, Any], many: bool, titles: Mapping[str, str] | None) -> str:
