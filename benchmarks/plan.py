@@ -140,8 +140,8 @@ TEXT = """# What the paper's large runs need
 - The first three runs are the paper's: epochs, batches of {batch}, all training images (this package keeps 5,000 of
   CIFAR-10's to choose on).
 - `cifar10-resnet20` has the network and the widths of Double Rounding (Huang et al., 2025), and trains in turn. There
-  an image goes through at one pair, so its images/s are {tasks} times those of a MEBQAT step (of PreActResNet-20, width 1,
-  with dorefa, over the ratio of multiplications), and a dedicated network for each pair takes that x pairs.
+  an image goes through at one pair, so its images/s are {tasks} times those of a MEBQAT step (of PreActResNet-20,
+  width 1, with dorefa, over the ratio of multiplications), and a dedicated network for each pair takes that x pairs.
 - **The ImageNet runs are assumed**: `setups.SETUPS`, the paper's settings, has none. {images:,} images of 224 x 224,
   100 epochs, torchvision's networks. Their images/s are the measured ones (of MobileNetV2; of PreActResNet-20, width 5,
   for ResNet-18) over the ratio of multiplications an image: good for the order of magnitude.
@@ -163,6 +163,7 @@ all gradients; so N M is a limit, not a promise.
 - **No GPU has been measured**: images/s of one device, with `--amp` and without, are to be filled in. Train for 200
   steps (`--steps 200`); X is the batch times 150 over the `seconds` between steps 50 and 200 in `metrics.jsonl`. Then
   `python -m benchmarks.plan --run NAME --images-per-second X` prints that run's line, and what several devices leave.
+  `python -m benchmarks.gpu` measures two small networks, with mixed precision and compiled too, in ten minutes.
 - **ImageNet does not fit**: images are kept in memory as bytes, {gigabytes:.0f} GB at 224 x 224, and each process
   puts its own copy on its device. Without a source that reads from disk no throughput makes these runs possible.
 """
