@@ -12,7 +12,7 @@ from mebqat_lite import models
 from mebqat_lite.datasets import Split
 from mebqat_lite.datasets.episodes import Episode, Episodes
 from mebqat_lite.learners import ProtoNet
-from mebqat_lite.loop import Loop
+from mebqat_lite.loop import Loop, Passes
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.convert import quantize
 
@@ -49,12 +49,12 @@ def network(case: Case) -> torch.nn.Module:
     return models.conv4(channels=case.channels, classes=case.ways if case.method == "mebqat_maml" else None)
 
 
-def our_step(case: Case) -> Work:
+def our_step(case: Case, tasks: int = TASKS, passes: Passes | None = None, device: str = "cpu") -> Work:
     """Return the step of the training loop, which includes drawing the episodes."""
     data = images()
-    model = quantize(network(case), "lsq", sample=data.images[:8])
-    recipe = Recipe(ways=case.ways, queries=case.queries, m=TASKS, tasks=TASKS, inner_steps=INNER_STEPS)
-    return Loop(model, data, case.method, recipe).step
+    model = quantize(network(case), "lsq", sample=data.images[:8]).to(device)
+    recipe = Recipe(ways=case.ways, queries=case.queries, m=tasks, tasks=tasks, inner_steps=INNER_STEPS)
+    return Loop(model, data, case.method, recipe, passes).step
 
 
 def plain_step(case: Case) -> Work:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.steps import CASES, TASKS
-from mebqat_lite import bits, quantize
+from mebqat_lite import bits, models, quantize
 from mebqat_lite.measure.costs import bit_operations
 
 FOLDER = Path(__file__).parent
@@ -45,12 +45,14 @@ class Planned:
     case: str
     side: int = 32  # of an image, in pixels
     build: Callable[[], nn.Module] | None = None  # if not the case's network: times are scaled by multiplications
+    visits: int = TASKS  # how many pairs an image goes through each time that it is in a batch; 1 in turn
 
 
-RUNS = {  # the first three are the paper's (ECCV 2022, section 4.1); the last two are assumed
+RUNS = {  # the first three are the paper's (ECCV 2022, section 4.1); the fourth is a set-up; the last two are assumed
     "cifar10-preact_resnet20": Planned(50_000, 400, 75, "preact_resnet20_w5"),
     "svhn-cnn8": Planned(73_257, 100, 75, "cnn8", 40),
     "cifar10-mobilenet_v2": Planned(50_000, 600, 73, "mobilenet_v2"),
+    "cifar10-resnet20": Planned(50_000, 200, 21, "preact_resnet20_w1", build=models.resnet20, visits=1),
     "imagenet-mobilenet_v2": Planned(
         IMAGENET, 100, 73, "mobilenet_v2", 224, functools.partial(imagenet, "mobilenet_v2")
     ),
@@ -66,13 +68,13 @@ def multiplications(build: Callable[[], nn.Module], side: int) -> int:
 
 @functools.cache
 def images_per_second(name: str) -> float:
-    """Compute how many images per second a MEBQAT step takes on the machine of results.json.
+    """Compute how many images per second the steps of a run take on the machine of results.json.
 
-    Each image counts once, though it goes through the network at four pairs.
+    Each image counts once, though in a MEBQAT step it goes through the network at four pairs.
     """
     run, measured = RUNS[name], json.loads((FOLDER / "results.json").read_text())["measured"]
     case = CASES[run.case]
-    rate = case.shape[0] / float(measured[f"mebqat_step/{run.case}"]["seconds"][0])
+    rate = case.shape[0] / float(measured[f"mebqat_step/{run.case}"]["seconds"][0]) * TASKS / run.visits
     if run.build is None:
         return rate
     return rate * multiplications(case.build, case.shape[-1]) / multiplications(run.build, run.side)
@@ -90,7 +92,7 @@ def seconds_of(name: str, rate: float) -> tuple[float, float]:
     """Compute the seconds of one MEBQAT run, and of a dedicated network per pair, at ``rate`` images per second."""
     run = RUNS[name]
     once = run.images * run.epochs / rate
-    return once, once * run.pairs / TASKS
+    return once, once * run.pairs / run.visits
 
 
 def table(rates: Mapping[str, float]) -> str:
@@ -137,6 +139,9 @@ TEXT = """# What the paper's large runs need
   each taken to cost the same, and no learning rate chosen. Whoever delivers {tasks} pairs or fewer saves nothing.
 - The first three runs are the paper's: epochs, batches of {batch}, all training images (this package keeps 5,000 of
   CIFAR-10's to choose on).
+- `cifar10-resnet20` has the network and the widths of Double Rounding (Huang et al., 2025), and trains in turn. There
+  an image goes through at one pair, so its images/s are {tasks} times those of a MEBQAT step (of PreActResNet-20,
+  width 1, with dorefa, over the ratio of multiplications), and a dedicated network for each pair takes that x pairs.
 - **The ImageNet runs are assumed**: `setups.SETUPS`, the paper's settings, has none. {images:,} images of 224 x 224,
   100 epochs, torchvision's networks. Their images/s are the measured ones (of MobileNetV2; of PreActResNet-20, width 5,
   for ResNet-18) over the ratio of multiplications an image: good for the order of magnitude.
@@ -158,6 +163,7 @@ all gradients; so N M is a limit, not a promise.
 - **No GPU has been measured**: images/s of one device, with `--amp` and without, are to be filled in. Train for 200
   steps (`--steps 200`); X is the batch times 150 over the `seconds` between steps 50 and 200 in `metrics.jsonl`. Then
   `python -m benchmarks.plan --run NAME --images-per-second X` prints that run's line, and what several devices leave.
+  `python -m benchmarks.gpu` measures two small networks, with mixed precision and compiled too, in ten minutes.
 - **ImageNet does not fit**: images are kept in memory as bytes, {gigabytes:.0f} GB at 224 x 224, and each process
   puts its own copy on its device. Without a source that reads from disk no throughput makes these runs possible.
 """

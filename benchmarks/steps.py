@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from benchmarks.timing import Work
 from mebqat_lite import models
 from mebqat_lite.datasets import Split
-from mebqat_lite.loop import Loop
+from mebqat_lite.loop import Loop, Passes
 from mebqat_lite.quantizers import QUANTIZERS, Params, Quantizer, Site, register
 from mebqat_lite.recipe import Recipe
+from mebqat_lite.scale.speed import compile_forwards
 from mebqat_lite.switching.convert import quantize
 
 TASKS = 4
@@ -73,23 +74,45 @@ def batch(case: Case) -> Split:
     return Split(images, torch.randint(10, (case.shape[0],), generator=generator))
 
 
-def mebqat_step(case: Case) -> Work:
-    """Return the step of the training loop, with four pairs, teacher, sampler, gradient mean, clipping and AdamW."""
+def loop(case: Case, method: str = "mebqat", passes: Passes | None = None, device: str = "cpu") -> Loop:
+    """Make the training loop of a case, with teacher, sampler of four pairs, gradient mean, clipping and AdamW."""
     data = batch(case)
     with registered("identity", Identity()):
         model = quantize(case.build(), case.quantizer, sample=data.images[:8])
-    return Loop(model, data, "mebqat", Recipe(batch_size=case.shape[0], m=TASKS)).step
+    return Loop(model.to(device), data, method, Recipe(batch_size=case.shape[0], m=TASKS), passes)
 
 
-def plain_step(case: Case) -> Work:
-    """Return a step of the float network: four forward and backward passes, and then AdamW."""
-    images, labels = batch(case)
-    model = models.channels_last(case.build()).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def mebqat_step(case: Case) -> Work:
+    """Return the step of the training loop."""
+    return loop(case).step
+
+
+def plain_step(
+    case: Case,
+    tasks: int = TASKS,
+    model: nn.Module | None = None,
+    device: str = "cpu",
+    amp: bool = False,
+    compiled: bool = False,
+) -> Work:
+    """Return a step of a network, by default the float one: ``tasks`` forward and backward passes, and then AdamW.
+
+    ``amp`` and ``compiled`` are those of `scale.speed.Fast`.
+    """
+    images, labels = (part.to(device) for part in batch(case))
+    net = models.channels_last(case.build() if model is None else model).to(device).train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    if compiled:
+        compile_forwards(net)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(net(images), labels)
+
+    forward = torch.autocast(images.device.type, torch.bfloat16)(loss) if amp else loss
 
     def step() -> None:
-        for _ in range(TASKS):
-            F.cross_entropy(model(images), labels).backward()
+        for _ in range(tasks):
+            forward().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

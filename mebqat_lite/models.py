@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mebqat_lite.switching.inputs import InputReLU
@@ -173,25 +175,62 @@ class PreActBlock(nn.Module):
         return self.conv2(h) + shortcut
 
 
+def _stages(block: Callable[[int, int, int], nn.Module], *channels: int) -> list[nn.Module]:
+    """Make three blocks for each number of channels; where it changes, a block has stride 2."""
+    widths = [channels[0], *(c for c in channels for _ in range(3))]
+    return [block(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+
+
 class PreActResNet(StemAndBody):
     """A convolution, three stages of pre-activation blocks, batch norm, a global mean and a linear layer."""
 
-    def __init__(self, blocks: int, width: float, classes: int) -> None:
+    def __init__(self, width: float, classes: int) -> None:
         super().__init__()
-        channels = [int(c * width) for c in (16, 16, 32, 64)]
-        self.stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
-        stages: list[nn.Module] = []
-        for stage in range(3):
-            for block in range(blocks):
-                c_in = channels[stage] if block == 0 else channels[stage + 1]
-                stages.append(PreActBlock(c_in, channels[stage + 1], 2 if stage and not block else 1))
-        self.body = nn.Sequential(*stages, nn.BatchNorm2d(channels[3]), GlobalMean(), nn.Linear(channels[3], classes))
+        a, b, c = (int(channels * width) for channels in (16, 32, 64))
+        self.stem = nn.Conv2d(3, a, 3, padding=1, bias=False)
+        stages = _stages(PreActBlock, a, b, c)
+        self.body = nn.Sequential(*stages, nn.BatchNorm2d(c), GlobalMean(), nn.Linear(c, classes))
 
 
 @architecture
 def preact_resnet20(width: float = 5, classes: int = 10) -> nn.Module:
     """Build PreActResNet-20 for 32 x 32 images; the paper's ``width=5`` gives 80, 160 and 320 channels."""
-    return PreActResNet(3, width, classes)
+    return PreActResNet(width, classes)
+
+
+class BasicBlock(nn.Module):
+    """Residual block with a ReLU after the sum.
+
+    The shortcut has no parameters: where the shape changes it takes every second pixel, and the new channels are 0.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.new = stride, c_out - c_in
+        self.conv1, self.relu1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), InputReLU(inplace=True)
+        self.conv2, self.relu2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.ReLU(inplace=True)
+        self.bn1, self.bn2 = nn.BatchNorm2d(c_out), nn.BatchNorm2d(c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, c_in, height, width) -> (batch, c_out, height / stride, width / stride)."""
+        h = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new)) if self.new else x
+        return self.relu2(h + shortcut)
+
+
+class ResNet(StemAndBody):
+    """A convolution, batch norm, ReLU, three stages of basic blocks, a global mean and a linear layer."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.body = nn.Sequential(*_stages(BasicBlock, 16, 32, 64), GlobalMean(), nn.Linear(64, classes))
+
+
+@architecture
+def resnet20(classes: int = 10) -> nn.Module:
+    """Build ResNet-20 for 32 x 32 images (He et al., CVPR 2016, section 4.2), with identity shortcuts (option A)."""
+    return ResNet(classes)
 
 
 @architecture

@@ -18,6 +18,7 @@ SMALL = {  # name -> options, one image, shape of the output for two
     "conv4": ({"channels": 8, "classes": 5}, (1, 28, 28), (2, 5)),
     "cnn8": ({}, (3, 40, 40), (2, 10)),
     "preact_resnet20": ({"width": 0.5}, (3, 32, 32), (2, 10)),
+    "resnet20": ({}, (3, 32, 32), (2, 10)),
     "mobilenet_v2": ({}, (3, 32, 32), (2, 10)),
     "coordinate_net": ({"pairs": 8}, (2,), (2, 3)),
 }
@@ -250,6 +251,57 @@ def test_a_preact_block_adds_its_convolutions_to_the_shortcut_of_its_activation(
         expected = inner + (x if block.skip is None else block.skip(h))
         torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
         assert (block.skip is None) == (block is model.body[0]) and block.conv1.in_channels == c_in
+
+
+def plain_resnet20(model, x):
+    """He et al., CVPR 2016, section 4.2, written out: a ReLU after each sum, and shortcuts without parameters."""
+
+    def normed(conv, norm, h):
+        h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding)
+        return F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+    h = normed(model.stem[0], model.stem[1], x).relu()
+    for block in list(model.body)[:9]:
+        inner = normed(block.conv2, block.bn2, normed(block.conv1, block.bn1, h).relu())
+        shortcut = torch.zeros_like(inner)
+        shortcut[:, : h.shape[1]] = h if h.shape == inner.shape else h[:, :, ::2, ::2]
+        h = (inner + shortcut).relu()
+    return F.linear(h.mean((2, 3)), model.body[-1].weight, model.body[-1].bias)
+
+
+def test_resnet20_is_the_paper_s_with_identity_shortcuts():
+    """269,722 parameters: 1 x 1 convolutions with batch norm as shortcuts (option B) would make them 272,474."""
+    model = shake(mq.models.resnet20())
+    block = [(16, 16), (16, 32), (32, 64)]
+    expected = [(3, 16, 1)]
+    for c_in, c_out in block:
+        expected += [(c_in, c_out, 1 + (c_in != c_out)), *[(c_out, c_out, 1)] * 5]
+    assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convs(model)] == expected
+    assert all(c.kernel_size == (3, 3) for c in convs(model)) and len(expected) + 1 == 20  # with the linear layer
+    weights, channels = 9 * sum(a * b for a, b, _ in expected), sum(b for _, b, _ in expected)
+    assert count(model) == weights + 2 * channels + 64 * 10 + 10 == 269_722
+    assert 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64) == 272_474
+    for size in (32, 9):
+        x = images((3, size, size))
+        torch.testing.assert_close(model(x), plain_resnet20(model, x), rtol=1e-4, atol=1e-4)
+    assert {shape[1:] for shape in maps(model, (3, 32, 32))} == {(n, n) for n in (32, 16, 8)}
+
+
+@pytest.mark.parametrize("quantizer", ["dorefa", "lsq"])
+def test_no_relu_before_a_shortcut_of_resnet20_is_left_out(quantizer):
+    """Where all layers that read it clip at zero, an `InputReLU` does nothing; a sum would see the difference."""
+    torch.manual_seed(0)
+    x = images((3, 16, 16), 8)
+    model = shake(mq.models.resnet20())
+    mq.quantize(model, quantizer, sample=x)
+    outs = []
+    for _ in range(2):
+        with mq.at(model, "W2A2", norm_stats="running"), torch.no_grad():
+            outs.append(model(x))
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.ReLU):
+                model.set_submodule(name, nn.ReLU())
+    assert torch.equal(*outs) and outs[0].std() > 0
 
 
 def test_mobilenet_v2_keeps_a_4_by_4_map_of_32_by_32_images_and_torchvisions_parameters():

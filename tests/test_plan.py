@@ -1,12 +1,15 @@
 """The page on what large runs need: it is the script's, and its arithmetic is checked by hand."""
 
+import inspect
 import json
 
 import pytest
 
 from benchmarks import plan
 from benchmarks.steps import CASES
+from mebqat_lite import models
 from mebqat_lite.bits import candidates
+from mebqat_lite.experiments import setups
 from mebqat_lite.experiments.setups import SETUPS
 from mebqat_lite.quantizers import QUANTIZERS
 
@@ -20,12 +23,27 @@ def test_the_page_is_what_the_script_writes():
 @pytest.mark.parametrize("name", plan.RUNS)
 def test_runs_are_those_of_the_recipes(name):
     run = plan.RUNS[name]
-    if name in SETUPS:
-        recipe = SETUPS[name].recipe
-        assert (run.epochs, plan.BATCH) == (recipe.epochs, recipe.batch_size) and run.build is None
-        assert CASES[run.case].quantizer == recipe.quantizer
-        assert f"{recipe.for_images(run.images).steps:,}" in plan.table({name: 1.0})
-    assert run.pairs == len(candidates(QUANTIZERS[CASES[run.case].quantizer].one_bit))
+    if name not in SETUPS:
+        assert run.pairs == len(candidates(QUANTIZERS[CASES[run.case].quantizer].one_bit))
+        return
+    setup, recipe = SETUPS[name], SETUPS[name].recipe
+    assert (run.epochs, plan.BATCH) == (recipe.epochs, recipe.batch_size)
+    assert f"{recipe.for_images(run.images).steps:,}" in plan.table({name: 1.0})
+    assert run.visits == (1 if setup.method == "mebqat_in_turn" else recipe.m)
+    visited = [pair for pair in QUANTIZERS[recipe.quantizer].pairs() if not {pair.w, pair.a} & set(recipe.exclude)]
+    assert run.pairs == len(visited)
+    build = CASES[run.case].build if run.build is None else run.build
+    assert str(build()) == str(models.build(setup.model, **setup.options))
+    assert run.build is not None or CASES[run.case].quantizer == recipe.quantizer
+
+
+def test_a_run_in_turn_sends_an_image_through_one_pair():
+    """ResNet-20 has 40,551,040 multiplications; PreActResNet-20, width 1, has two 1 x 1 shortcuts more."""
+    once, apart = plan.seconds_of("cifar10-resnet20", plan.images_per_second("cifar10-resnet20"))
+    second = MEASURED["mebqat_step/preact_resnet20_w1"]["seconds"][0]  # of a step of 64 images at 4 pairs
+    more = (16 * 32 * 16**2 + 32 * 64 * 8**2) / 40_551_040
+    assert (once, apart) == pytest.approx((50_000 * 200 * second / (64 * 4) / (1 + more), once * 21))
+    assert f"One run takes {plan.duration(once)} on two cores" in inspect.getsource(setups)
 
 
 def test_a_line_is_arithmetic_on_the_measured_step():

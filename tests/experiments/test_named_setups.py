@@ -1,10 +1,13 @@
 """Named set-ups."""
 
 import pytest
+import torch
 
-from mebqat_lite import datasets, models, quantize
+from mebqat_lite import datasets, methods, models, quantize
+from mebqat_lite.bits import Bits
 from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import SETUPS, Setup
+from mebqat_lite.samplers import InTurn
 
 
 def test_the_paper_s_set_ups_build_and_count_their_steps():
@@ -18,6 +21,18 @@ def test_the_paper_s_set_ups_build_and_count_their_steps():
     assert {name: steps[name] for name in wanted} == wanted
     for setup in SETUPS.values():
         models.build(setup.model, **setup.options)
+
+
+def test_resnet20_visits_the_widths_of_double_rounding_in_turn():
+    setup = SETUPS["cifar10-resnet20"]
+    recipe = setup.recipe
+    model = quantize(models.build(setup.model), recipe.quantizer, sample=torch.rand(2, 3, 32, 32))
+    sampler = methods.get(setup.method).sampler(model, recipe)
+    assert sampler.guaranteed == [Bits(32, 32), Bits(2, 2)] and isinstance(sampler, InTurn)
+    pairs = {Bits(w, a) for w in (2, 4, 6, 8) for a in (2, 4, 6, 8, 32)} | {Bits(32, 32)}
+    assert set(sampler.pool) == pairs and len(sampler.pool) == 21
+    assert recipe.for_images(45_000).steps == 200 * 175 and recipe.schedule == "cosine"
+    assert (recipe.pad, recipe.flip, recipe.warm_steps) == (4, True, 0)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("digits", 3_508), ("digits-wide", 23_738)])

@@ -53,6 +53,7 @@ NETS = {
     "conv4": (lambda: mq.models.conv4(channels=8, classes=5), (1, 28, 28)),
     "cnn8": (mq.models.cnn8, (3, 40, 40)),
     "preact_resnet20": (lambda: mq.models.preact_resnet20(width=0.5), (3, 32, 32)),
+    "resnet20": (mq.models.resnet20, (3, 32, 32)),
     "mobilenet_v2": (mq.models.mobilenet_v2, (3, 32, 32)),
     "odd": (Odd, (1, 6, 6)),
 }
