@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.accuracy import FOLDER, rounded
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite.experiments.compare import compare
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.files import write_json
@@ -22,10 +23,8 @@ from mebqat_lite.paths import results
 
 PAIRS = ("W1A1", "W2A2", "W4A4")
 STEPS = (10, 30, 100, 300)
-RATES, TRIED = (
-    (0.003, 0.01, 0.03),
-    (30, 100),
-)  # the learning rates to choose from, and the steps at which they are tried
+RATES = (0.003, 0.01, 0.03)  # the learning rates to choose from
+TRIED = (30, 100)  # the steps at which the rates are tried
 CHOOSING = (10, 11)  # seeds on which the rate of each start is chosen; it is measured on others
 STARTS = {"mebqat_in_turn": "MEBQAT in turn", "fp": "full precision", "ptq_mse": "FP + PTQ-MSE"}
 DEDICATED = "qat+lr=0.05"
@@ -79,10 +78,7 @@ def store(found: dict[str, Any]) -> None:
     panels = {pair: curves(found, pair) for pair in PAIRS}
     levels = {pair: found["validation"][DEDICATED][pair] for pair in PAIRS}
     plots.save(plots.adaptation((0, *STEPS), panels, levels), FOLDER / "adapt.png", dpi=120)
-    readme = FOLDER / "README.md"
-    before, rest = readme.read_text().split("<!-- adapt -->\n")
-    after = rest.split("<!-- /adapt -->")[1]
-    readme.write_text(f"{before}<!-- adapt -->\n```text\n{text(found)}\n```\n<!-- /adapt -->{after}")
+    put(FOLDER, "adapt", f"```text\n{text(found)}\n```")
 
 
 def text(found: dict[str, Any]) -> str:

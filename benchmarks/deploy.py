@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite import datasets, paths
 from mebqat_lite.bits import parse_all
 from mebqat_lite.checkpoint import load_model
@@ -243,9 +244,7 @@ def store(found: dict[str, Any]) -> None:
     path = FOLDER / "deploy.json"
     stored = (json.loads(path.read_text()) if path.exists() else {}) | found
     write_json(path, stored)
-    before, rest = (FOLDER / "README.md").read_text().split("<!-- deploy -->\n")
-    after = rest.split("<!-- /deploy -->")[1]
-    (FOLDER / "README.md").write_text(f"{before}<!-- deploy -->\n{block(stored)}\n<!-- /deploy -->{after}")
+    put(FOLDER, "deploy", block(stored))
 
 
 def main(names: list[str]) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import accuracy
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite.experiments import frozen as benchmark
 from mebqat_lite.files import write_json
 from mebqat_lite.paths import results
@@ -42,11 +43,7 @@ def store(name: str, found: dict[str, Any]) -> None:
     for path in benchmark.write(found, results() / "benchmark"):
         if path.stem in SHOWN[name]:
             (FOLDER / f"{name}-{path.name}").write_bytes(path.read_bytes())
-    readme = FOLDER / "README.md"
-    before, rest = readme.read_text().split(f"<!-- {name} -->\n")
-    after = rest.split(f"<!-- /{name} -->")[1]
-    block = f"```text\n{benchmark.text(found)}\n{found['machine']}\n```\n"
-    readme.write_text(f"{before}<!-- {name} -->\n{block}<!-- /{name} -->{after}")
+    put(FOLDER, name, f"```text\n{benchmark.text(found)}\n{found['machine']}\n```")
 
 
 def main() -> None:

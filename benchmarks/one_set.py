@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.accuracy import FOLDER, rounded
 from benchmarks.experiments import CORRECTED, EXPERIMENTS, SHOWN
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite import datasets
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments.jobs import Job
@@ -48,10 +49,7 @@ def text(found: dict[str, Any]) -> str:
 def store(found: dict[str, Any]) -> None:
     """Write the numbers, and put the table into the README."""
     write_json(FOLDER / "one_set.json", rounded(found), indent=None)
-    readme = FOLDER / "README.md"
-    before, rest = readme.read_text().split("<!-- one_set -->\n")
-    after = rest.split("<!-- /one_set -->")[1]
-    readme.write_text(f"{before}<!-- one_set -->\n```text\n{text(found)}\n```\n<!-- /one_set -->{after}")
+    put(FOLDER, "one_set", f"```text\n{text(found)}\n```")
 
 
 def main() -> None:

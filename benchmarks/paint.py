@@ -17,6 +17,7 @@ import torch
 from benchmarks.accuracy import rounded
 from benchmarks.experiments import ALL, SOME
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite import datasets
 from mebqat_lite.bits import FULL, Bits
 from mebqat_lite.checkpoint import load_model
@@ -112,9 +113,7 @@ def store(found: Mapping[str, Any]) -> None:
     """Write ``paint.json``, ``paint.png`` and the README's section."""
     write_json(FOLDER / "paint.json", rounded(found), indent=None)
     plots.save(plots.paintings(*paint(TITLES, results() / "paint"), SOME), FOLDER / "paint.png")
-    readme = FOLDER / "README.md"
-    before, rest = readme.read_text().split("<!-- paint -->\n")
-    readme.write_text(f"{before}<!-- paint -->\n{block(found)}<!-- /paint -->{rest.split('<!-- /paint -->')[1]}")
+    put(FOLDER, "paint", block(found))
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks import steps
 from benchmarks.__main__ import block, line
 from benchmarks.machine import machine
+from benchmarks.page import put
 from benchmarks.timing import ratio
 from mebqat_lite.bits import Bits
 from mebqat_lite.files import write_json
@@ -117,11 +118,7 @@ def installed() -> str:
 def store(found: dict[str, Any]) -> None:
     """Write ``peers.json``, and put the results into the README, which gets a section for them if it has none."""
     write_json(FOLDER / "peers.json", found)
-    readme = FOLDER / "README.md"
-    page = readme.read_text()
-    before, rest = (page if "<!-- peers -->\n" in page else page + SECTION).split("<!-- peers -->\n")
-    after = rest.split("<!-- /peers -->")[1]
-    readme.write_text(f"{before}<!-- peers -->\n{block(found)}\n<!-- /peers -->{after}")
+    put(FOLDER, "peers", block(found))
 
 
 def main(words: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite.deploy.agree import recorded
 from mebqat_lite.deploy.onnx_export import export_onnx
 from mebqat_lite.deploy.onnx_run import agreement
@@ -199,9 +200,7 @@ def store(found: dict[str, Any]) -> None:
     before = json.loads(path.read_text())["found"] if path.exists() else {}
     stored = {"machine": f"torchvision {torchvision.__version__}, {machine()}", "found": {**before, **found}}
     write_json(path, stored)
-    start, rest = (FOLDER / "README.md").read_text().split("<!-- zoo -->\n")
-    end = rest.split("<!-- /zoo -->")[1]
-    (FOLDER / "README.md").write_text(f"{start}<!-- zoo -->\n{block(stored)}\n<!-- /zoo -->{end}")
+    put(FOLDER, "zoo", block(stored))
 
 
 def main(names: list[str]) -> int:
