@@ -119,19 +119,24 @@ class _Sign(Function):
 
 
 class _UnitClip(Function):
-    """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1)."""
+    """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1).
+
+    It keeps one byte a value, which says whether the value is outside, and not the values themselves.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        ctx.save_for_backward(x)
-        levels = 2**bits - 1
-        return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
+        c, levels = wide(x).clamp(0, 1), 2**bits - 1
+        if ctx.needs_input_grad[0]:
+            inside = torch.addcmul(c, c, c, value=-1).to(torch.bool)  # c - c^2, which is 0 at 0 and 1 only
+            ctx.save_for_backward(inside.view(torch.uint8))  # which becomes a float faster than a bool does
+        return c.mul_(levels).round_().div_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, 1.0), None
+        (inside,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, inside.to(grad.dtype), 0), None
 
 
 class _StepClip(Function):
