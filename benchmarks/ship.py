@@ -110,7 +110,7 @@ def ship(source: Path, job: Job, target: Path) -> None:
 
 
 def measure(setup: str, out: Path) -> None:
-    """Measure the files of a few-shot set-up on the validation scripts, and keep their accuracies in ``glyphs.json``."""
+    """Measure a few-shot set-up's files on the validation scripts, and put the accuracies into ``glyphs.json``."""
     path, (frozen, pairs) = out / "glyphs.json", SHEETS[setup]
     names = [name for group in GROUPS if group.setup == setup for name in group.jobs]
     found = sheet([out / f"{name}.safetensors" for name in names], frozen, part="val", bits=pairs)

@@ -43,7 +43,7 @@ PAINTERS = {
     "MEBQAT in turn": "paint-mebqat_in_turn",
 }
 PAINTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")  # the pairs of the paintings
-ORIGIN = "The networks of the digits are trained in this demo; those that paint come with the package."
+ORIGIN = "Digits: trained in this demo. Paintings: by shipped networks, one for each row."
 
 
 def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, progress: bool = True) -> dict:
@@ -66,7 +66,7 @@ def draw(outcome: dict[str, Any], pictures: Mapping[str, Mapping[str, Any]]) -> 
     """Draw the curves of the digits on the left and the paintings on the right, and say where each comes from."""
     seeds = outcome["seeds"]
     left = (outcome["accuracy"], PAIRS, TITLES, f"Digits: {seeds} seed{'s' * (seeds > 1)}, test images")
-    right = (pictures, outcome["painted"], PAINTED, "A photograph: one network a row, PSNR under its pictures")
+    right = (pictures, outcome["painted"], PAINTED, "A photograph, painted at five bitwidths, and its PSNR")
     parts = (functools.partial(plots.accuracy_curves, *left), functools.partial(plots.paintings, *right))
     return plots.beside(parts, widths=(5.6, 6.4), height=5.4, note=ORIGIN)
 
@@ -135,9 +135,7 @@ def findings(outcome: dict[str, Any]) -> str:
             f"QAT for {len(QAT_PAIRS)} pairs took {costs['qat']['backprops']:,} back-propagations with its FP start, "
             f"MEBQAT in turn {costs['mebqat_in_turn']['backprops']:,} for all pairs.",
             "",
-            "A photograph, painted by one network in each row: PSNR in dB.",
-            ORIGIN,
-            "",
+            f"{ORIGIN} PSNR in dB:",
             _painted(outcome["painted"]),
         ]
     )
