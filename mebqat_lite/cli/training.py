@@ -35,7 +35,7 @@ def add_demo(commands: Commands) -> None:
     command.add_argument(
         "--out", dest="folder", metavar="OUT", type=Path, help="folder for demo.json and demo.png; default: results"
     )
-    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy results and seed 0's models to FOLDER")
+    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy demo.json and demo.png to FOLDER")
     command.set_defaults(run=run_demo)
 
 
