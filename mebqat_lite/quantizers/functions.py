@@ -121,16 +121,16 @@ class _Sign(Function):
 class _UnitClip(Function):
     """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1).
 
-    It keeps one byte a value, which says whether the value is outside, and not the values themselves.
+    It keeps one byte a value, which says whether the value is inside, and not the values themselves.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        c, levels = wide(x).clamp(0, 1), 2**bits - 1
         if ctx.needs_input_grad[0]:
-            inside = torch.addcmul(c, c, c, value=-1).to(torch.bool)  # c - c^2, which is 0 at 0 and 1 only
-            ctx.save_for_backward(inside.view(torch.uint8))  # which becomes a float faster than a bool does
-        return c.mul_(levels).round_().div_(levels).to(x.dtype)
+            inside = torch.ops.aten.hardtanh_backward(x, x, 0.0, 1.0).to(torch.bool)  # x inside, else 0
+            ctx.save_for_backward(inside.view(torch.int8))  # which becomes a float faster than a bool does
+        levels = 2**bits - 1
+        return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
