@@ -54,13 +54,14 @@ def memory(ours: Callable[[], Work], plain: Callable[[], Work]) -> Benchmark:
 
 
 def memory_of(case: steps.Case) -> Benchmark:
-    """Make the benchmark of the memory of a MEBQAT step over that of a plain step."""
-    return memory(lambda: steps.mebqat_step(case), lambda: steps.plain_step(case))
+    """Make the benchmark of the memory of a MEBQAT step over that of one plain training step."""
+    return memory(lambda: steps.mebqat_step(case), lambda: steps.plain_step(case, 1))
 
 
-def memory_of_pn(case: fewshot_steps.Case) -> Benchmark:
-    """Make the same for a MEBQAT-PN step."""
-    return memory(lambda: fewshot_steps.our_step(case), lambda: fewshot_steps.plain_step(case))
+def memory_of_pn() -> Benchmark:
+    """Make the same for a MEBQAT-PN step; the plain side of steps in turn is plain training steps."""
+    ours, plain = (fewshot_steps.CASES[name] for name in ("mebqat_pn_step/conv4_32", "in_turn_step/pn_conv4_32"))
+    return memory(lambda: fewshot_steps.our_step(ours), lambda: fewshot_steps.plain_step(plain))
 
 
 def digits_grid() -> dict[str, Any]:
@@ -91,7 +92,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     **{f"in_turn_step/{name}": in_turn(name) for name in ("digits", "digits_narrow", "cnn8")},
     **{name: few_shot(name) for name in fewshot_steps.CASES},
     **{f"memory/{name}": memory_of(case) for name, case in steps.CASES.items() if case.quantizer != "identity"},
-    "memory/pn_conv4_32": memory_of_pn(fewshot_steps.CASES["mebqat_pn_step/conv4_32"]),
+    "memory/pn_conv4_32": memory_of_pn(),
     "grid/digits": digits_grid,
     "import": imports,
 }
