@@ -95,6 +95,7 @@ export --checkpoint m.safetensors --to packed --bits W2A2 --out pets/a/0.png/x -
 {COMPARE} mebqat --bits W2A2 -> --bits is for qat, pn_qat, fomaml_qat: name one, or leave it out
 {COMPARE} mebqat --qat-lrs 0.1 -> --qat-lrs is for qat, pn_qat, fomaml_qat
 {COMPARE} mebqat,ptq_mse --set ways=3 -> none of mebqat, ptq_mse uses ways: leave it out
+{COMPARE} ptq_mse --m 3 -> none of ptq_mse uses m
 {COMPARE} ptq_mse --budget steps --m 3 -> none of ptq_mse uses m
 {COMPARE} ptq_mse --budget steps --steps 3 -> none of ptq_mse uses steps
 {COMPARE} mebqat+ways=3 -> mebqat+ways=3: mebqat does not use ways: leave it out
