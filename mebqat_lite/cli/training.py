@@ -30,7 +30,7 @@ OF_RECIPE = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantiz
 
 def add_demo(commands: Commands) -> None:
     """Define ``mebqat-lite demo``."""
-    command = commands.add_parser("demo", help="the main job: table, costs and figure, in about two minutes on two cores")
+    command = commands.add_parser("demo", help="the main job: table, costs and figure in about two minutes")
     _add_seeds_and_jobs(command)
     command.add_argument(
         "--out", dest="folder", metavar="OUT", type=Path, help="folder for demo.json and demo.png; default: results"
