@@ -129,7 +129,9 @@ class _UnitClip(Function):
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
         if ctx.needs_input_grad[0]:
             inside = torch.ops.aten.hardtanh_backward(x, x, 0.0, 1.0).to(torch.bool)  # x inside, else 0
-            ctx.save_for_backward(inside.view(torch.int8))  # which becomes a float faster than a bool does
+            if not torch.compiler.is_compiling():  # until PyTorch 2.11 at least, this view cannot be compiled
+                inside = inside.view(torch.int8)  # which becomes a float faster than a bool does
+            ctx.save_for_backward(inside)
         levels = 2**bits - 1
         return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
 
