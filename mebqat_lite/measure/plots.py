@@ -104,7 +104,7 @@ def beside(parts: Sequence[Callable[..., Any]], widths: Sequence[float], height:
 def save(figure: Figure, path: str | Path, dpi: float | str = "figure") -> None:
     """Write a figure to a file, as PNG or in the format that the ending of its name says, and close it."""
     buffer, path = io.BytesIO(), Path(path)
-    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=dpi, facecolor=WHITE)
+    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=dpi, facecolor=WHITE, transparent=False)
     plt.close(figure)
     replace(path, buffer.getvalue())
 
@@ -126,7 +126,7 @@ def show(figure: Figure, alt: str = "") -> None:
     if not words:
         raise ValueError("a figure needs alternative text: show(figure, alt=...) with what it shows")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PIXELS / PAGE, facecolor=WHITE)
+    figure.savefig(buffer, format="png", dpi=PIXELS / PAGE, facecolor=WHITE, transparent=False)
     plt.close(figure)
     width, _ = figure.get_size_inches()
     display(Image(buffer.getvalue(), format="png", alt=words, width=round(PIXELS * min(width / PAGE, 1))))
