@@ -32,6 +32,7 @@ from mebqat_lite.measure.looks import (
     PURPLE,
     SMALLEST,
     WHITE,
+    looks,
     pale,
     style,
 )
@@ -464,8 +465,8 @@ def _titles(names: Sequence[str]) -> str:
 def _draw_methods(axes: Axes, names: Sequence[str], left: float, top: float) -> None:
     """Draw the entries of a cell: a sample of the line, and the title beside it."""
     y = top + 0.05
-    for name in names:
-        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], markersize=6, **LOOKS[name])
+    for name, look in looks(names).items():
+        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], markersize=6, **look)
         for line in _wrap(name):
             _words(axes, left + 0.43, y, line)
             y += 0.19

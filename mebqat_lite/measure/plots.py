@@ -448,7 +448,7 @@ def paintings(
         for cell, pair in zip(axes[0], pairs, strict=True):
             cell.set_title(pair, fontsize=10)
         if title:
-            drawn.suptitle(title, fontsize="large")
+            drawn.suptitle(title, fontsize=11)
     return drawn
 
 

@@ -211,6 +211,7 @@ def test_each_method_of_the_table_has_its_line_and_marker():
 def test_a_new_method_finds_its_cell(monkeypatch):
     monkeypatch.setitem(mq.METHODS, "new", mq.METHODS["mebqat_pn"])
     assert "new" in diagrams.cells()["drawn", "prototypical networks"]
+    assert words(diagrams.table()).count("MEBQAT-PN") == 2
 
 
 # ---------------------------------------------------------------- all of them
