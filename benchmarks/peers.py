@@ -37,17 +37,6 @@ MISSING = (
     "brevitas is not installed, so its rows are left out. To keep its pins away from your environment: pip install "
     "--no-deps --target FOLDER brevitas dependencies unfoldNd, and put FOLDER on PYTHONPATH"
 )
-SECTION = """
-# Beside another library
-
-`python -m benchmarks.peers` divides a QAT step at W4A4 (forward, backward, AdamW) by a plain FP32 step of the same
-network, with the layers of this package and with those of brevitas: `QuantConv2d` with 4-bit weights and inputs and its
-usual quantizers, whose activation scales are learned from the second step on. Both quantize all layers but the first
-and the last. `--store` writes these lines:
-
-<!-- peers -->
-<!-- /peers -->
-"""
 
 
 def ours(case: steps.Case, quantizer: str) -> nn.Module:
@@ -116,7 +105,7 @@ def installed() -> str:
 
 
 def store(found: dict[str, Any]) -> None:
-    """Write ``peers.json``, and put the results into the README, which gets a section for them if it has none."""
+    """Write ``peers.json``, and put the results into the README."""
     write_json(FOLDER / "peers.json", found)
     put(FOLDER, "peers", block(found))
 

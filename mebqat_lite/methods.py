@@ -73,6 +73,7 @@ class Method:
     learner: Callable[[Recipe, str], Learner]  # takes the recipe and the name of the teacher
     prepare: Callable[[nn.Module, Sampler], object] = lambda model, sampler: None
     finish: Callable[[nn.Module, Data], object] = lambda model, data: None
+    quantizer: str = ""  # that it always quantizes its FP network with in the end, whatever the recipe says
     trains: bool = True  # whether it trains at other pairs than FP
     base: str = "fp"  # the full-precision method that a warm-up trains with
     source: Callable[[Split, Recipe], Source] = _batches
@@ -182,10 +183,10 @@ def _each_task(sampler: Callable[[nn.Module, Recipe], Listed]) -> Callable[[nn.M
     return lambda model, recipe: Listed(sampler(model, recipe).pairs, recipe.tasks)
 
 
-def _quantizes(quantizer: str = "", base: str = "fp") -> Callable[[nn.Module, Data], None]:
-    """Let learned steps start from the weights that were trained at full precision, by default the model's own steps.
+def _rounds(quantizer: str = "", base: str = "fp") -> dict[str, Any]:
+    """Make the options of a method that trains at full precision, and is then quantized, by default as the model is.
 
-    The steps that a network had before this training belong to other weights.
+    Learned steps start from the weights that were trained; those of before this training belong to other weights.
     """
 
     def finish(model: nn.Module, data: Data) -> None:
@@ -193,7 +194,7 @@ def _quantizes(quantizer: str = "", base: str = "fp") -> Callable[[nn.Module, Da
         if quantizer or (learned and not has_norm_sets(model)):  # norm sets would be lost
             set_steps(model, quantizer or plan_of(model).quantizer, data, base)
 
-    return finish
+    return {"trains": False, "quantizer": quantizer, "finish": finish}
 
 
 def _fix_gains(model: nn.Module, sampler: Sampler) -> None:
@@ -233,8 +234,7 @@ def _switchable(title: str, learner: Callable[[Recipe, str], Learner], teacher: 
 
 def _float(title: str, quantizer: str = "", norm_stats: str = "recalibrated") -> Method:
     """Make a method that trains at full precision, and is then quantized."""
-    finish = _quantizes(quantizer)
-    return Method(title, _full_precision, _supervised, finish=finish, trains=False, norm_stats=norm_stats)
+    return Method(title, _full_precision, _supervised, **_rounds(quantizer), norm_stats=norm_stats)
 
 
 def _pn(title: str, sampler: Callable[[nn.Module, Recipe], Sampler], **options: Any) -> Method:
@@ -259,21 +259,18 @@ METHODS: dict[str, Method] = {
     "any_precision_hard": _switchable("Any-Precision, hard", _supervised, "labels"),
     "any_precision_soft": _switchable("Any-Precision, soft", _teacher_alone, "fp"),
     "any_precision_recursive": _switchable("Any-Precision, recursive", _teacher_alone, "next"),
-    "pn": _pn("PN", _full_precision, trains=False, finish=_quantizes()),
-    "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, trains=False, finish=_quantizes("least_squares")),
+    "pn": _pn("PN", _full_precision, **_rounds()),
+    "pn_ptq_mse": _pn("PN + PTQ-MSE", _full_precision, **_rounds("least_squares")),
     "pn_qat": _pn("PN + QAT", _one_pair),
     "mebqat_pn": _pn("MEBQAT-PN", _sampled_pn, teacher="fp"),
     "mebqat_pn_in_turn": _pn("MEBQAT-PN in turn", _in_turn(_sampled_pn)),
-    "fomaml": _maml("FOMAML", _each_task(_full_precision), trains=False, finish=_quantizes(base="fomaml")),
+    "fomaml": _maml("FOMAML", _each_task(_full_precision), **_rounds(base="fomaml")),
     "fomaml_ptq_mse": _maml(
-        "FOMAML, adapted, then PTQ-MSE", _each_task(_full_precision), trains=False, learner=_quantizes_adapted
-    ),
-    "fomaml_ptq_lsq": _maml(
-        "FOMAML, quantized, then adapted",
+        "FOMAML, adapted, then PTQ-MSE",
         _each_task(_full_precision),
-        trains=False,
-        finish=_quantizes("lsq", "fomaml"),
+        **{"trains": False, "quantizer": "least_squares", "learner": _quantizes_adapted},
     ),
+    "fomaml_ptq_lsq": _maml("FOMAML, quantized, then adapted", _each_task(_full_precision), **_rounds("lsq", "fomaml")),
     "fomaml_qat": _maml("FOMAML + QAT", _each_task(_one_pair)),
     "mebqat_maml": _maml("MEBQAT-MAML", _dealt),
     "mebqat_maml_in_turn": _maml("MEBQAT-MAML in turn", _in_turn(_dealt)),
@@ -307,7 +304,8 @@ def reads(method: Method, model: nn.Module, train: Split, recipe: Recipe) -> set
     parts(method, model, train, watched)
     seen = watched.seen | ({"milestones", "gamma"} if recipe.schedule == "milestones" else set())
     seen |= {"batch_size"} if recipe.epochs else set()
-    return seen - (set() if method.trains else {"teacher", "warm_steps"})
+    seen -= set() if method.trains else {"teacher", "warm_steps"}
+    return seen - {"quantizer"} if method.quantizer else seen
 
 
 def get(name: str) -> Method:

@@ -56,7 +56,8 @@ def test_an_unknown_benchmark_is_answered_with_the_known(capsys):
 def test_an_experiment_can_be_run(name):
     experiment = accuracy.EXPERIMENTS[name]
     assert len({Variant.parse(variant).name for variant in experiment.names}) == len(experiment.names)
-    few = {"cifar-preact_resnet20": 2, "cifar-in-turn": 3, "glyphs-pn-dedicated": 1}  # the last has 72 networks a seed
+    few = {"cifar-preact_resnet20": 2, "cifar-in-turn": 3, "cifar-quantizers": 3}
+    few["glyphs-pn-dedicated"] = 1  # it has 72 networks a seed
     seeds = experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds)
     assert seeds >= few.get(name, 5 if name.startswith(("digits", "cifar")) else 3)
     parse_all(experiment.pairs), parse_all(experiment.listed)

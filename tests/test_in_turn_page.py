@@ -4,6 +4,8 @@ import json
 
 from benchmarks import adapt, one_set
 from benchmarks.accuracy import CORRECTED, FOLDER, LOW, RATES
+from mebqat_lite.experiments.setups import SETUPS
+from mebqat_lite.quantizers import QUANTIZERS
 
 OURS = "mebqat_in_turn+lr=0.05"
 
@@ -51,16 +53,37 @@ def test_glyph_classes():
 def test_trials():
     found = stored("glyph-classes-trials")
     names = [name for name in found["accuracy"] if name != OURS]
-    assert len(names) == 6 and all(minus(found, name) == 0 for name in names)
+    assert found["seeds"] == 5 and len(names) == 6 and all(minus(found, name) == 0 for name in names)
 
 
 def test_other_quantizers():
-    found = stored("glyph-classes-quantizers")
-    assert minus(found, f"{OURS}+quantizer=lsq") == 0 and minus(found, f"{OURS}+quantizer=double_rounding") == 1
-    gaps = {
-        b: mean(found, f"{OURS}+quantizer=double_rounding", b) - mean(found, OURS, b) for b in found["validation"][OURS]
-    }
-    assert len(gaps) == 7 and max(gaps, key=gaps.get) == "FP"
+    for name, seeds, ours in (("glyph-classes-quantizers", 5, OURS), ("cifar-quantizers", 3, "mebqat_in_turn")):
+        found = stored(name)
+        gaps = found["means"]["val"]["minus_first"]["all"]
+        assert found["seeds"] == seeds and len(found["validation"][ours]) == 7
+        for quantizer in ("lsq", "double_rounding"):
+            other = f"{ours}+quantizer={quantizer}"
+            wanted = 3 if quantizer == "double_rounding" and seeds == 5 else 2
+            assert minus(found, other) == 1 and round(gaps[other]["mean"]) == wanted
+            if seeds == 5:
+                assert round(mean(found, other, "FP") - mean(found, ours, "FP")) == 5
+    found = stored("glyphs-pn-quantizers")
+    assert found["setup"]["recipe"]["quantizer"] == "lsq"
+    assert minus(found, "mebqat_pn_in_turn+quantizer=double_rounding") == 0
+    lost = found["means"]["val"]["minus_first"]["all"]["mebqat_pn_in_turn+quantizer=dorefa"]
+    assert minus(found, "mebqat_pn_in_turn+quantizer=dorefa") == round(lost["mean"]) == -1
+    quantizers = {SETUPS[name].recipe.quantizer for name in ("digits", "digits-wide", "glyph-classes", "paint")}
+    assert quantizers == {"dorefa"} and not QUANTIZERS["double_rounding"].one_bit and QUANTIZERS["dorefa"].one_bit
+
+
+def test_maml_in_turn():
+    found = stored("glyphs-maml-in-turn")
+    assert {row["each"] for row in found["costs"].values()} == {4000} and found["seeds"] == 3
+    ours, paper = (found["validation"][name] for name in ("mebqat_maml_in_turn", "mebqat_maml"))
+    assert set(ours) == {"W2A2", "W4A4", "FP"} and minus(found, "mebqat_maml_in_turn") == 0
+    for bits in ours:  # the larger interval alone holds the difference of the means
+        assert abs(ours[bits]["mean"] - paper[bits]["mean"]) < max(ours[bits]["ci95"], paper[bits]["ci95"])
+    assert SETUPS["glyphs-maml"].method == "mebqat_maml"
 
 
 def test_cifar10():

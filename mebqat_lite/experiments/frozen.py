@@ -29,6 +29,7 @@ from mebqat_lite.measure.saved import give_statistics
 from mebqat_lite.measure.saved import learns_new_classes as is_few_shot
 from mebqat_lite.methods import METHODS
 from mebqat_lite.recipe import Recipe
+from mebqat_lite.switching.state import pairs_of
 from mebqat_lite.tensors import as_float
 
 SHOWN = ("W2A2", "W3A3", "W4A4", "W8A8", "W2A8", "W8A2", "FP")  # the pairs that the text shows
@@ -82,7 +83,8 @@ def sheet(
         checkpoints: files, or folders of files, of which networks that do not learn new classes are skipped.
         name: the set, one of `SETS`.
         part: the part of the data. Make choices on ``val``, and look at ``test`` only once.
-        bits: the pairs; by default all 73 that need no 1-bit values.
+        bits: the pairs; by default all 73 that need no 1-bit values. A pair that the quantizer of a network does not
+            define is left out of its row.
         count: the number of episodes.
         progress: whether to show progress bars.
 
@@ -140,7 +142,9 @@ def _measure(
     method = METHODS[extra["method"]]
     recipe = Recipe(**extra["setup"]["recipe"])
     learner = method.learner(recipe, method.teacher)
-    mine = [extra["bits"]] if extra.get("bits") else [str(pair) for pair in recipe.bits or pairs]
+    defined = {str(pair) for pair in pairs_of(model)}
+    served = [pair for pair in pairs if pair in defined]
+    mine = [extra["bits"]] if extra.get("bits") else [str(pair) for pair in recipe.bits or served]
     stored = isinstance(learner, ProtoNet)
     norm_stats = found["norm_stats"][row] = "recalibrated" if stored else "support"
     if stored:

@@ -110,7 +110,11 @@ def test_the_report_says_both_policies_means_differences_costs_and_the_break_eve
     text = report(result, ["W2A2", "W3A3", "FP"])
     assert "test images, 2 seeds, norm statistics recalibrated, budget: equal steps" in text
     assert "own policy (mebqat batch, adabits running, qat running)" in text
-    assert "mebqat 74, adabits 74, qat 24" in text
+    assert "of a network, its FP start included: mebqat 74, adabits 74, qat 24\n" in text
+    equal = {name: {"models": 1, "backprops": 74, "each": 74} for name in ("mebqat", "adabits")}
+    dedicated = {"qat": {"models": 3, "backprops": 4 + 3 * 70, "each": 74}}
+    told = report(result | {"costs": equal | dedicated}, ["W2A2"])
+    assert "of each network, its FP start included: 74; qat took 214 for 3 networks\n" in told
     assert "mebqat takes fewer than qat from 4 delivered pairs on." in text
     assert "at least 99.75 % of the predictions" in text
     first, _, second = text.partition("\nNorm statistics of each")

@@ -14,6 +14,7 @@ from mebqat_lite.measure.saved import few_shot
 from mebqat_lite.methods import METHODS
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.state import pairs_of
 
 PAIRS = ["W2A2", "W3A8", "FP"]
 RECIPE = Recipe(ways=3, queries=2, quantizer="lsq")
@@ -92,6 +93,16 @@ def test_what_the_command_line_trained_is_measured_too(folder, tmp_path):
         save_model(model, tmp_path / f"{name}.safetensors", method=method, **described)
     found = frozen.sheet([tmp_path], "made-3way", bits=PAIRS, count=5, progress=False)
     assert {row: list(cells) for row, cells in found["accuracy"].items()} == {"pn_qat": ["W2A2"], "mebqat_pn": PAIRS}
+
+
+def test_a_network_is_measured_at_the_pairs_that_its_quantizer_defines(tmp_path):
+    model = quantize(models.conv4(channels=4, image_size=16), "double_rounding", sample=characters().train.images)
+    described = {"setup": {"recipe": vars(RECIPE)}, "data": "made", "seed": 0}
+    save_model(model, tmp_path / "d.safetensors", method="mebqat_pn", **described)
+    found = frozen.sheet([tmp_path], "made-3way", bits=["W2A2", "W16A16", "FP"], count=5, progress=False)
+    assert list(found["accuracy"]["mebqat_pn"]) == ["W2A2", "FP"]
+    whole = frozen.sheet([tmp_path], "made-3way", count=1, progress=False)
+    assert set(whole["accuracy"]["mebqat_pn"]) == {str(pair) for pair in pairs_of(model)} and len(pairs_of(model)) == 64
 
 
 def test_enrolling_at_a_pair_and_asking_at_it_is_the_accuracy_there(folder):

@@ -109,7 +109,7 @@ def folder(tmp_path_factory):
 def done(folder, variant, bits=""):
     """A job of seed 1: its outcome, and the model that it saved."""
     job = Job(variant, 1, bits)
-    outcome = run_job(SETUP, job, ["W2A2", "FP"], folder)
+    outcome = run_job(SETUP, job, ["W2A2", "FP"], folder, budget="steps")
     return outcome, load_model(folder / f"{job.name}.safetensors")[0]
 
 
@@ -140,7 +140,7 @@ def test_a_cold_run_does_not_count_the_common_start(folder):
     names = ["mebqat", "mebqat+warm_steps=0+steps=5"]
     start = Run("fp", SETUP.recipe, Costs(4, 4, 4))
     found = [replace(done(folder, name)[0], job=Job(name, 0)) for name in names]
-    costs = collect(SETUP, names, [start], found)["costs"]
+    costs = collect(SETUP, names, [start], found, "steps")["costs"]
     counted = {name: (row["steps"], row["backprops"]) for name, row in costs.items()}
     assert counted == {names[0]: (4 + 3, 4 + 3 * 4), names[1]: (5, 5 * 4)}
 

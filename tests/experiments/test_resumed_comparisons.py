@@ -85,7 +85,7 @@ def test_a_sweep_that_is_killed_goes_on(done, tmp_path):
 
 
 def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
-    words = "compare --steps 2 --warm-steps 1 --batch-size 16 --methods mebqat+lr=1e35,ptq_naive --pairs FP --seeds 1"
+    words = "compare --steps 8 --warm-steps 1 --batch-size 16 --methods mebqat+lr=1e35,ptq_naive --pairs FP --seeds 1"
     command = [*words.split(), "--jobs", "1", "--out", str(tmp_path), "--retries", "0"]
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]

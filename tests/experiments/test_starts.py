@@ -61,7 +61,7 @@ def test_the_network_that_is_only_quantized_is_trained_as_long_as_the_others(tmp
 
 
 def test_with_equal_steps_the_common_network_is_quantized(tmp_path):
-    outcome = compared(tmp_path, ["mebqat", "fp", "ptq_naive"])
+    outcome = compared(tmp_path, ["mebqat", "fp", "ptq_naive"], budget="steps")
     assert backprops(outcome) == {"mebqat": 4 + 12, "fp": 4, "ptq_naive": 4}
     assert same(saved(tmp_path, "fp"), saved(tmp_path, "start-fp"))
 
