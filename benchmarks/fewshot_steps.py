@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from benchmarks.steps import repeated
 from benchmarks.timing import Work
 from mebqat_lite import models
 from mebqat_lite.datasets import Split
@@ -34,6 +35,7 @@ class Case:
 CASES = {
     "mebqat_pn_step/conv4_64": Case("mebqat_pn", 64, 20, 5),
     "mebqat_pn_step/conv4_32": Case("mebqat_pn", 32, 20, 5),
+    "in_turn_step/pn_conv4_32": Case("mebqat_pn_in_turn", 32, 20, 5),
     "mebqat_maml_step/conv4_64": Case("mebqat_maml", 64, 5, 15),
 }
 
@@ -54,19 +56,26 @@ def our_step(case: Case, tasks: int = TASKS, passes: Passes | None = None, devic
     data = images()
     model = quantize(network(case), "lsq", sample=data.images[:8]).to(device)
     recipe = Recipe(ways=case.ways, queries=case.queries, m=tasks, tasks=tasks, inner_steps=INNER_STEPS)
-    return Loop(model, data, case.method, recipe, passes).step
+    step = Loop(model, data, case.method, recipe, passes).step
+    return repeated(step) if case.method == "mebqat_pn_in_turn" else step
 
 
 def plain_step(case: Case) -> Work:
-    """Return the forward and backward passes of the same episodes in one fixed float network, without an optimizer."""
+    """Return the forward and backward passes of the same episodes in one fixed float network.
+
+    Only beside steps in turn there is an optimizer, which updates the network after each of the four passes.
+    """
     model = models.channels_last(network(case)).train()
     episodes = [Episodes(images(), case.ways, 1, case.queries)[number] for number in range(TASKS)]
-    learner = ProtoNet("labels")
+    learner, optimizer = ProtoNet("labels"), torch.optim.AdamW(model.parameters(), lr=1e-3)
     joint, labels = learner.read(episodes[0])
 
     def embed() -> None:
         for _ in range(TASKS):
             F.cross_entropy(learner.score(model(joint), episodes[0]), labels).backward()
+            if case.method == "mebqat_pn_in_turn":
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         model.zero_grad(set_to_none=True)
 
     def adapt() -> None:

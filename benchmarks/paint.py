@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.accuracy import rounded
 from benchmarks.experiments import ALL, SOME
 from benchmarks.machine import machine
 from benchmarks.page import put
-from mebqat_lite import datasets
 from mebqat_lite.bits import FULL, Bits
-from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments.compare import compare
 from mebqat_lite.experiments.jobs import Job
+from mebqat_lite.experiments.painting import paint
 from mebqat_lite.experiments.setups import Setup, get
 from mebqat_lite.files import write_json
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.evaluate import grid, norm_images
 from mebqat_lite.measure.results import Cell, table
 from mebqat_lite.paths import results
-from mebqat_lite.switching.norms import recalibrate
-from mebqat_lite.switching.state import at
 
 FOLDER = Path(__file__).parent
 TITLES = {
@@ -44,7 +38,7 @@ TITLES = {
 ALL_PAIRS, QUANTIZED = "all pairs", "weights of 16 bits or fewer"
 
 
-def run(seeds: int = 5, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
+def run(seeds: int = 3, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
     """Train and measure all rows, and return the comparison with the worst pair of each row."""
     outcome = compare(
         setup or get("paint"),
@@ -64,27 +58,6 @@ def worst(row: Mapping[str, Cell]) -> dict[str, dict[str, Any]]:
     groups = {ALL_PAIRS: list(row), QUANTIZED: [pair for pair in row if Bits.parse(pair).w < FULL]}
     lowest = {group: min(pairs, key=lambda pair: row[pair]["mean"]) for group, pairs in groups.items()}
     return {group: {"bits": pair, **row[pair]} for group, pair in lowest.items()}
-
-
-@torch.no_grad()
-def paint(names: Iterable[str], folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """Let the networks of the first seed paint at the pairs of the figure.
-
-    Returns ``pictures[title][pair]``, (64, 64, 3) each, and the PSNR in dB of each picture.
-    """
-    data = datasets.load(get("paint").data)
-    pictures: dict[str, dict[str, Any]] = {}
-    measured: dict[str, dict[str, float]] = {}
-    for name in names:
-        model, _ = load_model(folder / f"{Job(name, 0).name}.safetensors")
-        recalibrate(model, norm_images(data.train), SOME)
-        row = pictures.setdefault(TITLES[name], {})
-        for pair in SOME:
-            with at(model.eval(), pair, "recalibrated"):
-                row[pair] = datasets.picture(model(data.test.images)).numpy()
-        frame = grid(model, data.test, SOME, norm_stats="recalibrated")
-        measured[TITLES[name]] = dict(zip(SOME, frame["mean"], strict=True))
-    return pictures, measured
 
 
 def block(found: Mapping[str, Any]) -> str:
@@ -112,14 +85,15 @@ def block(found: Mapping[str, Any]) -> str:
 def store(found: Mapping[str, Any]) -> None:
     """Write ``paint.json``, ``paint.png`` and the README's section."""
     write_json(FOLDER / "paint.json", rounded(found), indent=None)
-    plots.save(plots.paintings(*paint(TITLES, results() / "paint"), SOME), FOLDER / "paint.png")
+    files = {title: results() / "paint" / f"{Job(name, 0).name}.safetensors" for name, title in TITLES.items()}
+    plots.save(plots.paintings(*paint(files, SOME), SOME), FOLDER / "paint.png")
     put(FOLDER, "paint", block(found))
 
 
 def main() -> None:
     """Run the experiment, print it, and store it if that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--store", action="store_true")
     arguments = parser.parse_args()

@@ -59,6 +59,7 @@ class Case:
 
 CASES = {
     "digits": Case(models.digit_net_wide, (128, 1, 8, 8), 60),
+    "digits_narrow": Case(models.digit_net, (128, 1, 8, 8), 60),
     "digits_identity": Case(models.digit_net_wide, (128, 1, 8, 8), 60, "identity"),
     "cnn8": Case(models.cnn8, (64, 3, 40, 40), 12),
     "preact_resnet20_w1": Case(functools.partial(models.preact_resnet20, width=1), (64, 3, 32, 32), 12),
@@ -85,6 +86,21 @@ def loop(case: Case, method: str = "mebqat", passes: Passes | None = None, devic
 def mebqat_step(case: Case) -> Work:
     """Return the step of the training loop."""
     return loop(case).step
+
+
+def in_turn_steps(case: Case) -> Work:
+    """Return four steps of MEBQAT in turn, with an update after each, which visit FP, W1A1 and two drawn pairs."""
+    return repeated(loop(case, "mebqat_in_turn").step)
+
+
+def repeated(step: Work) -> Work:
+    """Return four steps as one piece of work."""
+
+    def steps() -> None:
+        for _ in range(TASKS):
+            step()
+
+    return steps
 
 
 def plain_step(

@@ -268,7 +268,9 @@ METHODS: dict[str, Method] = {
     "fomaml_ptq_mse": _maml(
         "FOMAML, adapted, then PTQ-MSE",
         _each_task(_full_precision),
-        **{"trains": False, "quantizer": "least_squares", "learner": _quantizes_adapted},
+        learner=_quantizes_adapted,
+        quantizer="least_squares",
+        trains=False,
     ),
     "fomaml_ptq_lsq": _maml("FOMAML, quantized, then adapted", _each_task(_full_precision), **_rounds("lsq", "fomaml")),
     "fomaml_qat": _maml("FOMAML + QAT", _each_task(_one_pair)),

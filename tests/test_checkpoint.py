@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is bit-identical, what is none is refused, nothing is unpickled or half written."""
 
+import importlib.metadata
 import json
 import os
 import pickle
@@ -290,3 +291,12 @@ def test_the_new_file_is_whole_before_it_takes_the_name(tmp_path, monkeypatch):
 
 def test_folders_are_made(tmp_path):
     load_model(save_model(net(), tmp_path / "new" / "folder" / "a.safetensors"))
+
+
+def test_a_package_that_was_never_installed_writes_files(tmp_path, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    _, meta = read(write(tmp_path / "a.safetensors", {"x": torch.ones(1)}, {"kind": "trial"}), "trial")
+    assert meta["versions"]["mebqat_lite"] is None

@@ -164,14 +164,15 @@ def test_importing_the_package_loads_nothing_heavy():
 # more than was meant. Files check and lock (76), the sample tells what a model reads and what bypasses it (130), passes
 # are guarded (60), options that nothing reads are found (30); narrow types, wrappers, statistics and the sampler in
 # turn take the rest. 2,795 since labels can be values, with their own loss and measure (37), for which there is a
-# network of coordinates (21). 2,815 with the ResNet-20 on which other work publishes its widths (20).
+# network of coordinates (21). 2,817 with the ResNet-20 on which other work publishes its widths (20), and since a
+# method says which quantizer it always rounds with (2).
 READ = [
     "*.py",
     "learners/*.py",
     "switching/*.py",
     *(f"quantizers/{n}.py" for n in ("functions", "base", "dorefa", "lsq")),
 ]
-MOST_LINES = 2815
+MOST_LINES = 2817
 LONGEST_FUNCTION, LONGEST_TEST_FILE = 40, 500
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

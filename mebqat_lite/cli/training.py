@@ -30,12 +30,12 @@ OF_RECIPE = ("steps", "warm_steps", "batch_size", "lr", "m", "teacher", "quantiz
 
 def add_demo(commands: Commands) -> None:
     """Define ``mebqat-lite demo``."""
-    command = commands.add_parser("demo", help="the main job: table, costs and figure in under two minutes")
+    command = commands.add_parser("demo", help="the main job: table, costs and figure in about two minutes")
     _add_seeds_and_jobs(command)
     command.add_argument(
         "--out", dest="folder", metavar="OUT", type=Path, help="folder for demo.json and demo.png; default: results"
     )
-    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy results and seed 0's models to FOLDER")
+    command.add_argument("--ship", type=Path, metavar="FOLDER", help="also copy demo.json and demo.png to FOLDER")
     command.set_defaults(run=run_demo)
 
 

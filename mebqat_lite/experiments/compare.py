@@ -11,7 +11,7 @@ from mebqat_lite import datasets, methods, quantizers
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.datasets import Data
 from mebqat_lite.experiments.collect import base_of, choose_rates, collect, first_seed
-from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, own_method, untrained
+from mebqat_lite.experiments.jobs import BUDGETS, PAIRS, RIVALS, Job, Variant, each_step, own_method, untrained
 from mebqat_lite.experiments.setups import Setup, check_classes
 from mebqat_lite.experiments.sweeps import run_jobs
 
@@ -58,13 +58,13 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budg
         given: the options that were given for all methods together; each must be read by one of them, or by the
             training of the network that they start from.
         budget: with another than ``steps``, methods that only quantize train an FP network of their own, and the
-            back-propagations are those of the set-up's own method, which depend on ``m`` or ``tasks``.
+            back-propagations are those of the set-up's own method, which may depend on ``m`` or ``tasks``.
     """
     data, base = datasets.load(setup.data, 0), base_of(names)
     start = _reads(setup, base, data) - ({"steps", "epochs"} if setup.recipe.warm_steps else set())
     left = set(given) - start - {"warm_steps"}
     if budget != "steps":
-        left -= _reads(setup, own_method(setup, base), data) & {"m", "tasks"}
+        left -= _counted(setup, own_method(setup, base), data)
     for name in names:
         variant = Variant.parse(name)
         check_classes(variant.method, data)
@@ -76,6 +76,13 @@ def refuse_unread(setup: Setup, names: Sequence[str], given: Iterable[str], budg
         left -= mine - {"bits"} if variant.method in ONE_PAIR else mine
     if left:
         raise ValueError(f"none of {', '.join(names)} uses {', '.join(sorted(left))}: leave it out")
+
+
+def _counted(setup: Setup, method: str, data: Data) -> set[str]:
+    """Find the options that change how many back-propagations a step of a method takes."""
+    model, recipe = untrained(setup, data, 0), setup.recipe
+    more = {name: recipe.with_options(**{name: getattr(recipe, name) + 1}) for name in ("m", "tasks")}
+    return {name for name in more if each_step(model, method, more[name]) != each_step(model, method, recipe)}
 
 
 def _reads(setup: Setup, method: str, data: Data) -> set[str]:

@@ -1,17 +1,24 @@
-"""The demo: compare one network for every bitwidth with post-training quantization and dedicated QAT."""
+"""The demo: compare one network for every bitwidth with post-training quantization and dedicated QAT.
+
+It trains the networks of the digits, and lets shipped networks paint a photograph.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mebqat_lite import datasets, models
 from mebqat_lite.bits import candidates
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments.compare import QAT_PAIRS, compare
 from mebqat_lite.experiments.jobs import PAIRS
+from mebqat_lite.experiments.painting import paint
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.files import write_json
 from mebqat_lite.loop import Loop
@@ -19,33 +26,49 @@ from mebqat_lite.measure import plots
 from mebqat_lite.measure.costs import saving, stored_bytes
 from mebqat_lite.measure.results import differences, table
 from mebqat_lite.methods import METHODS
-from mebqat_lite.paths import results
+from mebqat_lite.paths import results, shipped
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.samplers import Listed
 from mebqat_lite.switching.norms import recalibrate
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 NAMES = ("ptq_naive", "ptq_mse", "qat", "mebqat", "mebqat_in_turn")
 TITLES = {name: METHODS[name].title for name in NAMES}
+PAINTERS = {
+    "FP, rounded": "paint-ptq_naive",
+    "FP + PTQ-MSE": "paint-ptq_mse",
+    "QAT for W4A4": "paint-qat_w4a4",
+    "MEBQAT in turn": "paint-mebqat_in_turn",
+}
+PAINTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")  # the pairs of the paintings
+ORIGIN = "Digits: trained in this demo. Paintings: by shipped networks, one for each row."
 
 
 def run(seeds: int = 3, workers: int | None = None, folder: Path | None = None, progress: bool = True) -> dict:
-    """Train, measure and count, print a table, and write ``demo.json`` and ``demo.png`` to ``folder``."""
+    """Train, paint, measure and count, print a table, and write ``demo.json`` and ``demo.png`` to ``folder``."""
     folder = results() if folder is None else folder
     saved = folder / "demo"
     how: dict[str, Any] = {"workers": workers, "progress": progress, "fresh": True}  # each demo trains anew
     outcome = compare(get("digits"), NAMES, seeds=seeds, listed=QAT_PAIRS, folder=saved, budget="backprops", **how)
     outcome["seeds"] = seeds
     outcome["counted"] = count(saved / "mebqat-seed0.safetensors")
-    figure = plots.accuracy_curves(
-        outcome["accuracy"],
-        PAIRS,
-        TITLES,
-        f"One network at every bitwidth: digits, {seeds} seeds, test images",
-    )
-    plots.save(figure, folder / "demo.png", dpi=150)
+    files = {title: shipped("checkpoints", f"{name}.safetensors") for title, name in PAINTERS.items()}
+    pictures, outcome["painted"] = paint(files, PAINTED)
+    plots.save(draw(outcome, pictures), folder / "demo.png", dpi=150)
     write_json(folder / "demo.json", outcome)
     print(report(outcome, folder))
     return outcome
+
+
+def draw(outcome: dict[str, Any], pictures: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw the curves of the digits on the left and the paintings on the right, and say where each comes from."""
+    seeds = outcome["seeds"]
+    left = (outcome["accuracy"], PAIRS, TITLES, f"Digits: {seeds} seed{'s' * (seeds > 1)}, test images")
+    right = (pictures, outcome["painted"], PAINTED, "A photograph, painted at five bitwidths, and its PSNR")
+    parts = (functools.partial(plots.accuracy_curves, *left), functools.partial(plots.paintings, *right))
+    return plots.beside(parts, widths=(5.6, 6.4), height=5.4, note=ORIGIN)
 
 
 def count(checkpoint: Path) -> dict[str, int]:
@@ -111,8 +134,19 @@ def findings(outcome: dict[str, Any]) -> str:
             f"{counted['step_backprops']}, visiting all {counted['all_pairs_step_backprops']}: {steps:.1f} % fewer.",
             f"QAT for {len(QAT_PAIRS)} pairs took {costs['qat']['backprops']:,} back-propagations with its FP start, "
             f"MEBQAT in turn {costs['mebqat_in_turn']['backprops']:,} for all pairs.",
+            "",
+            f"{ORIGIN} PSNR in dB:",
+            _painted(outcome["painted"]),
         ]
     )
+
+
+def _painted(measured: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the PSNR of the paintings as a table; there is one network in each row, so no interval."""
+    rows = {
+        title: {pair: {"mean": psnr, "ci95": math.nan} for pair, psnr in row.items()} for title, row in measured.items()
+    }
+    return table(rows, PAINTED)
 
 
 def _short(path: Path) -> str:
@@ -124,19 +158,16 @@ def _short(path: Path) -> str:
 
 
 def ship(folder: Path, target: Path) -> list[str]:
-    """Copy a demo's results and the models of its first seed to ``target``, which is this repository's ``data``.
+    """Copy a demo's results to ``target``, which is this repository's ``data``, and its findings into the README.
 
-    The findings also go into the README. Returns the names of the copies.
+    Returns the names of the copies. The networks that are shipped are made by `benchmarks/ship.py`.
     """
-    copies = {folder / name: target / name for name in ("demo.json", "demo.png")}
-    for path in sorted((folder / "demo").glob("*-seed0.safetensors")):
-        name = f"digits-{path.name.removeprefix('start-').removesuffix('-seed0.safetensors')}.safetensors"
-        copies[path] = target / "checkpoints" / name
-    (target / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for source, copy in copies.items():
-        shutil.copyfile(source, copy)
+    target.mkdir(parents=True, exist_ok=True)
+    names = ["demo.json", "demo.png"]
+    for name in names:
+        shutil.copyfile(folder / name, target / name)
     _into_readme(target.parent / "README.md", json.loads((target / "demo.json").read_text()))
-    return [copy.name for copy in copies.values()]
+    return names
 
 
 def _into_readme(readme: Path, outcome: dict[str, Any]) -> None:

@@ -243,10 +243,10 @@ def _within(
     setup: Setup, model: nn.Module, variant: Variant, recipe: Recipe, budget: str, models_delivered: int, alone: bool
 ) -> Recipe:
     """Call `within` with the back-propagations of a variant's steps, of the set-up's own method, and of warm starts."""
-    base, pairs = methods.get(variant.method).base, _each_step(model, variant.method, recipe)
-    reference = _each_step(model, own_method(setup, base), setup.recipe)
-    start = setup.recipe.warm_steps * _each_step(model, base, setup.recipe) if alone else 0
-    own_start = recipe.warm_steps * _each_step(model, base, recipe) if alone else 0
+    base, pairs = methods.get(variant.method).base, each_step(model, variant.method, recipe)
+    reference = each_step(model, own_method(setup, base), setup.recipe)
+    start = setup.recipe.warm_steps * each_step(model, base, setup.recipe) if alone else 0
+    own_start = recipe.warm_steps * each_step(model, base, recipe) if alone else 0
     return within(budget, recipe, pairs, models_delivered, reference, start, own_start)
 
 
@@ -255,7 +255,7 @@ def own_method(setup: Setup, base: str) -> str:
     return setup.method if methods.get(setup.method).base == base else RIVALS[base][0]
 
 
-def _each_step(model: nn.Module, method: str, recipe: Recipe) -> int:
+def each_step(model: nn.Module, method: str, recipe: Recipe) -> int:
     """Count the back-propagations of one training step of a method."""
     return sum(map(len, methods.get(method).sampler(model, recipe).draw()))
 

@@ -68,7 +68,7 @@ _EMBED: dict[str, Any] = {"channels": 64, "classes": None}
 
 # The network and the widths of Double Rounding (Huang et al., 2025), whose ResNet-20 reaches 92.25, 92.32, 92.09 and
 # 90.19 % on CIFAR-10 at 8, 6, 4 and 2 bits. The rest is this package's: MEBQAT in turn visits FP and all pairs of these
-# widths and 32, with AdamW. One run takes 4.1 hours on two cores (benchmarks/PLAN.md); it has not been made yet.
+# widths and 32, with AdamW. One run takes 4.8 hours on two cores (benchmarks/PLAN.md); it has not been made yet.
 _RESNET20 = Recipe(epochs=200, batch_size=256, pad=4, flip=True, quantizer="double_rounding", exclude=(1, 3, 5, 7, 16))
 
 # Quick set-ups for two cores. They take MEBQAT in turn, and count its steps of one back-propagation.

@@ -26,7 +26,8 @@ from mebqat_lite.paths import PACKAGE
 
 VERSION = 1  # the version of the result files
 # Wings and modules that only ask for jobs or show their results, so that no number depends on them.
-ASKING = {"cli", "course", "deploy", "collect", "compare", "demo", "engines", "frozen", "plots", "results", "sweeps"}
+ASKING = {"cli", "course", "deploy", "collect", "compare", "demo", "engines", "frozen"}
+ASKING |= {"painting", "plots", "results", "sweeps"}
 
 
 class SweepError(RuntimeError):

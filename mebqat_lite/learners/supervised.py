@@ -64,7 +64,7 @@ class Supervised:
         images, labels = self.read(task)
         pairs = sorted(pairs, key=height, reverse=True)
         setting, apart = setting_of(model), has_norm_sets(model)
-        stem, body, features = _shared_stem(model, images, len(pairs))
+        stem, body, features = _shared_stem(model, images)
         goal = objective(labels)
         taught: Tensor | None = None  # the output of the teacher, (batch, outputs)
         try:
@@ -80,7 +80,8 @@ class Supervised:
         finally:
             setting.track_running = True
         if stem is not None and stem.requires_grad:
-            stem.backward(features.grad)
+            # The stem's parameters get the mean gradient of the pairs.
+            stem.backward(features.grad.div_(len(pairs)))  # type: ignore[union-attr]
 
     def _teach(self, model: nn.Module, body: Body, task: Any, features: Tensor) -> Tensor | None:
         """Compute the output of the teacher ``fp`` or ``start``, (batch, outputs); None for the others."""
@@ -95,13 +96,12 @@ class Supervised:
                 return self.score(body(features.detach().clone()), task)
 
 
-def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor | None, Body, Tensor]:
-    """Run the full-precision stem once for all ``count`` pairs of a step, because it is the same for all of them.
+def _shared_stem(model: nn.Module, images: Tensor) -> tuple[Tensor | None, Body, Tensor]:
+    """Run the full-precision stem once for all pairs of a step, because it is the same for all of them.
 
-    Returns ``(stem, body, features)``. The pairs run ``body`` on ``features``, the output of the stem as a tensor of
-    its own, and their backward passes add up their gradients in ``features.grad``. Afterwards
-    ``stem.backward(features.grad)`` goes backward through the stem once. As ``stem`` is the output divided by
-    ``count``, the stem's parameters get the mean gradient of the pairs.
+    Returns ``(stem, body, features)``. The pairs run ``body`` on ``features``, the output ``stem`` without its graph,
+    and their backward passes add up their gradients in ``features.grad``. Afterwards one backward pass through
+    ``stem`` serves all pairs.
 
     For a model that has no such stem, ``stem`` is None, ``body`` runs the model and ``features`` are the images.
     """
@@ -110,4 +110,4 @@ def _shared_stem(model: nn.Module, images: Tensor, count: int) -> tuple[Tensor |
     out, body = model.stem(images.clone()), model.body  # type: ignore[operator]
     first = next(module for module in body.modules() if not list(module.children()))  # type: ignore[union-attr]
     copied = getattr(first, "inplace", False)  # in place it would overwrite what the other pairs read
-    return out / count, (lambda x: body(x.clone())) if copied else body, out.detach().requires_grad_()  # type: ignore[return-value,operator]
+    return out, (lambda x: body(x.clone())) if copied else body, out.detach().requires_grad_()  # type: ignore[return-value,operator]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from mebqat_lite.measure.results import Table, is_known
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
     from torch import Tensor
 
 # Okabe and Ito's palette
@@ -54,11 +54,20 @@ def style() -> Any:
 
 
 def accuracy_curves(
-    accuracy: Table, pairs: Sequence[str], titles: Mapping[str, str], title: str = "", measure: str = ACCURACY
+    accuracy: Table,
+    pairs: Sequence[str],
+    titles: Mapping[str, str],
+    title: str = "",
+    measure: str = ACCURACY,
+    figure: Figure | SubFigure | None = None,
 ) -> Figure:
-    """Plot accuracy or another ``measure`` over bitwidth pairs, with a line or points and intervals for each method."""
+    """Plot accuracy or another ``measure`` over bitwidth pairs, with a line or points and intervals for each method.
+
+    It is drawn into ``figure``, which may be a part of another one; by default into a new one.
+    """
     with style():
-        figure, axes = plt.subplots(figsize=(7.5, 4.2))
+        drawn: Any = figure or plt.figure(figsize=(7.5, 4.2))
+        axes = drawn.subplots()
         for index, (method, row) in enumerate(accuracy.items()):
             shift = 0.06 * (index - (len(accuracy) - 1) / 2)  # so that intervals do not cover each other
             _draw(axes, row, pairs, shift, titles.get(method, method), LOOKS.get(method, {}))
@@ -67,7 +76,7 @@ def accuracy_curves(
         if measure == ACCURACY:
             axes.set_ylim(top=101)
         axes.legend(loc="lower right")
-    return figure
+    return drawn
 
 
 def _draw(
@@ -79,6 +88,20 @@ def _draw(
     halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
     means, xs = [cell["mean"] for cell in cells], [i + shift for i in places]
     axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
+
+
+def beside(parts: Sequence[Callable[..., Any]], widths: Sequence[float], height: float, note: str) -> Figure:
+    """Call each of ``parts`` with its place in one ``figure``, beside each other, and write a note underneath.
+
+    The widths of the places and the height are in inches.
+    """
+    with style():
+        figure = plt.figure(figsize=(sum(widths), height))
+        places: Any = figure.subfigures(1, len(parts), width_ratios=widths)
+        for draw, place in zip(parts, places, strict=True):
+            draw(figure=place)
+        figure.supxlabel(note, fontsize=10)
+    return figure
 
 
 def save(figure: Figure, path: str | Path, dpi: float | str = "figure") -> None:
@@ -387,7 +410,11 @@ def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Fi
 
 
 def paintings(
-    pictures: Mapping[str, Mapping[str, Any]], measured: Mapping[str, Mapping[str, float]], pairs: Sequence[str]
+    pictures: Mapping[str, Mapping[str, Any]],
+    measured: Mapping[str, Mapping[str, float]],
+    pairs: Sequence[str],
+    title: str = "",
+    figure: Figure | SubFigure | None = None,
 ) -> Figure:
     """Show pictures in a row for each method and a column for each pair, with the PSNR in dB underneath each.
 
@@ -396,10 +423,13 @@ def paintings(
             stand at the left; a pair that a method lacks leaves its place empty.
         measured: ``measured[method][pair]``, the PSNR in dB.
         pairs: the columns.
+        title: what stands above all of them.
+        figure: what to draw into, which may be a part of another figure; by default a new one.
     """
     with style():
         size = (1.6 + 1.25 * len(pairs), 0.3 + 1.45 * len(pictures))
-        figure, axes = plt.subplots(len(pictures), len(pairs), figsize=size, squeeze=False)
+        drawn: Any = figure or plt.figure(figsize=size)
+        axes = drawn.subplots(len(pictures), len(pairs), squeeze=False)
         for row, (method, painted) in zip(axes, pictures.items(), strict=True):
             for cell, pair in zip(row, pairs, strict=True):
                 cell.set(xticks=[], yticks=[], frame_on=False)
@@ -409,7 +439,9 @@ def paintings(
             row[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=10)
         for cell, pair in zip(axes[0], pairs, strict=True):
             cell.set_title(pair, fontsize=10)
-    return figure
+        if title:
+            drawn.suptitle(title, fontsize="large")
+    return drawn
 
 
 def adaptation(

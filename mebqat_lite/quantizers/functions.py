@@ -81,7 +81,8 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
 class _TanhWeight(Function):
     """Compute scale step (code(v) - zero) with v = (u + 1) / 2 and u = tanh(w) / max|tanh(w)|.
 
-    The backward pass treats rounding as the identity, and differentiates the tanh and the maximum.
+    The backward pass treats rounding as the identity, and differentiates the tanh and the maximum. It computes the
+    tanh again, which takes less memory than keeping it: the weights are there anyway.
     """
 
     @staticmethod
@@ -89,7 +90,7 @@ class _TanhWeight(Function):
         t = wide(w).tanh()
         peak = t.abs().amax()
         peak += peak == 0  # avoids 0 / 0 if all weights are zero
-        ctx.save_for_backward(t, peak, scale)
+        ctx.save_for_backward(w, peak, scale)
         v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; float errors may leave [0, 1]
         step, zero = unit_grid(bits, form)
         return codes(v, bits, form).sub_(zero).mul_(scale * step).to(w.dtype)
@@ -97,12 +98,12 @@ class _TanhWeight(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        t, peak, scale = ctx.saved_tensors
+        w, peak, scale = ctx.saved_tensors
+        t = wide(w).tanh()
         grad_t = wide(grad) * (scale / peak)  # the gradient of t for a constant peak
-        grad_peak = inner_product(grad_t, t) / peak  # minus the gradient of the peak
         sign = t.div(peak).trunc_()  # -1 or 1 where |t| is the peak, else 0; ties share its gradient
-        grad_t -= sign * (grad_peak / sign.abs().sum().clamp_min_(1))
-        return torch.ops.aten.tanh_backward(grad_t, t).to(grad.dtype), None, None, None
+        grad_t -= sign.mul_(inner_product(grad_t, t) / peak / inner_product(sign, sign).clamp_min_(1))
+        return torch.ops.aten.tanh_backward.grad_input(grad_t, t, grad_input=grad_t).to(grad.dtype), None, None, None
 
 
 class _Sign(Function):
@@ -119,19 +120,26 @@ class _Sign(Function):
 
 
 class _UnitClip(Function):
-    """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1)."""
+    """Compute q_b(clip(x, 0, 1)); the backward pass lets the gradient through where x is in (0, 1).
+
+    It keeps one byte a value, which says whether the value is inside, and not the values themselves.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        ctx.save_for_backward(x)
+        if ctx.needs_input_grad[0]:
+            inside = torch.ops.aten.hardtanh_backward(x, x, 0.0, 1.0).to(torch.bool)  # x inside, else 0
+            if not torch.compiler.is_compiling():  # until PyTorch 2.11 at least, this view cannot be compiled
+                inside = inside.view(torch.int8)  # which becomes a float faster than a bool does
+            ctx.save_for_backward(inside)
         levels = 2**bits - 1
         return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(grad, x, 0.0, 1.0), None
+        (inside,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, inside.to(grad.dtype), 0), None
 
 
 class _StepClip(Function):

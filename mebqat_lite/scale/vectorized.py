@@ -121,7 +121,9 @@ def query_losses(model: nn.Module, learner: FOMAML, episodes: Sequence[Episode],
     """
     _check(model, learner, episodes, pairs)
     quantizer, counts = _TensorLSQ(pairs), uses(model, pairs)
-    start = {n: p for n, p in adaptable(model).items() if counts[p]}  # type: ignore[index]  # without unused steps
+    # Without unused steps. Not channels-last, because cuDNN's batch norm cannot copy such activations under vmap.
+    order = torch.contiguous_format
+    start = {n: p.clone(memory_format=order) for n, p in adaptable(model).items() if counts[p]}  # type: ignore[index]
 
     def support_loss(fast: dict[str, Tensor], task: Episode) -> Tensor:
         logits = functional_call(model, fast, (task.support.flatten(0, 1),))  # (N K, N)

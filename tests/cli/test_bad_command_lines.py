@@ -95,13 +95,14 @@ export --checkpoint m.safetensors --to packed --bits W2A2 --out pets/a/0.png/x -
 {COMPARE} mebqat --bits W2A2 -> --bits is for qat, pn_qat, fomaml_qat: name one, or leave it out
 {COMPARE} mebqat --qat-lrs 0.1 -> --qat-lrs is for qat, pn_qat, fomaml_qat
 {COMPARE} mebqat,ptq_mse --set ways=3 -> none of mebqat, ptq_mse uses ways: leave it out
+{COMPARE} ptq_mse --m 3 -> none of ptq_mse uses m
 {COMPARE} ptq_mse --budget steps --m 3 -> none of ptq_mse uses m
 {COMPARE} ptq_mse --budget steps --steps 3 -> none of ptq_mse uses steps
 {COMPARE} mebqat+ways=3 -> mebqat+ways=3: mebqat does not use ways: leave it out
 {COMPARE} ptq_mse+lr=3 --budget steps -> ptq_mse+lr=3: ptq_mse does not use lr
 {COMPARE} ptq_mse+quantizer=sat -> ptq_mse+quantizer=sat: ptq_mse does not use quantizer: leave it out
-{COMPARE} fomaml_ptq_lsq+quantizer=sat --recipe glyphs-maml -> fomaml_ptq_lsq+quantizer=sat: fomaml_ptq_lsq does not use quantizer
-{COMPARE} fomaml_ptq_mse+quantizer=sat --recipe glyphs-maml -> fomaml_ptq_mse+quantizer=sat: fomaml_ptq_mse does not use quantizer
+{COMPARE} fomaml_ptq_lsq+quantizer=sat --recipe glyphs-maml -> fomaml_ptq_lsq+quantizer=sat: fomaml_ptq_lsq does
+{COMPARE} fomaml_ptq_mse+quantizer=sat --recipe glyphs-maml -> fomaml_ptq_mse+quantizer=sat: fomaml_ptq_mse does
 {COMPARE} mebqat+bits=W3A3 -> mebqat+bits=W3A3: mebqat does not use bits
 {COMPARE} qat+bits=W3A3 --set bits=W2A2 -> none of qat+bits=W3A3 uses bits
 {COMPARE} qat+start=mebqat -> qat+start=mebqat starts from mebqat: add that to the methods of the comparison

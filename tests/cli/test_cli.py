@@ -152,7 +152,8 @@ def test_compare_prints_its_table_and_writes_it(capsys, elsewhere):
     printed = capsys.readouterr().out
     written = json.loads((elsewhere / "c" / "compare.json").read_text())
     assert list(written["accuracy"]) == ["ptq_mse", "qat", "mebqat"]
-    assert written["costs"]["mebqat"]["backprops"] == 2 + 8 and written["setup"]["recipe"]["batch_size"] == 16
+    assert written["costs"]["mebqat"]["backprops"] == 2 + 4  # of two warm steps, and of one step with four pairs
+    assert written["setup"]["recipe"]["batch_size"] == 16
     first = printed.split("\n\n")[0]  # the table under recalibrated statistics
     rows = {line.split("  ")[0]: line.split() for line in first.splitlines()}
     assert rows["QAT"][-1] == "-"  # not trained there

@@ -34,7 +34,7 @@ MODES = {
     "export": ["export --checkpoint m.safetensors --to packed --bits W2A2"],
     "compare": [
         f"compare {FEW} --steps 2 --warm-steps 1 --seeds 1 --engine serial --methods mebqat,qat --bits W2A2 --pairs FP",
-        f"compare {FEW} --steps 2 --warm-steps 1 --seeds 1 --engine serial --methods mebqat --pairs W2A2",
+        f"compare {FEW} --steps 8 --warm-steps 1 --seeds 1 --engine serial --methods mebqat --pairs W2A2",
         f"compare {FEW} --warm-steps 2 --seeds 1 --engine serial --methods ptq_mse --pairs W2A2",
     ],
     "benchmark": ["benchmark pn.safetensors --bits W2A2 --episodes 4"],

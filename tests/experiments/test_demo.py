@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import matplotlib
 import matplotlib.image
+import matplotlib.pyplot
 import numpy as np
 import pytest
 
@@ -36,6 +37,9 @@ LINES = {
     "mebqat": "MEBQAT",
     "mebqat_in_turn": "MEBQAT in turn",
 }
+PAINTERS = ("FP, rounded", "FP + PTQ-MSE", "QAT for W4A4", "MEBQAT in turn")
+PAINTED = ("W1A1", "W2A2", "W4A4", "W8A8", "FP")
+ORIGIN = "Digits: trained in this demo. Paintings: by shipped networks, one for each row."
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,24 @@ def test_text_tells_costs_table_and_what_is_next(ran, written):
 
 
 @pytest.mark.slow
+def test_the_paintings_are_measured_told_and_shown(ran, written):
+    for outcome in (written, SHIPPED):
+        assert list(outcome["painted"]) == list(PAINTERS)
+        assert all(list(row) == list(PAINTED) for row in outcome["painted"].values())
+    assert f"{ORIGIN} PSNR in dB:" in ran[1].splitlines()
+    painted = ran[1].split(ORIGIN)[1]
+    for title, row in written["painted"].items():
+        line = next(line for line in painted.splitlines() if line.startswith(title + " "))
+        assert line.removeprefix(title).split() == [f"{psnr:.1f}" for psnr in row.values()]
+        stated = read(shipped("checkpoints", f"{demo.PAINTERS[title]}.safetensors"), "model")[1]["extra"]["accuracy"]
+        assert row == pytest.approx({pair: stated["test"][pair] for pair in PAINTED}, abs=0.05)
+    image = matplotlib.image.imread(ran[0] / "demo.png")[..., :3]
+    right = image[:, image.shape[1] // 2 :]
+    orange = (right[..., 0] > 0.8) & (right[..., 1] > 0.4) & (right[..., 1] < 0.75) & (right[..., 2] < 0.5)
+    assert orange.mean() > 0.03  # the flower
+
+
+@pytest.mark.slow
 def test_one_network_serves_the_lowest_bits_where_rounding_fails(written):
     for outcome in (written, SHIPPED):
         ours, rounded = (outcome["validation"][name] for name in ("mebqat_in_turn", "ptq_mse"))
@@ -170,6 +192,7 @@ def outcome(seeds):
             "all_pairs_step_backprops": 75,
         },
         "norm_stats": "recalibrated",
+        "painted": {title: dict(zip(PAINTED, (14.46, 20.0, 33.76, 50.94, 52.26), strict=True)) for title in PAINTERS},
         "break_even": 5,
         "seconds": 1.0,
         "seeds": seeds,
@@ -182,29 +205,45 @@ def test_findings_of_results_read_back_are_the_same(seeds, tmp_path):
     again = json.loads(write_json(tmp_path / "r.json", outcome(seeds)).read_text())
     assert demo.findings(again) == fresh
     assert "nan" not in fresh and "W2A2 -0.2" in fresh
+    assert fresh.splitlines()[-4:][0].split() == ["FP,", "rounded", "14.5", "20.0", "33.8", "50.9", "52.3"]
+
+
+@pytest.mark.parametrize(("seeds", "title"), [(1, "Digits: 1 seed, test images"), (3, "Digits: 3 seeds, test images")])
+def test_the_figure_has_the_curves_beside_the_paintings(seeds, title):
+    pictures = {name: dict.fromkeys(PAINTED, np.zeros((4, 4, 3))) for name in PAINTERS}
+    figure = demo.draw(outcome(seeds), pictures)
+    figure.canvas.draw()
+    left, right = figure.subfigs
+    assert [axes.get_title() for axes in left.axes] == [title] and len(right.axes) == 20
+    assert [axes.get_title() for axes in right.axes[:5]] == list(PAINTED)
+    assert [axes.get_ylabel() for axes in right.axes[::5]] == list(PAINTERS)
+    assert [axes.get_xlabel() for axes in right.axes[:5]] == ["14.5 dB", "20.0 dB", "33.8 dB", "50.9 dB", "52.3 dB"]
+    assert figure.get_supxlabel() == ORIGIN
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    note = figure._supxlabel.get_window_extent()
+    apart = [one for number, one in enumerate(boxes) for other in [*boxes[number + 1 :], note] if one.overlaps(other)]
+    assert not apart
+    matplotlib.pyplot.close(figure)
 
 
 def finished(folder):
     """A folder as a demo leaves it."""
     (folder / "demo").mkdir(parents=True)
-    for name in ("start-fp-seed0", "mebqat-seed0", "qat_w2a2-seed0", "mebqat-seed1"):
-        (folder / "demo" / f"{name}.safetensors").write_text(name)
+    (folder / "demo" / "mebqat-seed0.safetensors").write_text("a network")
     (folder / "demo.png").write_text("picture")
     write_json(folder / "demo.json", outcome(3))
     return folder
 
 
-def test_shipping_copies_the_first_seed(tmp_path):
+def test_shipping_copies_the_results_and_leaves_the_networks_alone(tmp_path):
     folder, target = finished(tmp_path / "results"), tmp_path / "away" / "data"
-    wide = target / "checkpoints" / "digits-wide-fp.safetensors"  # the lessons' own: it stays as it is
-    wide.parent.mkdir(parents=True)
-    wide.write_text("wide")
-    names = demo.ship(folder, target)
+    kept = target / "checkpoints" / "digits-mebqat.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("shipped")
+    assert demo.ship(folder, target) == ["demo.json", "demo.png"]
     shipped = {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.*")}
-    assert shipped.pop("demo.json") == (folder / "demo.json").read_text() and shipped.pop("demo.png") == "picture"
-    wanted = {"wide-fp": "wide", "fp": "start-fp-seed0", "mebqat": "mebqat-seed0", "qat_w2a2": "qat_w2a2-seed0"}
-    assert shipped == {f"checkpoints/digits-{name}.safetensors": text for name, text in wanted.items()}
-    assert len(names) == 5
+    assert shipped.pop("demo.json") == (folder / "demo.json").read_text()
+    assert shipped == {"demo.png": "picture", "checkpoints/digits-mebqat.safetensors": "shipped"}
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -11,6 +11,7 @@ from mebqat_lite import give_norm_sets, models, quantize
 from mebqat_lite.bits import FP, Bits, parse_all
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.learners import Supervised
+from mebqat_lite.learners.supervised import _shared_stem
 from mebqat_lite.switching.convert import restore_float
 from mebqat_lite.switching.state import at, set_norm_stats, setting_of
 from mebqat_lite.switching.stem import is_shareable
@@ -269,6 +270,17 @@ def test_a_stem_that_does_not_learn_is_left_alone(task):
     assert all(p.grad is None for p in model.stem.parameters())
     for mine, other in zip(model.body.parameters(), free.body.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["digit_net", "conv4", "preact_resnet20"])
+def test_what_the_stem_computes_is_held_once(name):
+    """The pairs read the memory in which the stem wrote its output."""
+    channels = 3 if name == "preact_resnet20" else 1
+    images = torch.rand(4, channels, 32, 32)
+    model = quantize(models.build(name), "dorefa", sample=images).train()
+    stem, _, features = _shared_stem(model, images)
+    assert features.is_leaf and features.requires_grad and stem.requires_grad
+    assert features.data_ptr() == stem.data_ptr() and torch.equal(features, model.stem(images))
 
 
 def test_what_is_shareable():

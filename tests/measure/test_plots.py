@@ -62,3 +62,23 @@ def test_a_style_ends_with_its_block():
     with plots.style():
         assert plt.rcParams["font.size"] == 11
     assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize("widths", [(3, 2), (2, 2, 5)])
+def test_figures_stand_beside_each_other_over_their_note(widths):
+    def draw(figure):
+        return plots.accuracy_curves(ACCURACY, PAIRS, TITLES, "a title", figure=figure)
+
+    whole = plots.beside([draw] * len(widths), widths, 4, "a note")
+    whole.canvas.draw()
+    assert whole.get_size_inches().tolist() == [sum(widths), 4] and whole.get_supxlabel() == "a note"
+    places = [figure.bbox.width for figure in whole.subfigs]
+    assert [place / places[0] for place in places] == pytest.approx([width / widths[0] for width in widths])
+    assert [figure.axes[0].get_title() for figure in whole.subfigs] == ["a title"] * len(widths)
+    assert plt.get_fignums() == [whole.number]  # nothing else was opened
+
+
+def test_paintings_have_a_title_if_one_is_given():
+    arguments = ({"one": {"FP": np.zeros((2, 2, 3))}}, {"one": {"FP": 30.0}}, ["FP"])
+    assert plots.paintings(*arguments, "a photograph").get_suptitle() == "a photograph"
+    assert plots.paintings(*arguments).get_suptitle() == ""

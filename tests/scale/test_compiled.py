@@ -4,10 +4,13 @@ import functools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from interrupted_runs import DATA, FAST, assert_same, net, result
+from torch._dynamo.backends.common import aot_autograd
 
-from mebqat_lite import CheckpointError, fit, quantize
+from mebqat_lite import CheckpointError, fit, quantize, quantizers
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.quantizers import Site
 from mebqat_lite.scale.speed import Fast
 
 
@@ -50,6 +53,22 @@ def eagerly(monkeypatch):
     """Compile without a code generator: the same numbers as without compiling, but the last digit, in a second."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+def test_no_mask_is_viewed_as_another_type_in_a_compiled_pass(monkeypatch):
+    """Up to PyTorch 2.11 at least, Inductor cannot view a tensor of bool as bytes."""
+    names = set()
+
+    def remember(graph, inputs):
+        names.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=remember)
+    clip = torch.compile(lambda x: quantizers.get("dorefa")[1].activation(x, 2, {}, Site("layer")), backend=backend)
+    clip(torch.rand(4, requires_grad=True)).sum().backward()
+    assert "aten.hardtanh_backward.default" in names
+    assert not {name for name in names if "view" in name}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mebqat_lite import give_norm_sets, models, quantize
@@ -101,6 +102,20 @@ def assert_as_serial(model, pairs, learner=None):
 @pytest.mark.parametrize("pairs", [MIXED, "W2A4,W2A4,W2A4", "W3A5", "FP", "FP,FP,FP", "W2A32,W4A32", "W32A2,W32A2"])
 def test_losses_and_mean_gradients_are_those_of_serial_tasks(pairs):
     assert_as_serial(net(), pairs)
+
+
+def test_no_activation_is_channels_last(monkeypatch):
+    """On CUDA, cuDNN's batch norm copies its input in its own layout, which vmap cannot do for channels-last ones."""
+    layouts, batch_norm = [], F.batch_norm
+
+    def spied(x, *args, **options):
+        layouts.append(x.stride(1) < x.stride(3))
+        return batch_norm(x, *args, **options)
+
+    monkeypatch.setattr(F, "batch_norm", spied)
+    query_losses(models.channels_last(net()), FOMAML(inner_steps=2), episodes(2), parse_all("FP,W2A2"))
+    assert layouts
+    assert not any(layouts)
 
 
 def test_only_the_steps_in_use_get_a_gradient():
