@@ -38,7 +38,7 @@ TITLES = {
 ALL_PAIRS, QUANTIZED = "all pairs", "weights of 16 bits or fewer"
 
 
-def run(seeds: int = 3, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
+def run(seeds: int = 5, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
     """Train and measure all rows, and return the comparison with the worst pair of each row."""
     outcome = compare(
         setup or get("paint"),
