@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any
 
@@ -60,11 +60,12 @@ def collect(
     recipes = [setup.recipe.with_options(**Variant.parse(name).options) for name in names]
     held_out = {width for recipe in recipes for width in recipe.exclude}
     native = {part: _values(names, outcomes, part, native=True) for part in PARTS}
+    several = {o.job.variant for o in outcomes if not o.job.bits}  # variants whose networks serve more than one pair
     return {
         "accuracy": _table(values["test"]),
         "validation": _table(values["val"]),
         "paired": {part: paired(values[part], *rivals) for part in PARTS},
-        "means": {part: means(values[part], _listing(setup), held_out) for part in PARTS},
+        "means": {part: means(values[part], _listing(setup), held_out, several) for part in PARTS},
         "measure": outcomes[0].measure,
         "norm_stats": setup.norm_stats,
         "native": {
@@ -117,17 +118,22 @@ def paired(values: Values, ours: str = "mebqat", other: str = "qat") -> dict[str
     }
 
 
-def means(values: Values, listing: Sequence[str], held_out: Set[int] = frozenset()) -> dict[str, Any]:
+def means(
+    values: Values, listing: Sequence[str], held_out: Set[int] = frozenset(), several: Collection[str] = ()
+) -> dict[str, Any]:
     """Compute the mean accuracy of each variant over groups of pairs, and its difference from the first variant.
 
     The groups are ``all`` pairs, those in ``listing`` (``listed``), the others (``off_list``), and those with a width
-    in ``held_out``. Variants that were not measured at every pair are left out.
+    in ``held_out``. All pairs are those of the variant that was measured at most pairs, among ``several`` if given:
+    dedicated networks may have been trained at other pairs. Variants that were not measured at all of them are left
+    out.
 
     Returns:
         ``{group: {variant: {"mean", "ci95", "n"}}}``, and the same for the differences under ``"minus_first"``.
     """
     known = {str(b) for b in candidates()}
-    pairs = [b for b in max(values.values(), key=len, default={}) if b in known]
+    rows = [row for name, row in values.items() if name in (several or values)]
+    pairs = [b for b in max(rows, key=len, default={}) if b in known]
     whole = [name for name, row in values.items() if set(row) >= set(pairs) and pairs]
     groups = {"all": pairs, "listed": [b for b in pairs if b in listing]}
     groups["off_list"] = [b for b in pairs if b not in listing]

@@ -82,13 +82,20 @@ def test_a_held_out_width_may_be_that_of_weights_or_of_activations_alone():
     assert "off_list" not in means(one, list(one["mebqat"]))
 
 
+def test_dedicated_networks_at_more_pairs_do_not_say_which_pairs_count():
+    more = VALUES | {"qat": {f"W{w}A{w}": {0: 70.0, 1: 70.0} for w in range(2, 9)}}
+    assert means(more, ["FP"], several={"adabits", "mebqat"}) == means(VALUES, ["FP"])
+    assert set(means(more, ["FP"])["all"]) == {"qat"}
+    assert set(collected(["W2A2", "W4A4", "W5A5", "W8A8"])["means"]["test"]["all"]) == {"mebqat", "adabits"}
+
+
 def test_differences_are_against_the_variant_named_first():
     turned = {name: VALUES[name] for name in ("mebqat", "adabits", "qat")}
     one, two = means(VALUES, ["FP"])["minus_first"], means(turned, ["FP"])["minus_first"]
     assert one["all"]["mebqat"]["mean"] == -two["all"]["adabits"]["mean"] != 0
 
 
-def collected():
+def collected(dedicated=("W2A2",)):
     """Two seeds of three variants; under their own policies other numbers, and none off adabits' list."""
     names, rng, found = ("mebqat", "adabits", "qat"), np.random.default_rng(0), []
     for seed in (0, 1):
@@ -97,9 +104,9 @@ def collected():
             found.append(outcome(name, seed, row, backprops=70))
             if name == "adabits":
                 found[-1].native["test"]["W3A3"] = float("nan")
-        found.append(outcome("qat", seed, {"W2A2": 33.0}, bits="W2A2", backprops=20))
+        found += [outcome("qat", seed, {pair: 33.0}, bits=pair, backprops=20) for pair in dedicated]
     for each in found:
-        each.native["test"]["W2A2"] += 0.5
+        each.native["test"]["W2A2"] = each.native["test"].get("W2A2", 0) + 0.5
         each.alone = {"W2A2": 100.0 - each.job.seed / 4}
     start = Run("fp", SETUP.recipe, Costs(4, 4, 4))
     return {"budget": "steps", **collect(SETUP, names, [start], found)}
