@@ -9,10 +9,12 @@ network for each of twelve pairs, or with ``--every`` ``glyphs-pn-dedicated``, w
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from benchmarks import accuracy
+from benchmarks.experiments import EXPERIMENTS
 from benchmarks.machine import machine
 from benchmarks.page import put
 from mebqat_lite.experiments import frozen as benchmark
@@ -25,15 +27,16 @@ SHOWN = ("bitops", "enrolment-mebqat_pn_in_turn")  # the figures that are stored
 
 
 def run(experiment: str) -> dict[str, Any]:
-    """Measure the networks of an experiment, and train those that were not trained before."""
+    """Train the networks of an experiment that were not trained before, and measure them."""
     accuracy.run(experiment)
-    return measure(results() / "accuracy" / experiment)
+    return {"machine": machine(), **benchmark.sheet(networks(experiment, results() / "accuracy" / experiment), SET)}
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Measure all networks of a folder, except for the FP networks that the others start from."""
-    networks = sorted(path for path in folder.glob("*.safetensors") if not path.stem.startswith("start-"))
-    return {"machine": machine(), **benchmark.sheet(networks, SET)}
+def networks(experiment: str, folder: Path) -> list[Path]:
+    """List the networks of an experiment, without those that an older form of it has left in the folder."""
+    names = "|".join(re.escape(name.replace("=", "-")) for name in EXPERIMENTS[experiment].names)
+    own = re.compile(rf"({names})(_w\d+a\d+)?(-lr[\d.]+)?-seed\d+\.safetensors")
+    return sorted(path for path in folder.glob("*.safetensors") if own.fullmatch(path.name))
 
 
 def store(found: dict[str, Any]) -> None:

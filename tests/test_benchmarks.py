@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import accuracy, deploy, paint, steps, timing, zoo
+from benchmarks import accuracy, deploy, frozen, paint, steps, timing, zoo
 from benchmarks.__main__ import BENCHMARKS, block, main
 from benchmarks.experiments import Experiment
 from mebqat_lite import paths
@@ -69,6 +69,13 @@ def test_an_experiment_runs_and_is_shown(tmp_path, monkeypatch):
     text, stored = (tmp_path / "TABLES.md").read_text(), json.loads((tmp_path / "accuracy" / "tiny.json").read_text())
     assert text == f"{accuracy.HEAD}\n{accuracy.block('tiny', stored)}"
     assert "## Tiny" in text and "2 seeds" in text and f"{stored['accuracy']['mebqat']['W2A2']['mean']:.1f} ±" in text
+
+
+def test_a_sheet_leaves_out_networks_of_an_older_experiment(tmp_path):
+    kept = ["mebqat_pn-seed0", "mebqat_pn_in_turn-seed2", "pn_qat_w2a2-seed1", "pn_qat_w4a4-lr0.01-seed0"]
+    for name in [*kept, "start-pn-seed0", "mebqat_pn_in_turn+quantizer-lsq_corrected-seed0", "fomaml-seed0"]:
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [path.stem for path in frozen.networks("glyphs-pn", tmp_path)] == sorted(kept)
 
 
 def test_peak_memory_counts_what_is_held_at_a_time():
