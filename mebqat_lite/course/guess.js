@@ -11,7 +11,7 @@ function render({ model, el }) {
 }
 
 function slider(model, el) {
-  const [low, high, step] = model.get("range");
+  const [low, high, step] = model.get("limits");
   const unit = model.get("unit") ? ` ${model.get("unit")}` : "";
   const input = control(el);
   Object.assign(input, { type: "range", min: low, max: high, step, value: (low + high) / 2 });

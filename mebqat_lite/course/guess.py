@@ -32,8 +32,8 @@ class Guess(anywidget.AnyWidget):
     _css = FOLDER / "guess.css"
     question = traitlets.Unicode().tag(sync=True)
     unit = traitlets.Unicode().tag(sync=True)
-    range = traitlets.List().tag(sync=True)  # low, high and step of a number
-    options = traitlets.List().tag(sync=True)  # of a choice
+    limits: traitlets.List[float] = traitlets.List().tag(sync=True)  # low, high and step of a number
+    options: traitlets.List[str] = traitlets.List().tag(sync=True)  # of a choice
     value = traitlets.Any(None, allow_none=True).tag(sync=True)
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ def number(question: str, low: float = 0, high: float = 100, unit: str = "", ste
     """
     if not (step > 0 and math.isfinite(high - low) and high - low >= step):
         raise ValueError(f"a guess from {low} to {high} in steps of {step} leaves no choice: give low + step <= high")
-    return _ask(Guess(question=question, unit=unit, range=[low, high, step]))
+    return _ask(Guess(question=question, unit=unit, limits=[low, high, step]))
 
 
 def choice(question: str, options: Sequence[str]) -> Guess:
@@ -72,35 +72,38 @@ def _ask(guess: Guess) -> Guess:
     return guess
 
 
-def said(guess: Any, truth: float | str, digits: int = 1) -> str:
+def said(guess: Any, truth: Any, digits: int = 1) -> str:
     """The sentence that answers a guess: what the reader said, what is true, and how far apart the two are.
 
     Args:
         guess: anything with a ``value``, None if the reader gave none, and perhaps a ``unit``.
-        truth: a number (also a tensor of one value), or the right option of a choice.
+        truth: a number (also a tensor of one value), a point (a tuple), or the right option of a choice.
         digits: places after the decimal point.
 
     Raises:
-        TypeError: if one of guess and truth is a number and the other is text.
+        TypeError: if the guess and the truth are of two kinds, such as a number and text.
     """
-    unit = getattr(guess, "unit", "")
-    if guess.value is not None and isinstance(guess.value, str) != isinstance(truth, str):
-        raise TypeError(f"the guess {guess.value!r} and the truth {truth!r} cannot be compared: give two of one kind")
-    mine, told = (value if isinstance(value, str) else _written(value, unit, digits) for value in (guess.value, truth))
-    if guess.value is None:
+    unit, value = getattr(guess, "unit", ""), guess.value
+    told = _written(truth, unit, digits)
+    if value is None:
         return f"It is {told}."
+    if any(isinstance(value, kind) != isinstance(truth, kind) for kind in (str, tuple)):
+        raise TypeError(f"the guess {value!r} and the truth {truth!r} cannot be compared: give two of one kind")
+    mine = _written(value, unit, digits)
     if mine == told:
         return f"You said {mine}, and that is right."
-    if isinstance(truth, str):
+    if isinstance(truth, str | tuple):
         return f"You said {mine}; it is {told}."
-    away = round(float(truth), digits) - round(float(guess.value), digits)  # of the numbers as they are written
+    away = round(float(truth), digits) - round(float(value), digits)  # of the numbers as they are written
     distance = _written(abs(away), " points" if unit == "%" else unit, digits)
     return f"You said {mine}; it is {told}, {distance} {'higher' if away > 0 else 'lower'}."
 
 
 def _written(value: Any, unit: str, digits: int) -> str:
-    """A number with its unit, such as 31.4 %; nothing for None."""
-    if value is None:
-        return ""
+    """Text as it is; a number with its unit, such as 31.4 %; the numbers of a point."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, tuple):
+        return "(" + ", ".join(_written(part, unit, digits) for part in value) + ")"
     words = f"{round(float(value), digits) + 0.0:,.{digits}f}".removesuffix("." + "0" * digits)
     return f"{words} {unit.strip()}".rstrip()
