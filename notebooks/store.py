@@ -4,8 +4,8 @@
 
 Guesses and exercises are left unanswered. Cells keep their metadata: tags such as
 ``nbval-check-output``, and ``"jupyter": {"outputs_hidden": true}`` of a cell that reveals what
-was to be guessed. The seconds that a lesson took are written into its metadata; a test holds the
-card to them.
+was to be guessed. The seconds that a lesson took are written into its metadata; a test holds
+the card to them.
 """
 
 from __future__ import annotations
