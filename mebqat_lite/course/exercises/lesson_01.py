@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
-from mebqat_lite.quantizers.ptq import fake_quantize
+from mebqat_lite.quantizers import fake_quantize
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
