@@ -47,3 +47,12 @@ def accuracies(
         }
         for method in methods
     }
+
+
+def best(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Find the highest mean test accuracy in percent at each pair, ``{pair: mean}``, of all methods measured there."""
+    found: dict[str, float] = {}
+    for row in accuracies(comparison, list(comparison["accuracy"])).values():
+        for pair, value in row.items():
+            found[pair] = max(value, found.get(pair, value))
+    return found
