@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
+from mebqat_lite.quantizers import fake_quantize
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
@@ -111,6 +112,7 @@ uniform = Exercise(
     ],
     solution=_uniform,
     grade=_grade_uniform,
+    package=fake_quantize,
 )
 
 # --- 1.2 -------------------------------------------------------------------------------------------------------
