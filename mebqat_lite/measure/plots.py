@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -503,7 +504,7 @@ def spreads(
         figure, axes = plt.subplots(len(samples), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
         for cell, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
             cell.hist(values, bins=40, range=(low, high), color=SKY)
-            for (label, place), dash in zip(marks.items(), itertools.cycle(("-", "--", ":"))):
+            for (label, place), dash in zip(marks.items(), itertools.cycle(("-", "--", ":")), strict=False):
                 if place is not None:
                     cell.axvline(place, color=BLACK, linestyle=dash, linewidth=1.8, label=label)
             cell.set_title(name, loc="left", fontsize=10)
