@@ -154,12 +154,11 @@ def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
         if len({row.shape for row in rows}) > 1:
             raise Mistake(f"it returns a {type(value).__name__} of parts that differ in shape: return {wanted}")
         return torch.stack(rows) if rows else torch.empty(0, dtype=torch.float64)
-    if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, np.generic)):
+    array: Any = value
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = None if value.dtype == object else torch.from_numpy(np.array(value, order="C"))
+    elif isinstance(value, (Real, Decimal)) and value is not True and value is not False:
         return torch.tensor(float(value), dtype=torch.float64)
-    try:
-        array = torch.from_numpy(np.array(value, order="C")) if isinstance(value, (np.ndarray, np.generic)) else value
-    except TypeError:  # an array of objects
-        array = None
     if not isinstance(array, Tensor):
         raise Mistake(f"it returns a value of type {type(value).__name__}: return {wanted}")
     if array.dtype == torch.bool or array.is_complex():

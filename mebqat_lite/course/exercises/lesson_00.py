@@ -301,7 +301,7 @@ def left_alone(before: dict[str, Any], after: dict[str, Any], right: str, change
     told = {
         "bits": f"the model is left at {after['bits']} and was at {before['bits']}: {back}",
         "norm_stats": f"the model is left with another norm policy, {after['norm_stats']}: {back}",
-        "mode": "the model is left in training mode: it was in evaluation mode",
+        "mode": f"the model is left in {'training' if any(after['mode']) else 'evaluation'} mode, and was in the other",
         "weights": "the model's weights have changed: leave them as they are",
         "statistics": "the norms' statistics have changed: only evaluate the model",
         "hooks": "a hook is left on the model, and would go on watching it: call remove() on each hook",

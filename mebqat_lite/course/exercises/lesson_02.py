@@ -228,7 +228,8 @@ class _Task:
         keep: Callable[[Tensor], Tensor] = lambda w: w,
     ) -> _Run:
         """Train in float64, or make one mistake: another ``forward`` pass, other batches, a scaled gradient, ..."""
-        weights, sums, losses, after, margin = list(self.weights), [0.0, 0.0], [], [], 1.0
+        weights, losses, after, margin = list(self.weights), [], [], 1.0
+        sums: list[Any] = [0.0, 0.0]
         for x, y in self.batches if batches is None else batches:
             leaves = [w.clone().requires_grad_() for w in weights]
             loss = self._loss([(forward or self.quantize)(w) for w in leaves], x, y)

@@ -220,7 +220,7 @@ def _grade_recalibrate(student: Student, rng: Generator) -> None:
         left_alone(before, state_of(model), f"for bits = {bits} the statistics are right, but", changes="statistics")
 
 
-def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+def _norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
@@ -241,7 +241,7 @@ def _small_network(rng: Generator) -> tuple[nn.Module, list[Tensor]]:
 def _measured(model: nn.Module, batches: list[Tensor], bits: str) -> list[Two]:
     """Mean and variance of each norm's input as the package measures them."""
     measured = mq.recalibrate(copy.deepcopy(model), lambda net: [net(x) for x in batches], bits)
-    return [tuple(norm.get_buffer(f"stats_{bits}").double()) for norm in _norms(measured)]  # type: ignore[misc]
+    return [tuple(norm.get_buffer(f"stats_{bits}").double()) for norm in _norms(measured)]
 
 
 def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> list[list[Tensor]]:
@@ -249,8 +249,8 @@ def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> 
     seen: list[list[Tensor]] = []
     hooks = []
     for norm in _norms(model):
-        seen.append(mine := [])
-        hooks.append(norm.register_forward_pre_hook(lambda norm, x, mine=mine: mine.append(x[0])))
+        seen.append([])
+        hooks.append(norm.register_forward_pre_hook(lambda norm, x, mine=seen[-1]: mine.append(x[0])))
     with mq.at(model, bits, policy), torch.no_grad():
         for x in batches:
             model(x)
