@@ -367,7 +367,7 @@ RIGHT = {
         fold_by_two_points,
         fold_in_float64,
         fold_by_batch_norm,
-        lambda m, v, g, s, e: np.stack([g / np.sqrt(v + e), s - g * m / np.sqrt(v + e)]),
+        lambda m, v, g, s, e: np.stack([k := (g / (v + e).sqrt()).numpy(), s.numpy() - k * m.numpy()]),
         lambda m, v, g, s, e: torch.stack([g / (v + e) ** 0.5, s - m * g / (v + e) ** 0.5]),
         lambda m, v, g, s, e: ((k := g * (v + e) ** -0.5), torch.addcmul(s, k, m, value=-1)),
         lambda m, v, g, s, e: tuple(zip(*[

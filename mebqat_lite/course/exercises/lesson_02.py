@@ -132,12 +132,8 @@ ste_round = Exercise(
 
 
 def _qat(
-    network: Callable[..., torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    quantize: Callable[[torch.Tensor], torch.Tensor],
-    batches: list,
-    optimizer: torch.optim.Optimizer,
-) -> list[float]:
+    network, weights: tuple, quantize, batches: list, optimizer: torch.optim.Optimizer
+) -> list[float]:  # fmt: skip
     """Train float ``weights`` through ``quantize``, one step per batch; returns the loss of each step."""
     losses = []
     for images, labels in batches:

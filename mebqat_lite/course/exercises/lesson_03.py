@@ -187,9 +187,7 @@ pooled_stats = Exercise(
 # --- 3.2 -------------------------------------------------------------------------------------------------------
 
 
-def _recalibrate(
-    model: torch.nn.Module, batches: list[torch.Tensor], bits: str, pooled_stats: Callable[[list], tuple]
-) -> torch.nn.Module:
+def _recalibrate(model: torch.nn.Module, batches: list[torch.Tensor], bits: str, pooled_stats) -> torch.nn.Module:
     """Give each batch norm the statistics of its input at ``bits``, over all batches of images; returns the model."""
     seen: dict = {module: [] for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen[norm].append(inputs[0])) for norm in seen]
@@ -335,7 +333,7 @@ def _fold_norm(
 
 
 def _grade_fold_norm(student: Student, rng: Generator) -> None:
-    for low in (0.5, 0.001):
+    for low in (0.05, 0.001):
         channels = int(torch.randint(5, 9, (), generator=rng))
         mean, shift = _uniform(-2, 2, (channels,), rng), _uniform(-2, 2, (channels,), rng)
         gain, var = _uniform(0.5, 2, (channels,), rng), _uniform(low, 4 * low, (channels,), rng)

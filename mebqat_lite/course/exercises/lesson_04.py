@@ -312,11 +312,7 @@ mebqat_loss = Exercise(
 
 
 def _mebqat_step(
-    model: torch.nn.Module,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    pairs: list[mq.Bits],
-    mebqat_loss: Callable[..., torch.Tensor],
-    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module, batch: tuple, pairs: list[mq.Bits], mebqat_loss, optimizer: torch.optim.Optimizer
 ) -> float:
     """Visit ``pairs`` on one ``batch``, then update once by their mean gradient; returns the mean loss."""
     (images, labels), teacher, total = batch, None, 0.0
