@@ -210,8 +210,8 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
     if not (wrong := (got - right).abs() > tolerance).any():
         return
     for message, result in mistakes:
-        size = float(torch.as_tensor(result, dtype=torch.float64).abs().max())  # it may be much larger than ``right``
-        if bool(((got - result).abs() <= max(tolerance, 1e-5 * size)).all()):
+        wide = torch.as_tensor(result, dtype=torch.float64).detach()  # it may be much larger than ``right``
+        if bool(((got - result).abs() <= max(tolerance, 1e-5 * float(wide.abs().max()))).all()):
             raise Mistake(f"for {where}: {message}")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

@@ -256,9 +256,7 @@ def _random_net(images: Tensor, seed: int) -> nn.Module:
     return mq.recalibrate(model, images, [bits for bits, _ in PLACES[::2]])
 
 
-def _wrong_accuracies(
-    right: dict[Place, float], place: Place, start: Place, count: int
-) -> list[tuple[str, float]]:  # fmt: skip
+def _wrong_accuracies(right: dict[Place, float], place: Place, start: Place, count: int) -> list[tuple[str, float]]:
     want, (bits, norm_stats) = right[place], place
     stood = "This is the accuracy at {}. Give mq.at both bits and norm_stats"
     named = [

@@ -257,9 +257,7 @@ def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> 
     return seen
 
 
-def _other_statistics(
-    model: nn.Module, batches: list[Tensor], bits: str, start: str
-) -> list[tuple[str, list[Two]]]:  # fmt: skip
+def _other_statistics(model: nn.Module, batches: list[Tensor], bits: str, start: str) -> list[tuple[str, list[Two]]]:
     """What common mistakes would store in the norms: (message, mean and variance of each norm)."""
     here = _inputs(model, batches, bits, "batch")
     moved = copy.deepcopy(model).train()

@@ -258,9 +258,7 @@ def _wrong_losses(t: dict[str, Tensor], batch: int, classes: int) -> list[tuple[
     ]
 
 
-def _judge_gradients(
-    loss: Any, logits: Tensor, teacher: Tensor, labels: Tensor, taught: bool, where: str
-) -> None:  # fmt: skip
+def _judge_gradients(loss: Any, logits: Tensor, teacher: Tensor, labels: Tensor, taught: bool, where: str) -> None:
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise Mistake(
             f"for {where} the loss has no gradient: compute it with torch from logits, and return the tensor, without "
