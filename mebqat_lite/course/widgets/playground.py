@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import ipywidgets
@@ -115,17 +116,17 @@ class PlaygroundResult:
     limits: tuple[float, float] = (math.nan, math.nan)  # the outermost levels, the factor included
     errors: Errors = Errors()
 
-    @property
+    @cached_property
     def unit(self) -> float:
         """The standard deviation of the values."""
         return float(self.values.std())
 
-    @property
+    @cached_property
     def levels(self) -> list[float]:
         """The levels in use, rising."""
         return self.outputs.unique().tolist()
 
-    @property
+    @cached_property
     def clipped(self) -> float:
         """Share of the values that lie beyond the outermost levels, in percent."""
         return 100 * float(beyond(self.values, self.limits).double().mean())
@@ -135,12 +136,12 @@ class PlaygroundResult:
         """Mean squared difference of ``outputs`` and ``values``."""
         return self.errors.total
 
-    @property
+    @cached_property
     def power(self) -> float:
         """Mean square of the values."""
         return float(self.values.double().square().mean())
 
-    @property
+    @cached_property
     def sqnr_db(self) -> float:
         """Signal-to-quantization-noise ratio, 10 log10(power / mse), in dB."""
         return 10 * math.log10(self.power / self.mse) if self.mse > 0 else math.inf
@@ -177,14 +178,19 @@ def compute(values: Tensor, quantizer: str, bits: int, clip: float = 3.0) -> Pla
 def _quantize(choice: Choice, x: Tensor, bits: int, clip: float) -> tuple[dict[str, Any], Errors]:
     """Outputs, factor and limits by name, and the errors; ``clip`` is in the values' unit."""
     out = choice.apply(x, bits, clip)
-    power = float(out.square().sum())
-    factor = float((x * out).sum()) / power if choice.form and power > 0 else 1.0
+    factor = _best_factor(x, out) if choice.form else 1.0
     out = out * factor
     low, high = (factor * limit for limit in choice.limits(x, bits, clip))
     outside = beyond(x, (low, high))
     squares = (out - x).double().square() / x.numel()
     errors = Errors(float(squares[~outside].sum()), float(squares[outside].sum()))
     return {"outputs": out, "factor": factor, "limits": (low, high)}, errors
+
+
+def _best_factor(x: Tensor, out: Tensor) -> float:
+    """The factor of ``out`` with the least squared difference to ``x``."""
+    power = float(out.square().sum())
+    return float((x * out).sum()) / power if power > 0 else 1.0
 
 
 def _inputs(choice: Choice, x: Tensor) -> Tensor:
