@@ -20,7 +20,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PALE
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PALE, WHITE
 from mebqat_lite.measure.looks import VERMILION as RED
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
@@ -248,7 +248,7 @@ class Staircase:
         [self.stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
         [self.levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
         self.ends = axes.vlines([], 0, 1, colors=RED, linestyles=":", linewidths=1.8, label="outermost levels")
-        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor="white")
+        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor=WHITE)
         self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=9)
         self.moving: list[Artist] = [self.outside, self.inside, self.identity, self.stairs, self.levels, self.ends]
         self.moving += [self.handle, self.words]
