@@ -113,7 +113,7 @@ class HardGate(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, None
 
 
-def ste_with_a_hook(x, bits):
+def ste_with_data(x, bits):
     clipped = x.clamp(0, 1)
     out = clipped * 1
     out.data = rounded(x.detach(), bits)
@@ -234,7 +234,7 @@ RIGHT = {
         lambda x, bits: x.clamp(0, 1) - (x.clamp(0, 1) - rounded(x, bits)).detach(),
         lambda x, bits: F.hardtanh(x, 0, 1) + (rounded(x, bits) - x.clamp(0, 1)).detach(),
         lambda x, bits: rounded(x, bits).detach() + inside(1.0, x.detach()) * (x - x.detach()),
-        ste_with_a_hook,
+        ste_with_data,
         ste_by_where,
         ste_by_levels,
         ste_in_numpy,

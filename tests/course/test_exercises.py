@@ -386,11 +386,13 @@ def test_tensor_wants_the_type_that_a_network_needs():
 def test_expect_names_the_first_mistake_that_fits():
     x = torch.ones(3)
     expect(x, x, "x")
-    with pytest.raises(Mistake, match=r"^for x: second$"):
+    with pytest.raises(Mistake, match=r"^second \(for x\)$"):
         expect(2 * x, x, "x", [("first", 3 * x), ("second", 2 * x), ("third", 2 * x)])
     with pytest.raises(Mistake, match=r"^for x: 1 of 3 values are wrong: it returns 5, right is 1$"):
         expect(torch.tensor([1.0, 5.0, 1.0]), x, "x", [("first", 3 * x)])
-    with pytest.raises(Mistake, match=r"^for x: much larger$"):  # float32 rounds it by more than 1e-5 of the right one
+    with pytest.raises(
+        Mistake, match=r"^much larger \(for x\)$"
+    ):  # float32 rounds it by more than 1e-5 of the right one
         expect((1e7 / 3 * x), x, "x", [("much larger", 1e7 / 3 * x.double())])
 
 
