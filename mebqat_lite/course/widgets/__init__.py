@@ -7,7 +7,6 @@ from mebqat_lite.course import of_the_lab
 
 with of_the_lab():
     from mebqat_lite.course.widgets.comparison import method_comparison
-    from mebqat_lite.course.widgets.costs import cost_calculator
     from mebqat_lite.course.widgets.deploy import deployment
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.episodes import episode_viewer
@@ -18,7 +17,6 @@ with of_the_lab():
     from mebqat_lite.course.widgets.ste import straight_through
 
 __all__ = [
-    "cost_calculator",
     "deployment",
     "draw_your_own",
     "episode_viewer",

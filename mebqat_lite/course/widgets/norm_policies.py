@@ -1,195 +1,322 @@
-"""Lesson 03: one network, and whose mean and variance its batch norms use."""
+"""Lesson 03: one channel of a batch norm, whose mean and variance it uses, and what the network then answers."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mebqat_lite import datasets, paths
+from mebqat_lite import datasets, methods, paths
 from mebqat_lite.bits import FP, FULL, Bits, BitsLike
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.course.widgets import svg
-from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.course.widgets.svg import Plot, Style
+from mebqat_lite.course.widgets.base import buttons, card, labelled
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, PAGE, SKY, SMALLEST, VERMILION, pale
 from mebqat_lite.switching.batchnorm import SwitchableNorm
+from mebqat_lite.switching.convert import requantize
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import at, norm_layers
+from mebqat_lite.switching.state import at, norm_layers, setting_of
 from mebqat_lite.tensors import place
 
-POLICIES = {
+POLICIES = {  # in the order of the bars
     "running": "kept from training",
-    "recalibrated": "recalibrated",
-    "batch": "batch",
-    "one_class": "batch of one class",
+    "recalibrated": "measured anew",
+    "corrected": "kept, weights corrected",
+    "batch": "of the batch at hand",
+    "one_class": "of a batch of one class",
 }
-LAYERS = ("body.0.1", "body.1.1", "body.2.1")  # the norms of the digit net behind quantized layers
-SHIPPED = {
-    "MEBQAT (kept: FP's)": "digits-wide-mebqat",
-    "QAT for W4A4": "digits-wide-qat_w4a4",
-    "QAT for W1A1": "digits-wide-qat_w1a1",
+PRICES = {
+    "running": "one set of statistics; it fits the pair at which it was kept, and those of the same scale",
+    "recalibrated": "two numbers a channel for each pair, and some dozens of training images, once",
+    "corrected": "one set of statistics, which must be those of full precision; two numbers an output channel for "
+    "each weight bitwidth",
+    "batch": "nothing is stored, but each answer depends on the other images of its batch, and an image alone fails",
+    "one_class": "as above, and the batch misses what tells the classes apart",
 }
+LAYERS = ("body.0.1", "body.1.1", "body.2.1")  # the norms of the digit net behind layers whose bits are switched
+CHANNELS = 12
+SHIPPED = {  # the statistics that they keep are those of the pair in brackets
+    "QAT for W1A1": "digits-qat_w1a1",
+    "QAT for W4A4": "digits-qat_w4a4",
+    "MEBQAT (kept at FP)": "digits-mebqat",
+}
+Two = tuple[float, float]  # mean and standard deviation
 
 
 @dataclass(frozen=True)
-class PolicyResult:
-    """One network at one pair: accuracy under each policy, and the statistics of one norm under one of them."""
+class ChannelResult:
+    """One network at one pair: its accuracy under each policy, and one channel of one norm under one of them."""
 
     bits: Bits
     policy: str
     accuracy: dict[str, float]  # of each policy, in percent
     layer: str
-    arrives: Tensor  # (2, channels): mean and standard deviation over all test images
-    used: Tensor  # (2, channels): what the norm subtracts and divides by
+    channel: int
+    values: Tensor  # (values,): what arrives in the channel for all test images
+    used: Two  # what the norm subtracts and divides by
+    reach: Two  # of the axis: the lowest and the highest value that are of interest at any bitwidth
+
+    @property
+    def arrives(self) -> Two:
+        """Mean and standard deviation of what arrives."""
+        return float(self.values.mean()), float(self.values.std(correction=0))
+
+    @property
+    def leaves(self) -> Tensor:
+        """What leaves the norm before gain and shift, (values,)."""
+        return (self.values - self.used[0]) / self.used[1]
 
     @property
     def ratio(self) -> float:
-        """What the norm divides by, over the standard deviation that arrives: median over channels."""
-        return float((self.used[1] / self.arrives[1]).median())
+        """What the norm divides by, over the standard deviation that arrives."""
+        return self.used[1] / self.arrives[1]
 
     @property
     def shift(self) -> float:
-        """How far the mean that the norm subtracts is from the one that arrives, in its standard deviations: median."""
-        return float(((self.used[0] - self.arrives[0]).abs() / self.arrives[1]).median())
+        """How far the mean that the norm subtracts is above the one that arrives, in deviations that arrive."""
+        return (self.used[0] - self.arrives[0]) / self.arrives[1]
+
+
+class Bench:
+    """A network, its copy with corrected weights, and the data on which they are tried.
+
+    The network is in evaluation mode. Statistics that the policy ``recalibrated`` lacks are measured on the training
+    images and stored with it. Accuracies are measured once and remembered.
+    """
+
+    def __init__(self, model: nn.Module, data: Data) -> None:
+        data.test.of_classes("the widget of norm policies")
+        self.model, self.data = model.eval(), data
+        self.corrected = copy.deepcopy(model)
+        requantize(self.corrected, f"{setting_of(model).quantizer}_corrected", methods.calibration(data))
+        self._accuracy: dict[Bits, dict[str, float]] = {}
+        self._reach: dict[tuple[str, int], Two] = {}
+
+    def accuracy(self, bits: BitsLike) -> dict[str, float]:
+        """Measure the percentage of test images that is right under each policy."""
+        pair = Bits.parse(bits)
+        if pair not in self._accuracy:
+            self._accuracy[pair] = {kind: self._right(pair, kind) for kind in POLICIES}
+        return self._accuracy[pair]
+
+    def _right(self, pair: Bits, kind: str) -> float:
+        """``one_class`` is the policy ``batch`` with a batch for each class."""
+        labels = self.data.test.labels
+        parts = [labels == c for c in labels.unique()] if kind == "one_class" else [torch.ones_like(labels).bool()]
+        hits = sum(int((self.answers(pair, kind, part) == labels[part]).sum()) for part in parts)
+        return 100 * hits / len(labels)
+
+    def answers(self, pair: Bits, kind: str, part: Tensor) -> Tensor:
+        """Classify a ``part`` of the test images, a mask, in one batch."""
+        model = self.corrected if kind == "corrected" else self.model
+        if kind == "recalibrated" and not is_recalibrated(model, str(pair)):
+            recalibrate(model, self.data.train.images, pair)
+        stats = {"corrected": "running", "one_class": "batch"}.get(kind, kind)
+        with torch.no_grad(), at(model, pair, stats):
+            return model(self.data.test.images[part].to(*place(model))).argmax(1).cpu()
+
+    def norm(self, kind: str, layer: str) -> SwitchableNorm:
+        """The norm named ``layer`` of the network that a policy runs."""
+        return norm_layers(self.corrected if kind == "corrected" else self.model)[layer]
+
+    def reads(self, bits: BitsLike, kind: str, layer: str, channel: int, part: Tensor | None = None) -> Tensor:
+        """What arrives in a channel of a norm, (values,), for all test images or a part of them, image by image."""
+        seen: list[Tensor] = []
+        hook = self.norm(kind, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, channel]))
+        try:
+            self.answers(Bits.parse(bits), kind, torch.ones_like(self.data.test.labels).bool() if part is None else part)
+        finally:
+            hook.remove()
+        return seen[0].flatten().cpu()
+
+    def reach(self, layer: str, channel: int) -> Two:
+        """Find between which two values nearly all lie that arrive in a channel at 1 or 8 bits or full precision."""
+        if (layer, channel) not in self._reach:
+            pairs = (Bits(1, 1), Bits(8, 8), FP)
+            values = torch.cat([self.reads(pair, "batch", layer, channel) for pair in pairs])
+            low, high = values.quantile(torch.tensor([0.002, 0.998])).tolist()
+            self._reach[layer, channel] = (low, high)
+        return self._reach[layer, channel]
 
 
 def compute(
-    model: nn.Module, data: Data, bits: BitsLike, policy: str = "running", layer: str = "body.0.1"
-) -> PolicyResult:
-    """Classify all test images at ``bits`` under every norm policy; look into the norm named ``layer`` under one.
+    bench: Bench, bits: BitsLike, policy: str = "running", layer: str = LAYERS[0], channel: int = 0
+) -> ChannelResult:
+    """Classify all test images at ``bits`` under every norm policy; look into one channel of one norm under one.
 
-    ``one_class`` is the policy ``batch`` with ten batches, one for each class; the statistics are those of the first.
-    Statistics that ``recalibrated`` lacks are measured on the training images and stored with the model.
+    Under ``one_class`` the channel shows all test images, and the statistics that the norm uses are those of the first
+    class.
+
+    Raises:
+        ValueError: for a policy that is not in `POLICIES`.
     """
-    data.test.of_classes("the widget of norm policies")
-    pair = Bits.parse(bits)
     if policy not in POLICIES:
         raise ValueError(f"no policy {policy!r}; choose one of {', '.join(POLICIES)}")
-    if not is_recalibrated(model, str(pair)):
-        recalibrate(model, data.train.images, pair)
-    model.eval()
-    norm = norm_layers(model)[layer]
-    images, labels = data.test.images.to(*place(model)), data.test.labels
-    found = {}
-    for kind in POLICIES:
-        parts = [labels == c for c in labels.unique()] if kind == "one_class" else [torch.ones_like(labels).bool()]
-        found[kind] = [_classify(model, norm, images[part], labels[part], pair, kind) for part in parts]
-    accuracy = {kind: 100 * sum(hits for hits, _ in runs) / len(labels) for kind, runs in found.items()}
-    arrives = found["batch" if policy == "one_class" else policy][0][1]
-    return PolicyResult(pair, policy, accuracy, layer, arrives, _used(model, norm, pair, policy, found[policy][0][1]))
+    pair = Bits.parse(bits)
+    accuracy = bench.accuracy(pair)
+    values = bench.reads(pair, "batch" if policy == "one_class" else policy, layer, channel)
+    used = _used(bench, pair, policy, layer, channel)
+    return ChannelResult(pair, policy, accuracy, layer, channel, values, used, bench.reach(layer, channel))
 
 
-def _classify(
-    model: nn.Module, norm: SwitchableNorm, images: Tensor, labels: Tensor, pair: Bits, kind: str
-) -> tuple[int, Tensor]:
-    """Right answers for one batch, and the (2, channels) mean and standard deviation of what ``norm`` reads."""
-    seen: list[Tensor] = []
-    hook = norm.register_forward_pre_hook(lambda _, inputs: seen.append(_moments(inputs[0])))
-    try:
-        with torch.no_grad(), at(model, pair, "batch" if kind == "one_class" else kind):
-            answers = model(images).argmax(1).cpu()
-    finally:
-        hook.remove()
-    return int((answers == labels).sum()), seen[0]
-
-
-def _moments(x: Tensor) -> Tensor:
-    """(2, channels) of x, (batch, channels, height, width)."""
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    return torch.stack([mean, var.sqrt()]).cpu()
-
-
-def _used(model: nn.Module, norm: SwitchableNorm, pair: Bits, policy: str, batch: Tensor) -> Tensor:
+def _used(bench: Bench, pair: Bits, policy: str, layer: str, channel: int) -> Two:
+    norm, labels = bench.norm(policy, layer), bench.data.test.labels
     if policy in ("batch", "one_class"):
-        return batch
-    if policy == "recalibrated":
-        with at(model, pair):
-            mean, var = norm.stats()
+        part = labels == labels.unique()[0] if policy == "one_class" else None
+        var, mean = torch.var_mean(bench.reads(pair, policy, layer, channel, part), correction=0)
+    elif policy == "recalibrated":
+        mean, var = norm.get_buffer(f"stats_{pair}")[:, channel]
     else:
-        mean, var = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    return torch.stack([mean, var.sqrt()]).cpu()
+        mean, var = norm.get_buffer("running_mean")[channel], norm.get_buffer("running_var")[channel]
+    return float(mean), float(var + norm.eps) ** 0.5
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-ARRIVES = Style(svg.VERMILION, "", "circle", width=1.6, size=3.4)
-USED = Style(svg.BLUE, "4 2", "square", width=1.6, size=3.4)
-TICKS = MaxNLocator(5, steps=[1, 2, 5, 10])  # at most five steps, at round numbers
-CHANCE = Style(svg.BLACK, "2 3", width=1.3)
+SIZE, WIDTHS, BINS = (PAGE, 3.5), (1.15, 1, 1.1), 61  # inches; of the three panels, as shares
+ARRIVES: dict[str, Any] = {"color": BLACK, "marker": "o", "markersize": 5, "linewidth": 2}
+USED: dict[str, Any] = {"color": VERMILION, "marker": "s", "markersize": 5, "linewidth": 2}
+REACHES = 4.2  # standard deviations on both sides of the values that leave
+CHANCE = 10.0  # percent
 
 
-def picture(result: PolicyResult, network: str) -> str:
-    """Accuracy under each policy, and the norm's statistics, as SVG."""
-    title = (
-        f"{network} at {result.bits}, statistics {POLICIES[result.policy]}: accuracy "
-        f"{result.accuracy[result.policy]:.1f} %; {result.layer}: {_misfit(result)}"
+def picture() -> Drawing:
+    """Draw what arrives in a channel, what leaves it, and the accuracy under each policy.
+
+    The drawing takes results of `compute`. Its last axes are those of the policies.
+    """
+    with plots.style():
+        figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
+        arrives, leaves, bars = Spread(axes[0], "what arrives"), Spread(axes[1], "what leaves"), Bars(axes[2])
+        axes[1].set(xlim=(-REACHES, REACHES), xlabel="value in deviations")
+        goal = axes[1].axvspan(-1, 1, color=pale(GREY, 0.8), linewidth=0, label="0 ± 1, as it should be")
+        figure.legend(handles=[arrives.own, arrives.used, goal], loc="outside lower center", ncols=3)
+
+    def update(result: ChannelResult) -> str:
+        if axes[0].get_xlim() != result.reach:  # another channel or network: the axes are drawn again
+            axes[0].set(xlim=result.reach, xlabel=f"value in channel {result.channel} of {result.layer}")
+        arrives.update(result.values, result.arrives, result.used)
+        left = result.leaves
+        leaves.update(left, (float(left.mean()), float(left.std(correction=0))))
+        bars.update(result)
+        return say(result)
+
+    return Drawing(figure, update, [*arrives.moving, *leaves.moving, *bars.moving])
+
+
+def still(result: ChannelResult) -> Figure:
+    """Draw a result once, as a figure that is labelled with what it shows."""
+    drawing = picture()
+    drawing.figure.set_label(drawing.update(result))
+    return drawing.figure
+
+
+class Spread:
+    """A panel with a histogram, and above it the mean ± deviation of the values, and those that the norm uses."""
+
+    def __init__(self, axes: Axes, title: str) -> None:
+        self.axes = axes
+        self.bars = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=SKY)
+        [self.own] = axes.plot([], [], label="mean ± deviation of the values", **ARRIVES)
+        [self.used] = axes.plot([], [], label="what the norm takes them for", **USED)
+        self.moving: list[Artist] = [self.bars, self.own, self.used]
+        axes.set(title=title, ylim=(0, 1.35), yticks=[])
+        axes.spines["left"].set_visible(False)
+
+    def update(self, values: Tensor, own: Two, used: Two | None = None) -> None:
+        """Move all parts. The highest bar always has the same height, so that widths can be compared."""
+        edges = torch.linspace(*self.axes.get_xlim(), BINS + 1)
+        counts = torch.histogram(values, edges)[0]
+        self.bars.set_data((counts / counts.max().clamp(min=1)).numpy(), edges.numpy())
+        for line, two, height in ((self.own, own, 1.1), (self.used, used, 1.24)):
+            mean, deviation = two or (0.0, 0.0)
+            line.set_data([mean - deviation, mean, mean + deviation], [height] * 3 if two else [-1.0] * 3)
+
+
+class Bars:
+    """A panel with a bar from 0 to 100 % for each policy; the chosen one is dark."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.bars = list(axes.barh(range(len(POLICIES)), 100, height=0.36))
+        self.words = [axes.text(0, i - 0.24, "", va="bottom", fontsize=SMALLEST) for i in range(len(POLICIES))]
+        chance = [axes.plot([CHANCE] * 2, [i - 0.18, i + 0.18], ":", color=BLACK)[0] for i in range(len(POLICIES))]
+        self.moving: list[Artist] = [*self.bars, *self.words, *chance]
+        axes.grid(visible=False)
+        axes.set(title="accuracy (%), by statistics", xlim=(0, 100), ylim=(len(POLICIES) - 0.6, -0.75), yticks=[])
+        axes.set_xlabel("dotted: chance, 10 %")
+
+    def update(self, result: ChannelResult) -> None:
+        """Set the lengths and the words of all bars."""
+        for bar, words, (kind, name) in zip(self.bars, self.words, POLICIES.items(), strict=True):
+            is_chosen = kind == result.policy
+            bar.set(width=result.accuracy[kind], color=BLUE if is_chosen else pale(BLUE))
+            words.set(text=f"{name}: {result.accuracy[kind]:.1f}", weight="bold" if is_chosen else "normal")
+
+
+# --- in words --------------------------------------------------------------------------------------------------
+
+
+def say(result: ChannelResult) -> str:
+    """The picture in one sentence."""
+    return (
+        f"{result.bits}, statistics {POLICIES[result.policy]}: accuracy {result.accuracy[result.policy]:.1f} %; "
+        f"channel {result.channel} of {result.layer} is divided by {result.ratio:.2f} times the deviation that arrives"
     )
-    return svg.figure(800, 350, title, _bars(result), _channels(result))
 
 
-def _misfit(result: PolicyResult) -> str:
-    return f"divided by {result.ratio:.2f} × the true spread, mean off by {result.shift:.2f} spreads"
-
-
-def _bars(result: PolicyResult) -> str:
-    parts = [svg.text(12, 22, f"{result.bits}: accuracy (%) by norm policy", size=14)]
-    for i, (kind, name) in enumerate(POLICIES.items()):
-        y, value, chosen = 44 + 70 * i, result.accuracy[kind], kind == result.policy
-        fill = svg.BLUE if chosen else svg.SKY
-        words = f"{'▸ ' if chosen else ''}{name}: {value:.1f} %"
-        frame = Style(svg.BLACK if chosen else svg.LIGHT, width=2.2 if chosen else 1).paint
-        parts += [
-            svg.text(12, y + 8, words, size=13),
-            svg.tag("rect", x=12, y=y + 15, width=max(2.7 * value, 1), height=20, fill=fill),
-            svg.tag("rect", x=12, y=y + 15, width=270, height=20, **frame),
-            svg.segment(39, y + 15, 39, y + 35, CHANCE),
-        ]
-    return "".join([*parts, svg.text(12, 318, "dotted: chance, 10 %", size=11.5)])
-
-
-def _channels(result: PolicyResult) -> str:
-    """Mean ± standard deviation of each channel: what arrives, and beside it what the norm uses."""
-    both = torch.stack([result.arrives, result.used])  # (2, 2, channels)
-    limit = 1.1 * float((both[:, 0].abs() + both[:, 1]).max())
-    count = both.shape[2]
-    plot = Plot((370, 62, 415, 232), (-0.8, count - 0.2), (-limit, limit))
-    ticks = [(y, f"{y + 0.0:.4g}") for y in TICKS.tick_values(-limit, limit) if abs(y) <= limit]
-    x_ticks = [(i, str(i)) for i in range(0, count, 4)]
-    plot.axes(f"channel of {result.layer}", "mean ± standard deviation", x_ticks, ticks)
-    for (means, spreads), style, shift in zip(both.tolist(), (ARRIVES, USED), (-0.18, 0.18), strict=True):
-        for i, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
-            low, high = plot.at(i + shift, mean - spread), plot.at(i + shift, mean + spread)
-            plot.parts += [svg.segment(*low, *high, style), svg.marker(*plot.at(i + shift, mean), style)]
-    used = "used by the norm" + (" (a batch of zeros)" if result.policy == "one_class" else "")
-    entries = [("arrives, all test images", ARRIVES), (used, USED)]
-    words = f"Median channel: {_misfit(result)}"
-    return "".join(plot.parts) + svg.text(345, 22, words, size=12.5) + svg.legend(370, 43, entries, 190, 2)
-
-
-def describe(result: PolicyResult, network: str) -> str:
+def describe(result: ChannelResult) -> str:
     """The numbers of a result, as HTML."""
-    rest = ", ".join(f"{name} {result.accuracy[kind]:.1f} %" for kind, name in POLICIES.items())
-    return card(f"<b>{network} at {result.bits}</b>, all test images, the same weights each time: {rest}")
+    side = "above" if result.shift > 0 else "below"
+    return card(
+        f"<b>{result.bits}, statistics {POLICIES[result.policy]}: {result.accuracy[result.policy]:.1f} %.</b> The norm "
+        f"divides by {result.ratio:.2f} times the deviation that arrives, and subtracts a mean that lies "
+        f"{abs(result.shift):.2f} deviations {side} the one that arrives",
+        f"the price: {PRICES[result.policy]}",
+    )
 
 
-def norm_policies() -> Live:
-    """The widget with shipped networks on the digits."""
+# --- the widget ------------------------------------------------------------------------------------------------
+
+
+def norm_policies() -> LiveFigure:
+    """The widget with shipped networks on the digits; a policy can be chosen in the figure too."""
     data = datasets.digits()
-    nets = {n: load_model(paths.shipped("checkpoints", f"{f}.safetensors"))[0] for n, f in SHIPPED.items()}
-    widths = [("FP" if b == FULL else str(b), b) for b in (*range(1, 9), FP.w)]
-    controls = {
-        "bits": labelled("weights and activations (bits)", ipywidgets.SelectionSlider(options=widths, value=2)),
+    benches = {n: Bench(load_model(paths.shipped("checkpoints", f"{f}.safetensors"))[0], data) for n, f in
+               SHIPPED.items()}  # fmt: skip
+    controls, drawing = _controls(), picture()
+    policy = controls["policy"]
+
+    def run(network: str, bits: int, policy: str, layer: str, channel: int) -> ChannelResult:
+        return compute(benches[network], Bits(bits, bits), policy, layer, channel)
+
+    def choose(place: float) -> None:
+        policy.value = [*POLICIES][min(max(round(place), 0), len(POLICIES) - 1)]
+
+    def step(right: int, up: int) -> None:
+        choose([*POLICIES].index(policy.value) + right - up)
+
+    live = LiveFigure(controls, run, drawing, words=describe)
+    label = "the statistics: click a bar, or choose one with the arrow keys"
+    live.touch(drawing.figure.axes[-1], label, lambda _x, y: choose(y), step)
+    return live
+
+
+def _controls() -> dict[str, ipywidgets.Widget]:
+    widths = [("FP" if bits == FULL else str(bits), bits) for bits in (*range(1, 9), FULL)]
+    return {
+        "network": buttons("network", list(SHIPPED), next(iter(SHIPPED))),
+        "bits": labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=widths, value=8)),
         "policy": buttons("statistics", [(name, kind) for kind, name in POLICIES.items()], "running"),
-        "layer": buttons("show the norm", LAYERS, LAYERS[0]),
-        "network": buttons("network", list(nets), next(iter(nets))),
+        "layer": buttons("norm", LAYERS, LAYERS[0]),
+        "channel": labelled("channel", ipywidgets.IntSlider(3, 0, CHANNELS - 1)),
     }
-
-    def render(bits: int, policy: str, layer: str, network: str) -> str:
-        result = compute(nets[network], data, Bits(bits, bits), policy, layer)
-        return picture(result, network) + describe(result, network)
-
-    return Live(controls, render)
