@@ -186,9 +186,13 @@ def lines(
     ylabel: str,
     title: str = "",
     log: bool = False,
+    doubling: bool = False,
     mark: float | None = None,
 ) -> Figure:
-    """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``."""
+    """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``.
+
+    With ``log`` the axis of the curves is logarithmic; with ``doubling`` each ``x`` is as far from its double as others.
+    """
     with style():
         figure, axes = plt.subplots(figsize=(PAGE, 3.6))
         for name, look in looks(curves).items():
@@ -196,6 +200,9 @@ def lines(
         if mark is not None:
             axes.axvline(mark, color=BLACK, linewidth=1)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+        if doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         if len(curves) > 1:
             axes.legend()
     return figure
@@ -355,24 +362,6 @@ def _spread(cell: Axes, values: np.ndarray, edges: np.ndarray, mean: float, devi
     cell.axvspan(mean - deviation, mean + deviation, color=pale(ORANGE, 0.8), linewidth=0, zorder=0.5)
     cell.axvline(mean, color=VERMILION, linewidth=2)
     cell.yaxis.set_major_formatter("{x:g} %")
-
-
-def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
-    """Plot mean ± standard deviation of each channel; ``stats`` holds means and variances, (2, channels), by name.
-
-    Each name has a row of its own, and all have the same axes.
-    """
-    with style():
-        size = (PAGE, 0.8 + 1.1 * len(stats))
-        figure, axes = plt.subplots(len(stats), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
-        for cell, (name, both) in zip(axes[:, 0], stats.items(), strict=True):
-            cell.axhline(0, color=PALE, linewidth=1)
-            cell.errorbar(range(both.shape[1]), both[0], both[1].sqrt(), fmt="o", color=BLUE, markersize=4)
-            cell.set_title(name, loc="left", fontsize=10)
-        axes[-1, 0].set_xlabel("channel")
-        figure.supylabel("mean ± standard deviation", fontsize=10)
-        figure.suptitle(title, fontsize=11)
-    return figure
 
 
 def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:

@@ -16,7 +16,7 @@ def widget(name):
     ("what", "compute"),
     [
         ("the explorer", lambda model, data: widget("explorer").compute(model, data, "W2A2")),
-        ("the widget of norm policies", lambda model, data: widget("norm_policies").compute(model, data, "W2A2")),
+        ("the widget of norm policies", lambda model, data: widget("norm_policies").Bench(model, data)),
         ("the widget of files", lambda model, data: next(widget("deploy").measure(model, data))),
     ],
 )

@@ -156,6 +156,16 @@ def test_every_curve_is_drawn(count):
     assert len(panel.lines) == count
 
 
+def test_doubles_are_equally_far_apart_where_it_is_asked_for():
+    x = [2, 4, 8, 64]
+    for doubling in (True, False):
+        axes = plots.lines(x, {"a": x}, xlabel="x", ylabel="y", doubling=doubling).axes[0]
+        places = [axes.transData.transform((value, 2))[0] for value in x]
+        assert (abs((places[3] - places[2]) / (places[1] - places[0]) - 3) < 0.01) is doubling
+        axes.figure.canvas.draw()
+        assert {"4", "8"} <= {label.get_text() for label in axes.get_xticklabels()} or not doubling
+
+
 def test_every_method_is_drawn_over_its_cost():
     accuracy = {name: {"W2A2": {"mean": 50.0 + number}} for number, name in enumerate([*LOOKS, "other"])}
     axes = plots.accuracy_over_cost(accuracy, {"W2A2": 10}, {}).axes[0]

@@ -33,7 +33,6 @@ FIGURES = {
     "adaptation": lambda: plots.adaptation([0, 1], STARTS, CELLS),
     "board": lambda: plots.board(dict.fromkeys(mq.candidates(), 90.0), "title").figure,
     "channel": lambda: plots.channel(CURVES, dict.fromkeys(CURVES, (0.0, 1.0)), "title"),
-    "channel_statistics": lambda: plots.channel_statistics({"a": torch.ones(2, 32)}, "title"),
     "code_histograms": lambda: plots.code_histograms({"a": torch.ones(9), "b": torch.ones(9)}, -4),
     "episode": lambda: plots.episode(X.expand(5, 5, 1, 8, 41), X.expand(5, 10, 1, 8, 41), torch.zeros(5, 10)),
     "histogram_with_levels": lambda: plots.histogram_with_levels(X, CURVES),
