@@ -317,7 +317,7 @@ def test_checked_accepts_what_is_a_number():
 def test_expect_names_the_first_mistake_that_fits():
     x = torch.ones(3)
     expect(x, x, "x")
-    with pytest.raises(Mistake, match=r"^second$"):
+    with pytest.raises(Mistake, match=r"^for x: second$"):
         expect(2 * x, x, "x", [("first", 3 * x), ("second", 2 * x), ("third", 2 * x)])
     with pytest.raises(Mistake, match=r"^for x: 1 of 3 values are wrong: it returns 5, right is 1$"):
         expect(torch.tensor([1.0, 5.0, 1.0]), x, "x", [("first", 3 * x)])

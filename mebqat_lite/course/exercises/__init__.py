@@ -201,6 +201,6 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
         return
     for message, result in mistakes:
         if bool(((got - result).abs() <= tolerance).all()):
-            raise Mistake(message)
+            raise Mistake(f"for {where}: {message}")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")
