@@ -217,7 +217,7 @@ def picture() -> Drawing:
 def still(result: ChannelResult) -> Figure:
     """Draw a result once, as a figure that is labelled with what it shows."""
     drawing = picture()
-    drawing.figure.set_label(drawing.update(result))
+    drawing.update(result)
     return drawing.figure
 
 
