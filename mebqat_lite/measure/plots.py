@@ -191,7 +191,7 @@ def lines(
 ) -> Figure:
     """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``.
 
-    With ``log`` the axis of the curves is logarithmic; with ``doubling`` each ``x`` is as far from its double as others.
+    With ``log`` the axis of the curves is logarithmic, and with ``doubling`` that of ``x``, in powers of 2.
     """
     with style():
         figure, axes = plt.subplots(figsize=(PAGE, 3.6))

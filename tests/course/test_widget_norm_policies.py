@@ -167,7 +167,7 @@ def test_a_still_figure_carries_its_words(bench):
 
 
 def test_every_control_changes_picture_and_words(live):
-    moves = [("bits", 3), ("bits", 1), ("bits", 32), ("bits", 4), *(("policy", kind) for kind in [*POLICIES][1:])]
+    moves = [("bits", 3), ("bits", 1), ("bits", 32), ("bits", 8), *(("policy", kind) for kind in [*POLICIES][1:])]
     moves += [("layer", name) for name in LAYERS[1:]] + [("channel", 0), ("channel", 11)]
     moves += [("network", name) for name in [*SHIPPED][1:]]
     for name, value in moves:

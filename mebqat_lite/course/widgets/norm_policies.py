@@ -133,8 +133,9 @@ class Bench:
         """What arrives in a channel of a norm, (values,), for all test images or a part of them, image by image."""
         seen: list[Tensor] = []
         hook = self.norm(kind, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, channel]))
+        every = torch.ones_like(self.data.test.labels).bool()
         try:
-            self.answers(Bits.parse(bits), kind, torch.ones_like(self.data.test.labels).bool() if part is None else part)
+            self.answers(Bits.parse(bits), kind, every if part is None else part)
         finally:
             hook.remove()
         return seen[0].flatten().cpu()
@@ -183,7 +184,7 @@ def _used(bench: Bench, pair: Bits, policy: str, layer: str, channel: int) -> Tw
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-SIZE, WIDTHS, BINS = (PAGE, 3.5), (1.15, 1, 1.1), 61  # inches; of the three panels, as shares
+SIZE, WIDTHS, BINS = (PAGE, 3.5), (1.15, 1, 1.1), 31  # inches; of the three panels, as shares
 ARRIVES: dict[str, Any] = {"color": BLACK, "marker": "o", "markersize": 5, "linewidth": 2}
 USED: dict[str, Any] = {"color": VERMILION, "marker": "s", "markersize": 5, "linewidth": 2}
 REACHES = 4.2  # standard deviations on both sides of the values that leave
@@ -315,7 +316,7 @@ def _controls() -> dict[str, ipywidgets.Widget]:
     widths = [("FP" if bits == FULL else str(bits), bits) for bits in (*range(1, 9), FULL)]
     return {
         "network": buttons("network", list(SHIPPED), next(iter(SHIPPED))),
-        "bits": labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=widths, value=8)),
+        "bits": labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=widths, value=4)),
         "policy": buttons("statistics", [(name, kind) for kind, name in POLICIES.items()], "running"),
         "layer": buttons("norm", LAYERS, LAYERS[0]),
         "channel": labelled("channel", ipywidgets.IntSlider(3, 0, CHANNELS - 1)),
