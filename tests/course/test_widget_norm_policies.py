@@ -101,7 +101,7 @@ def test_a_batch_of_one_class_misleads_the_deepest_norm_most(bench):
         return sum(abs(value) for value in found) / CHANNELS
 
     shifts = [shift(layer) for layer in LAYERS]
-    assert shifts[-1] == max(shifts) > 2 * shifts[0]
+    assert shifts[-1] > 1.3 * max(shifts[:-1])
 
 
 def test_the_lesson_holds_on_the_shipped_networks(bench, data):

@@ -161,7 +161,7 @@ def test_doubles_are_equally_far_apart_where_it_is_asked_for():
     for doubling in (True, False):
         axes = plots.lines(x, {"a": x}, xlabel="x", ylabel="y", doubling=doubling).axes[0]
         places = [axes.transData.transform((value, 2))[0] for value in x]
-        assert (abs((places[3] - places[2]) / (places[1] - places[0]) - 3) < 0.01) is doubling
+        assert bool(abs((places[3] - places[2]) / (places[1] - places[0]) - 3) < 0.01) is doubling
         axes.figure.canvas.draw()
         assert {"4", "8"} <= {label.get_text() for label in axes.get_xticklabels()} or not doubling
 
