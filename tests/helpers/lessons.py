@@ -52,14 +52,14 @@ def tree(cell: dict) -> ast.Module:
 
 
 def calls(cell: dict, *methods: str) -> list[tuple[str, int]]:
-    """The exercises whose methods are called, such as ``lesson_01.uniform``, and the lines where they are."""
+    """The exercises whose methods are called, such as ``lesson_01.fake_quantize``, and the lines where they are."""
     found = [node.func for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
     names = [(ast.unparse(f.value), f.lineno) for f in found if isinstance(f, ast.Attribute) and f.attr in methods]
     return sorted((call for call in names if re.fullmatch(r"lesson_\d\d\.\w+", call[0])), key=lambda call: call[1])
 
 
 def exercise(name: str) -> Exercise:
-    """An exercise by its name in a lesson, ``lesson_01.uniform``."""
+    """An exercise by its name in a lesson, ``lesson_01.fake_quantize``."""
     module, _, own = name.partition(".")
     return getattr(importlib.import_module(f"mebqat_lite.course.exercises.{module}"), own)
 
