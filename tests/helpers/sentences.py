@@ -4,8 +4,8 @@
 in all outputs, or ``{ cell = "01-23", reads = '...' }`` for the outputs of one cell. Each ``[[sentence]]`` has the
 words as they stand in the lesson (``says``) and a comparison of such numbers (``holds``), in which each number that
 the words state stands too. ``[definitions]`` lists words that measure nothing (``says``, a list): theory, questions.
-Words that ``claims.toml`` measures, or that ``tests/course/test_lesson_NN.py`` holds by ``says("...")`` to what is shown
-in figures alone, need no entry.
+Words that ``claims.toml`` measures need no entry, nor do those that ``tests/course/test_lesson_NN.py`` holds by
+``says("...")``, for what is shown in figures alone.
 """
 
 import ast
