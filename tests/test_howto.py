@@ -1,4 +1,4 @@
-"""The how-to notebooks as they are stored; every name, command and message of glossary and troubleshooting is real."""
+"""The how-to notebooks and the appendix as they are stored; names, commands and messages of two pages are real."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lessons import code, markdown, read
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import mebqat_lite as mq
 from mebqat_lite import cli, datasets, files
 from mebqat_lite.cli import doctor, training
+from mebqat_lite.course import stored
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.experiments import setups
@@ -27,7 +29,8 @@ from mebqat_lite.paths import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "notebooks" / name for name in ("GLOSSARY.md", "TROUBLESHOOTING.md")]
-HOWTOS = sorted((ROOT / "notebooks").glob("howto_*.ipynb"))
+HOWTOS = sorted(path for kind in ("appendix", "howto") for path in (ROOT / "notebooks").glob(f"{kind}_*.ipynb"))
+TAG = "nbval-check-output"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -40,19 +43,12 @@ def words(name: str) -> str:
 
 @pytest.fixture(params=HOWTOS, ids=lambda path: path.stem)
 def howto(request):
-    return json.loads(request.param.read_text(encoding="utf-8"))
+    return read(request.param.stem)
 
 
-def code(howto: dict) -> list[dict]:
-    return [cell for cell in howto["cells"] if cell["cell_type"] == "code"]
-
-
-def prose(howto: dict) -> str:
-    return "\n".join("".join(cell["source"]) for cell in howto["cells"] if cell["cell_type"] == "markdown")
-
-
-def test_there_are_two():
-    assert [path.stem for path in HOWTOS] == ["howto_your_own_model", "howto_your_own_quantizer"]
+def test_there_are_three():
+    names = ["appendix_authors_code", "howto_your_own_model", "howto_your_own_quantizer"]
+    assert [path.stem for path in HOWTOS] == names
 
 
 def test_it_ran_from_top_to_bottom_within_the_seconds_that_it_names(howto):
@@ -79,11 +75,15 @@ def test_figures_have_alternative_text(howto):
 
 
 def test_most_text_is_checked_by_nbval(howto):
-    assert sum("# NBVAL_CHECK_OUTPUT" in "".join(cell["source"]) for cell in code(howto)) >= 5
+    cells = [cell for cell in code(howto) if any(o["output_type"] == "stream" for o in cell["outputs"])]
+    checked = [
+        c for c in cells if "# NBVAL_CHECK_OUTPUT" in "".join(c["source"]) or TAG in c["metadata"].get("tags", [])
+    ]
+    assert len(checked) >= min(5, len(cells))
 
 
 def test_links_of_the_notebook_lead_somewhere(howto):
-    for target in links(prose(howto)):
+    for target in links("\n".join(markdown(howto))):
         assert (ROOT / "notebooks" / target).exists(), target
 
 
@@ -155,7 +155,7 @@ def test_the_glossary_says_for_every_word_its_code_and_its_lesson():
 
 def commands() -> list[list[str]]:
     """The words of every ``mebqat-lite ...`` of the how-tos and of troubleshooting."""
-    text = words("TROUBLESHOOTING.md") + "".join(prose(json.loads(path.read_text(encoding="utf-8"))) for path in HOWTOS)
+    text = words("TROUBLESHOOTING.md") + "\n".join("\n".join(markdown(read(path.stem))) for path in HOWTOS)
     return [shlex.split(line) for line in re.findall(r"`mebqat-lite ([^`]+)`", text)]
 
 
@@ -272,6 +272,11 @@ def scene(digits, tmp_path, monkeypatch, home):
         (tmp_path / "flipped.safetensors").write_bytes(content)
         mq.load_model(tmp_path / "flipped.safetensors", own)
 
+    def no_comparisons():
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, "checkout", lambda: tmp_path)
+            stored.comparisons()
+
     def two_runs():
         with files.locked(tmp_path / "out.safetensors"), files.locked(tmp_path / "out.safetensors"):
             pass
@@ -293,6 +298,7 @@ def scene(digits, tmp_path, monkeypatch, home):
         "nine bits": lambda: mq.set_bits(lsq, "W9A9"),
         "four": lambda: mq.set_bits(net, "four"),
         "labels": lambda: mq.fit(mq.models.digit_net(classes=3), digits, "fp", steps=1, progress=False),
+        "no comparisons": no_comparisons,
         "no folder": lambda: datasets.load(f"folder:{tmp_path / 'absent'}"),
         "sizes": lambda: datasets.load(f"folder:{tmp_path / 'photos'}"),
         "no file": lambda: mq.load_model(tmp_path / "absent.safetensors"),

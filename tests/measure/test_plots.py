@@ -31,8 +31,8 @@ def test_curves_show_each_mean_at_its_pair_with_its_interval():
     row = {b: {"mean": m, "ci95": m / 10, "n": 2} for b, m in zip(PAIRS, (20, 30, 40), strict=True)}
     whole = {"qat": ACCURACY["qat"], "x": row}
     shown = curves(whole)
-    assert shown["QAT"][0].tolist() == [1] and shown["QAT"][1].tolist() == [98.04]
-    assert shown["QAT"][2].tolist() == [0.26]
+    own = shown["QAT: a network for each pair"]
+    assert own[0].tolist() == [1] and own[1].tolist() == [98.04] and own[2].tolist() == [0.26]
     assert shown["x"][0].tolist() == [0, 1, 2] and shown["x"][1].tolist() == [20, 30, 40]
     assert shown["x"][2].tolist() == [2, 3, 4]
 
@@ -51,16 +51,17 @@ def test_curves_of_results_read_back_are_the_same(tmp_path):
         assert again[label][1][known].tolist() == y[known].tolist()
 
 
-def test_methods_are_told_apart_without_colour():
-    lines = [(str(look["marker"]), str(look["linestyle"])) for look in plots.LOOKS.values()]
-    assert len(set(lines)) == len(lines)
-    assert len({look["color"] for look in plots.LOOKS.values()}) == len(lines)
+def test_networks_of_their_own_are_points_and_the_legend_says_so():
+    whole = {"qat": ACCURACY["qat"], "mebqat": ACCURACY["mebqat"]}
+    axes = plots.accuracy_curves(whole, PAIRS, TITLES).axes[0]
+    dashes = {box.get_label(): box.lines[0].get_linestyle() for box in axes.containers}
+    assert dashes == {"QAT: a network for each pair": "None", "mebqat": "-"}
 
 
 def test_a_style_ends_with_its_block():
     before = dict(plt.rcParams)
     with plots.style():
-        assert plt.rcParams["font.size"] == 11
+        assert plt.rcParams["font.size"] == 10
     assert dict(plt.rcParams) == before
 
 
@@ -82,3 +83,29 @@ def test_paintings_have_a_title_if_one_is_given():
     arguments = ({"one": {"FP": np.zeros((2, 2, 3))}}, {"one": {"FP": 30.0}}, ["FP"])
     assert plots.paintings(*arguments, "a photograph").get_suptitle() == "a photograph"
     assert plots.paintings(*arguments).get_suptitle() == ""
+
+
+def test_spreads_show_each_sample_in_a_panel_and_only_the_marks_that_there_are():
+    figure = plots.spreads({"a": [1.0, 2.0, 2.0], "b": [3.0]}, {"true": 2.0, "your guess": None}, "percent")
+    first, second = figure.axes
+    for panel, name, count in ((first, "a", 3), (second, "b", 1)):
+        assert panel.get_title("left") == name and sum(bar.get_height() for bar in panel.patches) == count
+        assert [line.get_xdata()[0] for line in panel.lines] == [2.0]
+    assert second.get_xlabel() == "percent" and first.get_xlim() == second.get_xlim()
+    both = plots.spreads({"a": [1.0, 2.0]}, {"true": 2.0, "your guess": 1.5}, "percent")
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["true", "your guess"]
+    solid, dashed = both.axes[0].lines
+    assert solid.get_linestyle() != dashed.get_linestyle()
+
+
+def test_regrets_show_mean_and_worst_and_the_choice_of_a_reader():
+    groups = {"x": {"a": (1.0, 4.0), "b": (-1.0, 0.5)}, "y": {"a": (2.0, 2.0)}}
+    figure = plots.regrets(groups, {"x": "b", "y": None}, "points")
+    first, second = figure.axes
+    names = [[label.get_text() for label in axes.get_yticklabels()] for axes in (first, second)]
+    assert names == [["a", "your choice: b"], ["a"]]
+    assert len(first.patches) == 1 and not second.patches  # the band behind the choice
+    spans = [tuple(line.get_xdata()) for line in first.lines if len(line.get_xdata()) == 2]
+    assert [span for span in spans if span != (0, 0)] == [(1.0, 4.0), (-1.0, 0.5)]  # but the line at zero
+    assert first.get_title("left") == "x" and second.get_xlabel() == "points"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean", "worst pair"]
