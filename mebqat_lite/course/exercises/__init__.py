@@ -220,17 +220,6 @@ def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:
     return array.detach().to("cpu", torch.float64)
 
 
-def tensor(value: Any, like: Tensor) -> Tensor:
-    """``value`` itself; a Mistake unless it is a tensor of the shape and dtype of ``like``, as a network needs it."""
-    if not isinstance(value, Tensor):
-        raise Mistake(f"it returns a value of type {type(value).__name__}: return a tensor")
-    if value.shape != like.shape:
-        raise Mistake(f"the result has shape {tuple(value.shape)}; it should be {tuple(like.shape)}")
-    if value.dtype != like.dtype:
-        raise Mistake(f"the result has dtype {value.dtype}; it should be {like.dtype}, the type of the input")
-    return value
-
-
 def checked(value: Any, like: Tensor | float) -> Tensor:
     """``value`` in float64; a Mistake unless it is finite and of the shape of ``like``: a number, or a tensor.
 
