@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
@@ -21,7 +24,7 @@ from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.evaluate import accuracy, recalibrate
-from mebqat_lite.measure.looks import BLUE, DARK, GREY, PAGE, PALE, VERMILION, looks
+from mebqat_lite.measure.looks import BLUE, DARK, GREY, PAGE, PALE, SKY, looks
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.state import at
 
@@ -31,7 +34,7 @@ LR = 0.01
 HIDDEN = ("body.0.0", "body.1.0", "body.2.0")  # the layers of a digit net that are quantized
 WATCHED = "body.1.0"
 SHOWN = 40  # weights whose paths are drawn
-NEAR = 0.1  # of a step: so near to a threshold a weight counts as lying at it
+NEAR = 0.03  # of a step: so near to a threshold a weight counts as lying at it
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Trace:
         return int((self.codes(step) != self.codes(0)).sum())
 
     def near(self, step: int) -> int:
-        """How many weights lie within a tenth of a step of a threshold."""
+        """How many weights lie at a threshold, which is within `NEAR` of a step."""
         stairs = self._stairs(step)
         inside = (stairs > 0.5 - NEAR) & (stairs < self.levels - 0.5 + NEAR)
         return int((inside & ((stairs % 1 - 0.5).abs() < NEAR)).sum())
@@ -124,6 +127,9 @@ def compute(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int 
 # --- the picture -----------------------------------------------------------------------------------------------
 
 
+THRESHOLD: dict[str, Any] = {"color": DARK, "linewidth": 1, "linestyle": (0, (4, 2))}
+
+
 @dataclass(frozen=True)
 class View:
     """A moment of a training, with the other training at the same bits beside it."""
@@ -147,7 +153,8 @@ def picture(titles: tuple[str, ...]) -> Drawing:
         curves = (Curves(figure.add_subplot(grid[0, 2]), titles), Curves(figure.add_subplot(grid[1, 2]), titles))
         curves[0].axes.set(ylabel="loss", ylim=(0, 2.6), xticklabels=[])
         curves[1].axes.set(ylabel="validation (%)", ylim=(0, 103), xlabel="training step")
-        curves[0].axes.legend(loc="upper right")
+        figure.legend(handles=parts[0].handles(), loc="outside upper left", ncols=3)
+        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", ncols=2)
 
     def update(view: View) -> str:
         for part in parts:
@@ -165,7 +172,7 @@ class Stairs:
     def __init__(self, axes: Axes) -> None:
         self.axes = axes
         self.levels = LineCollection([], colors=PALE, linewidths=3)
-        self.thresholds = LineCollection([], colors=DARK, linewidths=1, linestyles=(0, (4, 2)))
+        self.thresholds = LineCollection([], **THRESHOLD)
         self.moving: list[Artist] = [self.levels, self.thresholds]
         for lines in (self.levels, self.thresholds):
             axes.add_collection(lines, autolim=False)
@@ -183,7 +190,7 @@ class Stairs:
 
 
 class Paths(Stairs):
-    """The left panel: the way of some weights, step after step; dark if the weight has another level by now."""
+    """The left panel: the way of some weights, step after step; blue if the weight has another level by now."""
 
     def __init__(self, axes: Axes) -> None:
         super().__init__(axes)
@@ -191,11 +198,11 @@ class Paths(Stairs):
         self.ends = axes.scatter([], [], s=9)
         self.moving += [self.paths, self.ends]
         axes.set(xlim=(0, STEPS * 1.02), xlabel="training step", ylabel="weights between lowest and highest level")
-        handles = [plt.Line2D([], [], color=color) for color in (BLUE, VERMILION)]
-        handles += [plt.Line2D([], [], color=DARK, linewidth=1, linestyle=(0, (4, 2)))]
-        axes.figure.legend(
-            handles, ["a weight", "with a new level", "threshold"], loc="outside upper left", ncols=3, fontsize=9
-        )
+
+    def handles(self) -> list[Line2D]:
+        """What the legend shows of this panel."""
+        looks = {"a weight": {"color": GREY}, "with a new level": {"color": BLUE}, "threshold": THRESHOLD}
+        return [Line2D([], [], label=words, **look) for words, look in looks.items()]
 
     def update(self, view: View) -> None:
         """Draw the ways up to the step of a view."""
@@ -204,7 +211,7 @@ class Paths(Stairs):
         some = torch.linspace(0, trace.places.shape[1] - 1, SHOWN).long()
         ways = trace.places[:upto, some].T
         is_new = trace.codes(view.step)[some] != trace.codes(0)[some]
-        colors = [VERMILION if new else BLUE for new in is_new.tolist()]
+        colors = [BLUE if new else GREY for new in is_new.tolist()]
         self.paths.set_segments([list(enumerate(way)) for way in ways.tolist()])
         self.paths.set_colors(colors)
         self.ends.set_offsets([(view.step, way[-1]) for way in ways.tolist()])
@@ -220,8 +227,8 @@ class Spread(Stairs):
         super().__init__(axes)
         edges, nothing = self.EDGES.numpy(), [0.0] * (len(self.EDGES) - 1)
         horizontal = {"orientation": "horizontal", "baseline": 0}
-        self.now = axes.stairs(nothing, edges, fill=True, color=BLUE, alpha=0.6, label="now", **horizontal)
-        self.start = axes.stairs(nothing, edges, color=GREY, linewidth=1.2, label="start", **horizontal)
+        self.now = axes.stairs(nothing, edges, fill=True, color=SKY, label="now", **horizontal)
+        self.start = axes.stairs(nothing, edges, color=DARK, linewidth=1.2, label="start", **horizontal)
         self.moving += [self.now, self.start]
         axes.set(xlim=(0, 130), xlabel="weights", yticklabels=[])
         axes.legend(loc="upper right", bbox_to_anchor=(1.08, 1.0))
@@ -251,6 +258,14 @@ class Curves:
             line.set_markevery(max(1, len(shown) // 6))
 
 
+def still(curves: Mapping[str, Trace]) -> Figure:
+    """Draw the end of the first training of ``curves``, which are all at the same bits, with the others beside it."""
+    title, trace = next(iter(curves.items()))
+    drawing = picture(tuple(curves))
+    drawing.figure.set_label(drawing.update(View(title, trace, trace.steps, curves)))
+    return drawing.figure
+
+
 # --- in words --------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +284,7 @@ def describe(view: View) -> str:
     """The numbers of a view and of its start, as HTML."""
     trace = view.trace
     start = f"At the start: loss {trace.losses[0]:.2f}, {trace.right[0]:.1f} %, {trace.near(0)} weights at a threshold"
-    return card(say(view) + ".", f"{start} (within a tenth of a step).")
+    return card(say(view) + ".", f"{start} (within {NEAR:.0%} of a step).")
 
 
 # --- the widget ------------------------------------------------------------------------------------------------
@@ -284,7 +299,7 @@ class Trainings(LiveFigure):
         self.chosen: tuple[str, int] = ("", 0)
         self.step = labelled("training step", ipywidgets.IntSlider(0, 0, STEPS))
         controls = {
-            "rounding": buttons("rounding", list(quantizers), [*quantizers][-1]),
+            "rounding": buttons("rounding", list(quantizers), [*quantizers][0]),
             "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(2, BITS[0], BITS[-1])),
             "step": self.step,
         }
@@ -316,7 +331,7 @@ def straight_through(quantizers: Mapping[str, str], model: nn.Module, data: Data
     """The widget: a rounding, its bits, and a digit net that trains while one looks on.
 
     Args:
-        quantizers: the registered names of quantizers, by the words for them; the last one is chosen at first.
+        quantizers: the registered names of quantizers, by the words for them; the first one is chosen at the start.
         model: a digit net to start from; it is copied.
         data: images of digits.
     """
