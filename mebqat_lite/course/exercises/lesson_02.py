@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, tensor
+from mebqat_lite.quantizers import unit_activation
 
 Student = Callable[..., Any]
 
@@ -126,6 +127,7 @@ ste_round = Exercise(
     ],
     solution=_ste_round,
     grade=_grade_ste_round,
+    package=unit_activation,
 )
 
 # --- 2.2 -------------------------------------------------------------------------------------------------------

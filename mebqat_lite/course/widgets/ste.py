@@ -24,7 +24,7 @@ from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.evaluate import accuracy, recalibrate
-from mebqat_lite.measure.looks import BLUE, DARK, GREY, PAGE, PALE, SKY, looks
+from mebqat_lite.measure.looks import DARK, GREEN, GREY, PAGE, PALE, SKY, looks
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.state import at
 
@@ -190,7 +190,7 @@ class Stairs:
 
 
 class Paths(Stairs):
-    """The left panel: the way of some weights, step after step; blue if the weight has another level by now."""
+    """The left panel: the way of some weights, step after step, green if the weight has another level by now."""
 
     def __init__(self, axes: Axes) -> None:
         super().__init__(axes)
@@ -201,7 +201,7 @@ class Paths(Stairs):
 
     def handles(self) -> list[Line2D]:
         """What the legend shows of this panel."""
-        looks = {"a weight": {"color": GREY}, "with a new level": {"color": BLUE}, "threshold": THRESHOLD}
+        looks = {"a weight": {"color": GREY}, "with a new level": {"color": GREEN}, "threshold": THRESHOLD}
         return [Line2D([], [], label=words, **look) for words, look in looks.items()]
 
     def update(self, view: View) -> None:
@@ -211,7 +211,7 @@ class Paths(Stairs):
         some = torch.linspace(0, trace.places.shape[1] - 1, SHOWN).long()
         ways = trace.places[:upto, some].T
         is_new = trace.codes(view.step)[some] != trace.codes(0)[some]
-        colors = [BLUE if new else GREY for new in is_new.tolist()]
+        colors = [GREEN if new else GREY for new in is_new.tolist()]
         self.paths.set_segments([list(enumerate(way)) for way in ways.tolist()])
         self.paths.set_colors(colors)
         self.ends.set_offsets([(view.step, way[-1]) for way in ways.tolist()])
@@ -259,11 +259,21 @@ class Curves:
 
 
 def still(curves: Mapping[str, Trace]) -> Figure:
-    """Draw the end of the first training of ``curves``, which are all at the same bits, with the others beside it."""
-    title, trace = next(iter(curves.items()))
-    drawing = picture(tuple(curves))
-    drawing.figure.set_label(drawing.update(View(title, trace, trace.steps, curves)))
+    """Draw the end of the last training of ``curves``, which are all at the same bits, with the others beside it."""
+    title, drawing = [*curves][-1], picture(tuple(curves))
+    drawing.update(View(title, curves[title], curves[title].steps, curves))
     return drawing.figure
+
+
+def losses(curves: Mapping[str, Trace]) -> Figure:
+    """Draw the loss of trainings, by title, over their steps, on axes that begin at 0."""
+    steps = range(next(iter(curves.values())).steps + 1)
+    lines = {title: trace.losses for title, trace in curves.items()}
+    figure = plots.lines(steps, lines, xlabel="training step", ylabel="loss of all training images")
+    figure.axes[0].set_ylim(0, 1.2 * max(max(line) for line in lines.values()))
+    ends = (f"{title} from {line[0]:.2f} to {line[-1]:.2f}" for title, line in lines.items())
+    figure.set_label("Loss over training: " + ", ".join(ends))
+    return figure
 
 
 # --- in words --------------------------------------------------------------------------------------------------
@@ -299,7 +309,7 @@ class Trainings(LiveFigure):
         self.chosen: tuple[str, int] = ("", 0)
         self.step = labelled("training step", ipywidgets.IntSlider(0, 0, STEPS))
         controls = {
-            "rounding": buttons("rounding", list(quantizers), [*quantizers][0]),
+            "rounding": buttons("rounding", list(quantizers), [*quantizers][-1]),
             "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(2, BITS[0], BITS[-1])),
             "step": self.step,
         }
@@ -319,7 +329,7 @@ class Trainings(LiveFigure):
 
     def training(self, rounding: str, bits: int) -> Iterator[None]:
         """Train further in each turn, until the reader chooses something else."""
-        for trace in train(self.model, self.names[rounding], bits, self.data):
+        for trace in train(self.model, self.names[rounding], bits, self.data, STEPS):
             if self.chosen != (rounding, bits):
                 return
             self.traces[rounding, bits] = trace
@@ -331,7 +341,7 @@ def straight_through(quantizers: Mapping[str, str], model: nn.Module, data: Data
     """The widget: a rounding, its bits, and a digit net that trains while one looks on.
 
     Args:
-        quantizers: the registered names of quantizers, by the words for them; the first one is chosen at the start.
+        quantizers: the registered names of quantizers, by the words for them; the last one is chosen at the start.
         model: a digit net to start from; it is copied.
         data: images of digits.
     """
