@@ -1,6 +1,7 @@
 """The training widget: its training against plain PyTorch, its picture, and the view without a browser."""
 
 import io
+import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,8 +102,8 @@ def test_levels_and_thresholds_are_those_of_the_quantizer(bits, places):
     trace = Trace("dorefa", bits, torch.tensor([places], dtype=torch.float64), (0.0,), {0: 0.0})
     count = 2**bits - 1
     levels = [2 * code / count - 1 for code in range(count + 1)]
-    thresholds = [(low + high) / 2 for low, high in zip(levels, levels[1:])]
-    for found, x in zip(trace.codes(0).tolist(), places):
+    thresholds = [(low + high) / 2 for low, high in itertools.pairwise(levels)]
+    for found, x in zip(trace.codes(0).tolist(), places, strict=True):
         assert abs(levels[int(found)] - x) == pytest.approx(min(abs(level - x) for level in levels), abs=1e-12)
     near = [min(abs(x - threshold) for threshold in thresholds) * count / 2 for x in places]
     if all(abs(distance - ste.NEAR) > 1e-9 for distance in near):
@@ -158,8 +159,8 @@ def test_a_weight_is_green_once_it_has_a_new_level():
     [paths] = [part for part in lines if len(part.get_segments()) == ste.SHOWN]
     some = torch.linspace(0, 89, ste.SHOWN).long()
     is_new = (one.trace.codes(10) != one.trace.codes(0))[some]
-    colors = {tuple(color) for color, new in zip(paths.get_colors().tolist(), is_new.tolist()) if new}
-    others = {tuple(color) for color, new in zip(paths.get_colors().tolist(), is_new.tolist()) if not new}
+    colors = {tuple(color) for color, new in zip(paths.get_colors().tolist(), is_new.tolist(), strict=True) if new}
+    others = {tuple(color) for color, new in zip(paths.get_colors().tolist(), is_new.tolist(), strict=True) if not new}
     assert len(colors) == len(others) == 1 and colors != others
     plt.close(drawing.figure)
 

@@ -92,7 +92,7 @@ def train(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int = 
     """
     pair, images = Bits(bits, bits), data.train.images
     net = quantize(copy.deepcopy(model), quantizer, sample=images)
-    weights = [net.get_submodule(name).weight for name in HIDDEN]
+    weights = [net.get_parameter(f"{name}.weight") for name in HIDDEN]
     optimizer = torch.optim.Adam(weights, lr=LR)
     places: list[Tensor] = []
     losses: list[float] = []
@@ -101,7 +101,7 @@ def train(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int = 
         net.train()
         with at(net, pair):
             loss = F.cross_entropy(net(images), data.train.labels)
-        places.append(place(net.get_submodule(WATCHED).weight))
+        places.append(place(net.get_parameter(f"{WATCHED}.weight")))
         losses.append(loss.item())
         if step % EVERY == 0:
             recalibrate(net, images, pair)
@@ -194,7 +194,8 @@ class Paths(Stairs):
 
     def __init__(self, axes: Axes) -> None:
         super().__init__(axes)
-        self.paths = axes.add_collection(LineCollection([], linewidths=1), autolim=False)
+        self.paths = LineCollection([], linewidths=1)
+        axes.add_collection(self.paths, autolim=False)
         self.ends = axes.scatter([], [], s=9)
         self.moving += [self.paths, self.ends]
         axes.set(xlim=(0, STEPS * 1.02), xlabel="training step", ylabel="weights between lowest and highest level")
@@ -226,7 +227,7 @@ class Spread(Stairs):
     def __init__(self, axes: Axes) -> None:
         super().__init__(axes)
         edges, nothing = self.EDGES.numpy(), [0.0] * (len(self.EDGES) - 1)
-        horizontal = {"orientation": "horizontal", "baseline": 0}
+        horizontal: dict[str, Any] = {"orientation": "horizontal", "baseline": 0}
         self.now = axes.stairs(nothing, edges, fill=True, color=SKY, label="now", **horizontal)
         self.start = axes.stairs(nothing, edges, color=DARK, linewidth=1.2, label="start", **horizontal)
         self.moving += [self.now, self.start]
