@@ -23,9 +23,10 @@ from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.evaluate import accuracy, recalibrate
+from mebqat_lite.measure.evaluate import accuracy
 from mebqat_lite.measure.looks import DARK, GREEN, GREY, PAGE, PALE, SKY, looks
 from mebqat_lite.switching.convert import quantize
+from mebqat_lite.switching.norms import recalibrate
 from mebqat_lite.switching.state import at
 
 BITS = range(1, 5)
