@@ -9,7 +9,7 @@ from pathlib import Path
 from mebqat_lite.course.exercises import Exercise
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
-# Names of lessons, such as "01_quantization": a lesson joins when it has the form.
+# A lesson joins when it has the form.
 REBUILT = ["02_quantization_aware_training", "07_compare_and_decide"]
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
 ASKS = ("number", "choice", "MarkOnAxes")  # what asks for a guess
