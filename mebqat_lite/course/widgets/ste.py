@@ -296,7 +296,7 @@ def describe(view: View) -> str:
     """The numbers of a view and of its start, as HTML."""
     trace = view.trace
     start = f"At the start: loss {trace.losses[0]:.2f}, {trace.right[0]:.1f} %, {trace.near(0)} weights at a threshold"
-    return card(say(view) + ".", f"{start} (within {NEAR:.0%} of a step).")
+    return card(say(view) + ".", f"{start} (within {100 * NEAR:.0f} % of a step).")
 
 
 # --- the widget ------------------------------------------------------------------------------------------------
