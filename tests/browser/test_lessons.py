@@ -18,6 +18,16 @@ except ModuleNotFoundError:  # the fixture `browser` says so
 
 pytestmark = pytest.mark.browser
 LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+THERE_AND_BACK = ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowLeft"]
+UPWARDS = {"ArrowRight": "ArrowUp", "ArrowLeft": "ArrowDown"}
+IS_AT_END = "handle => Number(handle.ariaValueNow) >= Number(handle.ariaValueMax)"
+# A picture that moves by itself, such as that of a training, has come to rest for a second.
+SETTLED = """async widget => {
+  const seen = () => [...widget.querySelectorAll('.mq-touch img')].map(image => image.src).join();
+  const before = seen();
+  await new Promise(done => setTimeout(done, 1000));
+  return seen() === before;
+}"""
 CELLS = "() => JSON.stringify(jupyterapp.shell.currentWidget.content.model.toJSON().cells)"
 
 
@@ -48,9 +58,13 @@ def errors_of(page) -> list:
 def move_everything(page, widget) -> list[float]:
     """Move each slider and what can be touched there and back, press each button; milliseconds from each key on."""
     times = []
-    for slider in widget.locator(".noUi-handle, .mq-touch-area:not([hidden])").all():
-        for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft"):
+    for slider in widget.locator(".noUi-handle").all():
+        page.wait_for_function(SETTLED, arg=widget.element_handle())
+        for key in THERE_AND_BACK[:: -1 if slider.evaluate(IS_AT_END) else 1]:
             times.append(press(page, widget, slider, key))
+    for area in widget.locator(".mq-touch-area:not([hidden])").all():
+        for key in THERE_AND_BACK:
+            times.append(press(page, widget, area, key, UPWARDS[key]))  # some can be moved along one axis only
     for choice in widget.locator(".widget-toggle-buttons").all():
         first, *others = choice.locator("button").all()
         for button in (*others, first):
@@ -59,11 +73,11 @@ def move_everything(page, widget) -> list[float]:
     return times
 
 
-def press(page, widget, control, key: str) -> float:
-    """Press a key on a control and wait for the changed picture; returns milliseconds."""
+def press(page, widget, control, *keys: str) -> float:
+    """Press keys on a control and wait for the changed picture; returns milliseconds."""
     control.focus()
     try:
-        return waited(page, widget, lambda: page.keyboard.press(key))
+        return waited(page, widget, lambda: [page.keyboard.press(key) for key in keys])
     except TimeoutError:
         shown = [*page.locator(".mq-error").all_inner_texts(), control.evaluate("c => c.outerHTML")]
-        pytest.fail(f"{key} made no new picture: {shown}")
+        pytest.fail(f"{keys} made no new picture: {shown}")

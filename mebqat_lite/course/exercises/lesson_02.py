@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
+from mebqat_lite.quantizers import unit_activation
 
 Student = Callable[..., Any]
 
@@ -128,6 +129,7 @@ ste_round = Exercise(
     ],
     solution=_ste_round,
     grade=_grade_ste_round,
+    package=unit_activation,
 )
 
 # --- 2.2 -------------------------------------------------------------------------------------------------------

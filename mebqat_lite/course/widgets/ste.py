@@ -1,240 +1,350 @@
-"""Lesson 02: the straight-through estimator seen: a staircase forward, a gate and a learned clip backward."""
+"""Lesson 02: a network trains through its rounding, and its weights are seen to move, or not to."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor, nn
 
-from mebqat_lite.course.widgets import svg
-from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.course.widgets.svg import Plot, Style
-from mebqat_lite.quantizers import integer_range, pact_activation, step_clip, unit_activation
+from mebqat_lite.bits import Bits
+from mebqat_lite.course.widgets.base import buttons, card, labelled
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.datasets.base import Data
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.evaluate import accuracy
+from mebqat_lite.measure.looks import DARK, GREEN, GREY, PAGE, PALE, SKY, looks
+from mebqat_lite.switching.convert import quantize
+from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.state import at
 
-RANGE = (-2.5, 2.5)  # of the input
-BITS = range(1, 7)
-H = 1e-4  # of the finite differences (f(x + h) - f(x - h)) / 2h
-SIDE = 1e-6  # a break is drawn from this far before it to as far after it
-MISSING = "One bit is not defined for this quantizer, its lowest bitwidth is 2 bits. DoReFa defines one bit."
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A quantizer on the menu; ``size`` names what it learns, the clip or the step."""
-
-    title: str
-    size: str  # "" if it learns none
-    apply: Callable[[Tensor, Tensor, int], Tensor]  # of the input, the size and the bits
-
-
-def _lsq(x: Tensor, step: Tensor, bits: int) -> Tensor:
-    return step_clip(x, step, *integer_range(bits, signed=True))
-
-
-CHOICES = {
-    "dorefa": Choice("DoReFa, clip 1", "", lambda x, size, bits: unit_activation(x, bits)),
-    "sat": Choice("SAT, clip α", "α", lambda x, alpha, bits: pact_activation(x, alpha, bits)),
-    "pact": Choice("PACT, clip α", "α", lambda x, alpha, bits: pact_activation(x, alpha, bits, sat=False)),
-    "lsq": Choice("LSQ, step s, signed", "s", _lsq),
-}
+BITS = range(1, 5)
+STEPS, EVERY = 60, 5  # of training; validation images are classified after every fifth step
+LR = 0.01
+HIDDEN = ("body.0.0", "body.1.0", "body.2.0")  # the layers of a digit net that are quantized
+WATCHED = "body.1.0"
+SHOWN = 40  # weights whose paths are drawn
+NEAR = 0.03  # of a step: so near to a threshold a weight counts as lying at it
 
 
 @dataclass(frozen=True)
-class Slopes:
-    """At some inputs, (points,) each: what goes forward, what comes back, and the finite differences of forward."""
+class Trace:
+    """What happened in training so far. Entry 0 of each list is that before the first step."""
 
-    x: Tensor
-    out: Tensor
-    grad_x: Tensor  # the package's gradient of the output with respect to the input
-    grad_size: Tensor  # and with respect to the clip or the step; NaN where there is none
-    slope_x: Tensor  # the finite differences of the forward pass
-    slope_size: Tensor
-
-
-@dataclass(frozen=True)
-class STEResult:
-    """What `compute` found. With a ``message`` the bitwidth is not defined and there are no slopes."""
-
-    quantizer: str
+    quantizer: str  # its registered name
     bits: int
-    clip: float  # the largest output
-    low: int  # the lowest and the highest code
-    high: int
-    message: str = ""
-    curve: Slopes | None = None  # at every break and both ends: straight lines between the points are exact
-    here: Slopes | None = None  # at one input
+    places: Tensor  # (steps + 1, weights): where each weight of the watched layer lies, from -1 to 1
+    losses: tuple[float, ...]  # (steps + 1,), of all training images
+    right: Mapping[int, float]  # validation images that are classified correctly, in percent, by step
 
     @property
-    def step(self) -> float:
-        """The distance of two levels."""
-        return self.clip / self.high if self.high else math.nan
+    def steps(self) -> int:
+        """How many steps were trained."""
+        return len(self.losses) - 1
+
+    @property
+    def levels(self) -> int:
+        """How many steps there are between the lowest level, -1, and the highest, 1."""
+        return 2**self.bits - 1
+
+    def codes(self, step: int) -> Tensor:
+        """The level of each weight after a step, (weights,), counted from 0."""
+        return self._stairs(step).round()
+
+    def changed(self, step: int) -> int:
+        """How many weights have another level than at the start."""
+        return int((self.codes(step) != self.codes(0)).sum())
+
+    def near(self, step: int) -> int:
+        """How many weights lie at a threshold, which is within `NEAR` of a step."""
+        stairs = self._stairs(step)
+        inside = (stairs > 0.5 - NEAR) & (stairs < self.levels - 0.5 + NEAR)
+        return int((inside & ((stairs % 1 - 0.5).abs() < NEAR)).sum())
+
+    def _stairs(self, step: int) -> Tensor:
+        return (self.places[step] + 1) / 2 * self.levels
 
 
-@functools.lru_cache(maxsize=64)
-def _curve(quantizer: str, bits: int, clip: float, low: int, high: int) -> Slopes:
-    step = clip / high
-    jumps = [(code + 0.5) * step for code in range(low, high)]
-    near = [b + d for b in jumps for d in (-2 * H, -SIDE, SIDE, 2 * H)]
-    gates = [edge + d for edge in (low * step, high * step) for d in (-SIDE, SIDE)]
-    inside = [x for x in (*near, *gates) if RANGE[0] < x < RANGE[1]]
-    return slopes(quantizer, bits, clip, sorted([*RANGE, *inside]))
+def train(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int = STEPS) -> Iterator[Trace]:
+    """Train the hidden weights of a copy of a digit net, with all training images in each step.
 
-
-def slopes(quantizer: str, bits: int, clip: float, inputs: list[float]) -> Slopes:
-    """Outputs, the package's gradients and finite differences at ``inputs``, by running the package's functions."""
-    choice, high = CHOICES[quantizer], codes(quantizer, bits)[1]
-    x = torch.tensor(inputs, dtype=torch.float64, requires_grad=True)
-    size = x.new_tensor(clip / high if quantizer == "lsq" else clip).requires_grad_()
-    out = choice.apply(x, size, bits)
-    (grad_x,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
-    grad_size = torch.full_like(x, math.nan)
-    if choice.size:  # the gradient of a number is a sum: one output after the other
-        rows = torch.eye(len(x), dtype=x.dtype)
-        grad_size = torch.stack([torch.autograd.grad(out, size, row, retain_graph=True)[0] for row in rows])
-    with torch.no_grad():
-        slope_x = (choice.apply(x + H, size, bits) - choice.apply(x - H, size, bits)) / (2 * H)
-        slope_size = (choice.apply(x, size + H, bits) - choice.apply(x, size - H, bits)) / (2 * H)
-    return Slopes(x.detach(), out.detach(), grad_x, grad_size.detach(), slope_x, slope_size)
-
-
-def codes(quantizer: str, bits: int) -> tuple[int, int]:
-    """The lowest and the highest code: signed for LSQ, else 0 to 2^bits - 1."""
-    return integer_range(bits, signed=quantizer == "lsq")
-
-
-def compute(quantizer: str, bits: int, clip: float = 1.5, x: float = 0.6) -> STEResult:
-    """The forward staircase and the gradients that come back, over inputs from -2.5 to 2.5 and at one input.
+    Nothing else learns: neither the norms nor the first and the last layer.
 
     Args:
-        quantizer: a key of `CHOICES`.
-        bits: 1 to 6.
-        clip: the largest output; DoReFa's is 1 whatever is given.
-        x: the input at which numbers are wanted.
+        model: the network to start from.
+        quantizer: the registered name of a quantizer, which rounds weights and activations.
+        bits: of the weights and the activations.
+        data: its training images are learned, and its validation images are classified.
+        steps: how many steps of Adam.
+
+    Yields:
+        What happened so far: before the first step, and after each step.
     """
-    clip = 1.0 if quantizer == "dorefa" else clip
-    low, high = codes(quantizer, bits)
-    if bits == 1 and quantizer != "dorefa":
-        return STEResult(quantizer, bits, clip, low, high, MISSING)
-    curve = _curve(quantizer, bits, clip, low, high)
-    return STEResult(quantizer, bits, clip, low, high, "", curve, slopes(quantizer, bits, clip, [x]))
+    pair, images = Bits(bits, bits), data.train.images
+    net = quantize(copy.deepcopy(model), quantizer, sample=images)
+    weights = [net.get_parameter(f"{name}.weight") for name in HIDDEN]
+    optimizer = torch.optim.Adam(weights, lr=LR)
+    places: list[Tensor] = []
+    losses: list[float] = []
+    right: dict[int, float] = {}
+    for step in range(steps + 1):
+        net.train()
+        with at(net, pair):
+            loss = F.cross_entropy(net(images), data.train.labels)
+        places.append(place(net.get_parameter(f"{WATCHED}.weight")))
+        losses.append(loss.item())
+        if step % EVERY == 0:
+            recalibrate(net, images, pair)
+            right[step] = accuracy(net, data.val, pair, "recalibrated")
+        yield Trace(quantizer, bits, torch.stack(places), tuple(losses), dict(right))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def place(w: Tensor) -> Tensor:
+    """Where DoReFa puts weights between its lowest level, -1, and its highest, 1: (weights,), tanh w / max|tanh w|."""
+    squashed = torch.tanh(w.detach()).flatten()
+    return squashed / squashed.abs().max()
+
+
+def compute(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int = STEPS) -> Trace:
+    """Train to the last step; the arguments are those of `train`."""
+    *_, trace = train(model, quantizer, bits, data, steps)
+    return trace
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-OUT, IDENTITY = Style(svg.BLUE, width=2.4), Style(svg.DARK, "5 4", width=1.1)
-BACK, SLOPE = Style(svg.GREEN, width=2.4), Style(svg.VERMILION, "3 2", width=1.4)
-GATE, HERE = Style(svg.DARK, "2 3", width=1.1), Style(svg.BLACK, shape="circle", width=0, size=5)
-LEFT, WIDTH, PANELS = 74.0, 706.0, ((44.0, 176.0), (246.0, 78.0), (354.0, 96.0))  # top and height
-X_TICKS = [(x, f"{x:g}") for x in (-2, -1, 0, 1, 2)]
-ENTRIES = [("output", OUT), ("gradient that the package returns", BACK), ("the chosen input", HERE)]
-ENTRIES += [("output = input", IDENTITY), ("ends of the clip", GATE), ("finite difference", SLOPE)]
+
+THRESHOLD: dict[str, Any] = {"color": DARK, "linewidth": 1, "linestyle": (0, (4, 2))}
 
 
-def picture(result: STEResult, differences: bool = False) -> str:
-    """Forward above, the gradients below, over a common input axis, as SVG; ``differences`` shows the slopes too."""
-    words = result.message or _words(result)
-    shown = ", finite differences shown" if differences else ""
-    title = f"{CHOICES[result.quantizer].title}, {result.bits} bits, clip {result.clip:.1f}{shown}: {words}"
-    parts = [svg.legend(LEFT, 12, ENTRIES[: 6 if differences else 5], 236, 3)]
-    if result.curve is None or result.here is None:
-        parts.append(svg.text(LEFT + 20, 110, "not defined at one bit", size=14))
-        return svg.figure(800, 494, title, *parts)
-    curve, here = result.curve, result.here
-    size = CHOICES[result.quantizer].size
-    panels = [_panel(0, "output", (RANGE, [-2, -1, 0, 1, 2])), _panel(1, "gradient to x", ((-0.2, 1.4), [0, 1]))]
-    panels.append(_panel(2, f"gradient to {size}" if size else "", _size_axis(result)))
-    panels[0].line(RANGE, RANGE, IDENTITY)
-    _draw(panels[0], result, curve.out, here.out, OUT)
-    _draw(panels[1], result, curve.grad_x, here.grad_x, BACK, curve.slope_x if differences else None)
-    if size:
-        _draw(panels[2], result, curve.grad_size, here.grad_size, BACK, curve.slope_size if differences else None)
-    else:
-        panels[2].parts.append(svg.text(LEFT + 20, PANELS[2][0] + 52, "DoReFa's clip is fixed: nothing to learn"))
-    return svg.figure(800, 494, title, *parts, *(part for panel in panels for part in panel.parts))
+@dataclass(frozen=True)
+class View:
+    """A moment of a training, with the other training at the same bits beside it."""
+
+    title: str
+    trace: Trace
+    step: int
+    curves: Mapping[str, Trace]  # by title: whose loss and accuracy are drawn
 
 
-def _size_axis(result: STEResult) -> tuple[tuple[float, float], list[float]]:
-    """Range and ticks of the gradient to the clip or the step."""
-    if result.quantizer != "lsq":
-        return (-0.45, 1.25), [0, 1] if CHOICES[result.quantizer].size else []
-    return (1.25 * result.low, 1.25 * result.high + 0.5), [result.low, 0, result.high]
+def picture(titles: tuple[str, ...]) -> Drawing:
+    """Draw the paths of the weights, how all weights are spread, and the curves of loss and accuracy.
+
+    The drawing takes a `View`; ``titles`` are those of all trainings that it may show.
+    """
+    with plots.style():
+        figure = plt.figure(figsize=(PAGE, 4.0))
+        grid = figure.add_gridspec(2, 3, width_ratios=(3, 1, 2.4))
+        paths, spread = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
+        parts = (Paths(paths), Spread(spread))
+        curves = (Curves(figure.add_subplot(grid[0, 2]), titles), Curves(figure.add_subplot(grid[1, 2]), titles))
+        curves[0].axes.set(ylabel="loss", ylim=(0, 2.6), xticklabels=[])
+        curves[1].axes.set(ylabel="validation (%)", ylim=(0, 103), xlabel="training step")
+        figure.legend(handles=parts[0].handles(), loc="outside upper left", ncols=3)
+        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", ncols=2)
+
+    def update(view: View) -> str:
+        for part in parts:
+            part.update(view)
+        curves[0].update(view, {title: dict(enumerate(trace.losses)) for title, trace in view.curves.items()})
+        curves[1].update(view, {title: trace.right for title, trace in view.curves.items()})
+        return say(view)
+
+    return Drawing(figure, update, [artist for part in (*parts, *curves) for artist in part.moving])
 
 
-def _panel(index: int, label: str, axis: tuple[tuple[float, float], list[float]]) -> Plot:
-    """An empty panel; the last one carries the labels of the common axis."""
-    plot = Plot((LEFT, PANELS[index][0], WIDTH, PANELS[index][1]), RANGE, axis[0])
-    last = index == len(PANELS) - 1
-    x_ticks = X_TICKS if last else [(x, "") for x, _ in X_TICKS]
-    plot.axes("input x" if last else "", label, x_ticks, [(y, f"{y:g}") for y in axis[1]])
-    return plot
+class Stairs:
+    """Axes from the lowest to the highest level, with the levels and the thresholds between them."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.levels = LineCollection([], colors=PALE, linewidths=3)
+        self.thresholds = LineCollection([], **THRESHOLD)
+        self.moving: list[Artist] = [self.levels, self.thresholds]
+        for lines in (self.levels, self.thresholds):
+            axes.add_collection(lines, autolim=False)
+        axes.set(ylim=(-1.06, 1.06), yticks=[-1, 0, 1])
+        axes.grid(visible=False)
+
+    def update(self, view: View) -> None:
+        """Move the levels and the thresholds to those of a view."""
+        count, ends = view.trace.levels, self.axes.get_xlim()
+        for lines, places in (
+            (self.levels, [2 * code / count - 1 for code in range(count + 1)]),
+            (self.thresholds, [(2 * code + 1) / count - 1 for code in range(count)]),
+        ):
+            lines.set_segments([[(end, y) for end in ends] for y in places])
 
 
-def _draw(plot: Plot, result: STEResult, ys: Tensor, here: Tensor, style: Style, slope: Tensor | None = None) -> None:
-    """The curve, the ends of the clip, the finite differences if asked for, and the chosen input."""
-    assert result.curve is not None and result.here is not None
-    xs = result.curve.x.tolist()
-    for edge in (result.low * result.step, result.high * result.step):
-        if RANGE[0] < edge < RANGE[1]:
-            plot.line([edge, edge], plot.y_range, GATE)
-    plot.line(xs, ys.tolist(), style)
-    if slope is not None:
-        plot.line(xs, slope.tolist(), SLOPE)
-    plot.parts.append(svg.marker(*plot.at(float(result.here.x), float(here)), HERE))
+class Paths(Stairs):
+    """The left panel: the way of some weights, step after step, green if the weight has another level by now."""
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__(axes)
+        self.paths = LineCollection([], linewidths=1)
+        axes.add_collection(self.paths, autolim=False)
+        self.ends = axes.scatter([], [], s=9)
+        self.moving += [self.paths, self.ends]
+        axes.set(xlim=(0, STEPS * 1.02), xlabel="training step", ylabel="weights between lowest and highest level")
+
+    def handles(self) -> list[Line2D]:
+        """What the legend shows of this panel."""
+        looks = {"a weight": {"color": GREY}, "with a new level": {"color": GREEN}, "threshold": THRESHOLD}
+        return [Line2D([], [], label=words, **look) for words, look in looks.items()]
+
+    def update(self, view: View) -> None:
+        """Draw the ways up to the step of a view."""
+        super().update(view)
+        trace, upto = view.trace, view.step + 1
+        some = torch.linspace(0, trace.places.shape[1] - 1, SHOWN).long()
+        ways = trace.places[:upto, some].T
+        is_new = trace.codes(view.step)[some] != trace.codes(0)[some]
+        colors = [GREEN if new else GREY for new in is_new.tolist()]
+        self.paths.set_segments([list(enumerate(way)) for way in ways.tolist()])
+        self.paths.set_colors(colors)
+        self.ends.set_offsets([(view.step, way[-1]) for way in ways.tolist()])
+        self.ends.set_color(colors)
 
 
-def _words(result: STEResult) -> str:
-    """The numbers at the chosen input."""
-    here, size = result.here, CHOICES[result.quantizer].size
-    assert here is not None
-    found = f"input {float(here.x):.2f}, output {float(here.out):.3f}; gradient to x {float(here.grad_x):.0f}"
-    found += f", finite difference {float(here.slope_x) + 0.0:.4g}"
-    if not size:
-        return found
-    slope = float(here.slope_size) + 0.0
-    return f"{found}; gradient to {size} {float(here.grad_size) + 0.0:.3f}, finite difference {slope:.4g}"
+class Spread(Stairs):
+    """The middle panel: how all weights of the layer are spread over the same axis, now and at the start."""
+
+    EDGES = torch.linspace(-1, 1, 82)
+
+    def __init__(self, axes: Axes) -> None:
+        super().__init__(axes)
+        edges, nothing = self.EDGES.numpy(), [0.0] * (len(self.EDGES) - 1)
+        horizontal: dict[str, Any] = {"orientation": "horizontal", "baseline": 0}
+        self.now = axes.stairs(nothing, edges, fill=True, color=SKY, label="now", **horizontal)
+        self.start = axes.stairs(nothing, edges, color=DARK, linewidth=1.2, label="start", **horizontal)
+        self.moving += [self.now, self.start]
+        axes.set(xlim=(0, 130), xlabel="weights", yticklabels=[])
+        axes.legend(loc="upper right", bbox_to_anchor=(1.08, 1.0))
+
+    def update(self, view: View) -> None:
+        """Set the bars to the weights of a view."""
+        super().update(view)
+        for bars, step in ((self.now, view.step), (self.start, 0)):
+            bars.set_data(torch.histogram(view.trace.places[step].contiguous(), self.EDGES)[0].numpy())
 
 
-def describe(result: STEResult) -> str:
-    """The numbers of a result, as HTML."""
-    title = f"<b>{CHOICES[result.quantizer].title}, bitwidth {result.bits}</b>"
-    if result.message:
-        return card(title, result.message)
-    levels = f"{title}: {result.high - result.low + 1} levels, step {result.step:.3f}, codes {result.low}"
-    lines = [f"{levels} to {result.high}", _words(result)]
-    if result.quantizer == "lsq":
-        lines.append("The gradient to s is shown before LSQ multiplies it by 1 / √(N p).")
-    return card(*lines)
+class Curves:
+    """A panel of curves over the training steps, one for each title, up to the step of a view."""
+
+    def __init__(self, axes: Axes, titles: tuple[str, ...]) -> None:
+        self.axes = axes
+        self.lines = {title: axes.plot([], [], label=title, **look)[0] for title, look in looks(titles).items()}
+        self.moving: list[Artist] = [*self.lines.values()]
+        axes.set(xlim=(0, STEPS * 1.02))
+
+    def update(self, view: View, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Draw the curve of the view up to its step, and the others to their end."""
+        for title, line in self.lines.items():
+            known = curves.get(title, {})
+            shown = [step for step in known if title != view.title or step <= view.step]
+            line.set_data(shown, [known[step] for step in shown])
+            line.set_markevery(max(1, len(shown) // 6))
+
+
+def still(curves: Mapping[str, Trace]) -> Figure:
+    """Draw the end of the last training of ``curves``, which are all at the same bits, with the others beside it."""
+    title, drawing = [*curves][-1], picture(tuple(curves))
+    drawing.update(View(title, curves[title], curves[title].steps, curves))
+    return drawing.figure
+
+
+def losses(curves: Mapping[str, Trace]) -> Figure:
+    """Draw the loss of trainings, by title, over their steps, on axes that begin at 0."""
+    steps = range(next(iter(curves.values())).steps + 1)
+    lines = {title: trace.losses for title, trace in curves.items()}
+    figure = plots.lines(steps, lines, xlabel="training step", ylabel="loss of all training images")
+    figure.axes[0].set_ylim(0, 1.2 * max(max(line) for line in lines.values()))
+    ends = (f"{title} from {line[0]:.2f} to {line[-1]:.2f}" for title, line in lines.items())
+    figure.set_label("Loss over training: " + ", ".join(ends))
+    return figure
+
+
+# --- in words --------------------------------------------------------------------------------------------------
+
+
+def say(view: View) -> str:
+    """The picture in one sentence."""
+    trace, step = view.trace, view.step
+    last = max(known for known in trace.right if known <= step)
+    return (
+        f"W{trace.bits}A{trace.bits}, {view.title}, step {step}: loss {trace.losses[step]:.2f}, "
+        f"{trace.right[last]:.1f} % of the validation images right; {trace.changed(step)} of "
+        f"{trace.places.shape[1]} weights have a new level, {trace.near(step)} lie at a threshold"
+    )
+
+
+def describe(view: View) -> str:
+    """The numbers of a view and of its start, as HTML."""
+    trace = view.trace
+    start = f"At the start: loss {trace.losses[0]:.2f}, {trace.right[0]:.1f} %, {trace.near(0)} weights at a threshold"
+    return card(say(view) + ".", f"{start} (within {100 * NEAR:.0f} % of a step).")
 
 
 # --- the widget ------------------------------------------------------------------------------------------------
 
 
-def straight_through() -> Live:
-    """The widget: a quantizer, its bits and its clip, and an input at which to read the numbers."""
-    controls = _controls()
+class Trainings(LiveFigure):
+    """Trains when another rounding or other bits are chosen, and shows the weights while they move."""
 
-    def render(quantizer: str, bits: int, clip: float, x: float, differences: str) -> str:
-        controls["clip"].disabled = not CHOICES[quantizer].size
-        result = compute(quantizer, bits, round(clip, 2), round(x, 2))
-        return picture(result, differences == "shown") + describe(result)
+    def __init__(self, quantizers: Mapping[str, str], model: nn.Module, data: Data) -> None:
+        self.names, self.model, self.data = dict(quantizers), model, data
+        self.traces: dict[tuple[str, int], Trace] = {}
+        self.chosen: tuple[str, int] = ("", 0)
+        self.step = labelled("training step", ipywidgets.IntSlider(0, 0, STEPS))
+        controls = {
+            "rounding": buttons("rounding", list(quantizers), [*quantizers][-1]),
+            "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(2, BITS[0], BITS[-1])),
+            "step": self.step,
+        }
+        super().__init__(controls, self.view, picture(tuple(quantizers)), words=describe)
 
-    return Live(controls, render)
+    def view(self, rounding: str, bits: int, step: int) -> View:
+        """Show a training at a step, or at its last one if it has not come so far."""
+        if self.chosen != (rounding, bits):
+            self.chosen = (rounding, bits)
+            if (rounding, bits) not in self.traces or self.traces[rounding, bits].steps < STEPS:
+                work = self.training(rounding, bits)
+                next(work)  # so that there is something to show
+                self.in_turns(work)
+        trace = self.traces[rounding, bits]
+        known = {title: self.traces[title, bits] for title in self.names if (title, bits) in self.traces}
+        return View(rounding, trace, min(step, trace.steps), known)
+
+    def training(self, rounding: str, bits: int) -> Iterator[None]:
+        """Train further in each turn, until the reader chooses something else."""
+        for trace in train(self.model, self.names[rounding], bits, self.data, STEPS):
+            if self.chosen != (rounding, bits):
+                return
+            self.traces[rounding, bits] = trace
+            self.step.value = trace.steps
+            yield
 
 
-def _controls() -> dict[str, ipywidgets.Widget]:
-    menu = [(choice.title, key) for key, choice in CHOICES.items()]
-    slider = ipywidgets.FloatSlider
-    clip = slider(1.5, min=0.4, max=2.2, step=0.1, readout_format=".1f")
-    x = slider(0.6, min=RANGE[0], max=RANGE[1], step=0.05, readout_format=".2f")
-    return {
-        "quantizer": buttons("quantizer", menu, "sat"),
-        "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(2, BITS[0], BITS[-1])),
-        "clip": labelled("clip: the largest output", clip),
-        "x": labelled("input x", x),
-        "differences": buttons("finite differences", ["hidden", "shown"], "hidden"),
-    }
+def straight_through(quantizers: Mapping[str, str], model: nn.Module, data: Data) -> LiveFigure:
+    """The widget: a rounding, its bits, and a digit net that trains while one looks on.
+
+    Args:
+        quantizers: the registered names of quantizers, by the words for them; the last one is chosen at the start.
+        model: a digit net to start from; it is copied.
+        data: images of digits.
+    """
+    return Trainings(quantizers, model, data)
