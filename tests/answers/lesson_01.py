@@ -10,7 +10,7 @@ def signed(bits):
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def uniform_by_hand(x, step, low, high):
+def quantized_by_hand(x, step, low, high):
     out = torch.zeros_like(x)
     for code in range(low, high + 1):
         below = -torch.inf if code == low else (code - 0.5) * step
@@ -19,8 +19,40 @@ def uniform_by_hand(x, step, low, high):
     return out
 
 
-def uniform_double(x, step, low, high):
-    return torch.fake_quantize_per_tensor_affine(x, step, 0, low, high).double()
+def quantized_in_numpy(x, step, low, high):
+    codes = np.clip(np.rint(x.numpy().astype(np.float64) / step), low, high)
+    return torch.from_numpy((codes * step).astype(np.float32))
+
+
+def quantized_in_python(x, step, low, high):
+    values = [step * min(max(round(v / step), low), high) for v in x.flatten().tolist()]
+    return torch.tensor(values).reshape(x.shape)
+
+
+def quantized_in_place_on_a_copy(x, step, low, high):
+    out = x.clone()
+    return out.div_(step).round_().clamp_(low, high).mul_(step)
+
+
+def quantized_by_distance(x, step, low, high):
+    levels = step * torch.arange(low, high + 1, dtype=x.dtype)
+    return levels[(x.unsqueeze(-1) - levels).square().argmin(-1)]
+
+
+def quantized_by_buckets(x, step, low, high):
+    edges = step * (torch.arange(low, high, dtype=x.dtype) + 0.5)
+    return (torch.bucketize(x, edges) + low).to(x.dtype) * step
+
+
+def quantized_in_float64(x, step, low, high):
+    return (torch.round(x.double() / step).clip(low, high) * step).to(x.dtype)
+
+
+def quantized_by_parts(x, step, low, high):
+    codes = torch.round(x / step)
+    codes[codes > high] = high
+    codes[codes < low] = low
+    return codes * step
 
 
 def step_by_golden_section(x, bits):
@@ -51,29 +83,130 @@ def steps_of_ptq(x, bits):
     return mq.ptq.mse_step(x.reshape(1, -1), *signed(bits)).item()
 
 
-def matmul_in_float(x, w, x_step, w_step):
-    return (x.float() * x_step) @ (w.float() * w_step).T
+def step_error(x, bits, step):
+    low, high = signed(bits)
+    return float(np.mean((step * np.clip(np.round(x / step), low, high) - x) ** 2))
 
 
-def matmul_in_loops(x, w, x_step, w_step):
-    rows = [[sum(map(int.__mul__, a, b)) * x_step * w_step for b in w.tolist()] for a in x.tolist()]
-    return torch.tensor(rows)
+def step_by_scan_in_numpy(x, bits):
+    x = x.numpy()
+    tries = np.linspace(0.01, 1, 150) * np.abs(x).max() / signed(bits)[1]
+    return tries[np.argmin([step_error(x, bits, step) for step in tries])]
+
+
+def step_in_one_broadcast(x, bits):
+    low, high = signed(bits)
+    steps = torch.linspace(0.005, 1, 200) * x.abs().max() / high
+    flat = x.flatten()[:, None]
+    return steps[((flat / steps).round().clamp(low, high) * steps - flat).pow(2).sum(0).argmin()]
+
+
+def step_by_refinement(x, bits):
+    low, high = float(x.std()) * 0.05, float(x.std()) * 3
+    for _ in range(6):
+        tries = np.geomspace(low, high, 25)
+        errors = [step_error(x.numpy(), bits, step) for step in tries]
+        k = int(np.argmin(errors))
+        low, high = tries[max(k - 1, 0)], tries[min(k + 1, 24)]
+    return float(np.sqrt(low * high))
+
+
+def step_down_from_the_top(x, bits):
+    best = step = float(x.abs().max()) / signed(bits)[1]
+    while step > float(x.std()) * 0.05:
+        if step_error(x.numpy(), bits, step) < step_error(x.numpy(), bits, best):
+            best = step
+        step *= 0.97
+    return np.array(best)
+
+
+def step_by_sorting(x, bits):
+    tries = [float(x.std()) * k / 100 for k in range(8, 200)]
+    return sorted(tries, key=lambda step: step_error(x.numpy(), bits, step))[0]
+
+
+def step_in_float64(x, bits):
+    wide = x.double()
+    tries = [wide.std() * k / 64 for k in range(6, 128)]
+    low, high = signed(bits)
+    errors = torch.stack([((wide / s).round().clamp(low, high) * s - wide).square().mean() for s in tries])
+    return tries[int(errors.argmin())]
+
+
+def step_by_fake_quantize(x, bits):
+    def error(step):
+        return (torch.fake_quantize_per_tensor_affine(x, step, 0, *signed(bits)) - x).norm().item()
+
+    return min((float(x.abs().max()) * k / 128 / signed(bits)[1] for k in range(2, 129)), key=error)
+
+
+def exactly(sums):
+    """An answer to integer_matmul from its sums alone."""
+    return lambda x, w, s, t: (sums(x, w), s * t)
+
+
+def sums_in_python(x, w):
+    return [[sum(map(int.__mul__, a, b)) for b in w.tolist()] for a in x.tolist()]
+
+
+def sums_in_numpy(x, w):
+    return x.numpy().astype(np.int32) @ w.numpy().astype(np.int32).T
+
+
+def sums_row_by_row(x, w):
+    out = torch.zeros(len(x), len(w), dtype=torch.int32)
+    for row, codes in enumerate(x.int()):
+        out[row] = (codes * w.int()).sum(1)
+    return out
+
+
+def sums_input_by_input(x, w):
+    out = torch.zeros(len(x), len(w), dtype=torch.int32)
+    for i in range(x.shape[1]):
+        out += x[:, i : i + 1].int() * w[:, i].int()
+    return out
 
 
 RIGHT = {
-    "uniform": [
-        uniform_by_hand,
-        uniform_double,
+    "fake_quantize": [
+        quantized_by_hand,
+        quantized_in_numpy,
+        quantized_in_python,
+        quantized_in_place_on_a_copy,
+        quantized_by_distance,
+        quantized_by_buckets,
+        quantized_in_float64,
+        quantized_by_parts,
+        lambda x, step, low, high: torch.fake_quantize_per_tensor_affine(x, step, 0, low, high),
         lambda x, step, low, high: torch.clip(torch.floor(x / step + 0.5), low, high) * step,
         lambda x, step, low, high: (x.clamp(low * step, high * step) / step).round() * step,
         lambda x, step, low, high: mq.quantizers.step_clip(x.requires_grad_(), torch.tensor(step), low, high),
+        lambda x, step, low, high: mq.quantizers.functions.fake_quantize(x, torch.tensor(step), low, high),
     ],
-    "best_step": [step_by_golden_section, step_by_alternation, steps_of_ptq],
+    "best_step": [
+        step_by_golden_section,
+        step_by_alternation,
+        steps_of_ptq,
+        step_by_scan_in_numpy,
+        step_in_one_broadcast,
+        step_by_refinement,
+        step_down_from_the_top,
+        step_by_sorting,
+        step_in_float64,
+        step_by_fake_quantize,
+    ],
     "integer_matmul": [
-        matmul_in_float,
-        matmul_in_loops,
-        lambda x, w, s, t: (x.long()[:, None] * w[None]).sum(-1).double() * s * t,
-        lambda x, w, s, t: torch.nn.functional.linear(x.int(), w.int()) * torch.tensor(s) * torch.tensor(t),
+        exactly(sums_in_python),
+        exactly(sums_in_numpy),
+        exactly(sums_row_by_row),
+        exactly(sums_input_by_input),
+        exactly(lambda x, w: (x.long()[:, None] * w[None]).sum(-1)),
+        exactly(lambda x, w: torch.nn.functional.linear(x.int(), w.int())),
+        exactly(lambda x, w: torch.matmul(x.int(), w.int().t()).tolist()),
+        exactly(lambda x, w: np.einsum("bi,oi->bo", x.numpy(), w.numpy(), dtype=np.int64)),
+        exactly(lambda x, w: torch.stack([w.int() @ codes for codes in x.int()])),
+        lambda x, w, s, t: [x.int() @ w.int().T, torch.tensor(s) * torch.tensor(t)],
+        lambda x, w, s, t: (x.short().int().matmul(w.int().mT), np.float64(s) * t),
     ],
 }
 
@@ -87,14 +220,22 @@ def search(x, bits, low, high, error=torch.square, pick=min):
     return pick((float(error(step * (x / step).round().clamp(low, high) - x).mean()), step) for step in steps)
 
 
+def coarse_search(x, bits, count):
+    """The best of a few fractions of the step that clips nothing."""
+    low, high = signed(bits)
+    steps = [float(x.abs().max()) / high * k / count for k in range(1, count + 1)]
+    return min(steps, key=lambda step: float((step * (x / step).round().clamp(low, high) - x).square().mean()))
+
+
 def product(x, w, wide=torch.int32):
     return x.to(wide) @ w.to(wide).T
 
 
 WRONG = {
-    "uniform": [
+    "fake_quantize": [
         ("beyond high .* clip the codes, not x", lambda x, s, low, high: s * (x / s).round()),
-        ("clip.* codes", lambda x, s, low, high: s * (x.clamp(low, high) / s).round()),
+        ("it clips x at low and high", lambda x, s, low, high: s * (x.clamp(low, high) / s).round()),
+        ("it clips x at low and high", lambda x, s, low, high: (s * (x / s).round()).clamp(low, high)),
         ("it clips x at low and high", lambda x, s, low, high: (s * (x / s).round()).clamp(low, high)
          if s > 1 else s * clip_round(x, s, low, high)),
         ("it clips x at low and high", lambda x, s, low, high: s * (x.clamp(low, high) / s).round()
@@ -121,6 +262,13 @@ WRONG = {
         ("for step = .* values are wrong", lambda x, s, low, high: torch.zeros_like(x)),
         ("has shape", lambda x, s, low, high: (s * clip_round(x, s, low, high)).flatten()),
         ("dtype torch.int32", lambda x, s, low, high: clip_round(x, s, low, high).int()),
+        ("dtype torch.float64; it should be torch.float32", lambda x, s, low, high: s * clip_round(
+            x.double(), s, low, high)),
+        ("type ndarray: return a tensor", lambda x, s, low, high: (s * clip_round(x, s, low, high)).numpy()),
+        ("x is multiplied by step", lambda x, s, low, high: s * clip_round(x * s, 1, low, high)),
+        ("step is divided by x", lambda x, s, low, high: s * clip_round(s / x, 1, low, high)),
+        ("low and high are swapped", lambda x, s, low, high: s * clip_round(x, s, high, low)),
+        ("the sign is lost", lambda x, s, low, high: s * clip_round(x, s, low, high).abs()),
         ("dtype torch.float16", lambda x, s, low, high: (s * clip_round(x, s, low, high)).half()),
         ("type list: return a tensor", lambda x, s, low, high: (s * clip_round(x, s, low, high)).tolist()),
         ("NaN or infinity", lambda x, s, low, high: x / 0),
@@ -139,12 +287,16 @@ WRONG = {
         ("this is the least error", lambda x, bits: search(x, bits, *signed(bits))[0]),
         ("too small|too large", lambda x, bits: search(x, bits, *signed(bits), pick=max)[1]),
         ("clips nothing|too large", lambda x, bits: float(x.std()) * {2: 0.9957, 3: 0.586, 4: 0.3352}[bits] * 2),
-        ("at . bits your step .* is too small", lambda x, bits: float(x.std()) * 0.9957 * 0.58 ** (bits - 2)),
+        ("at . bits your step is .*, the best .* too small", lambda x, bits: float(x.std()) * 0.58 ** (bits - 2)),
         ("LSQ's start", lambda x, bits: 2 * float(x.abs().mean()) / signed(bits)[1] ** 0.5),
         ("codes 0 .. 2.bits - 1", lambda x, bits: search(x, bits, 0, 2**bits - 1)[1]),
         ("twice as many codes", lambda x, bits: search(x, bits, -(2**bits), 2**bits - 1)[1]),
         ("absolute error: square it", lambda x, bits: search(x, bits, *signed(bits), torch.abs)[1]),
         ("finer grid", lambda x, bits: 1.12 * search(x, bits, *signed(bits))[1]),
+        ("one outlier at 2 bits.*finer grid|too (large|small)", lambda x, bits: coarse_search(x, bits, 10)),
+        ("too (large|small)|finer grid", lambda x, bits: coarse_search(x, bits, 5)),
+        ("symmetric codes", lambda x, bits: search(x, bits, -signed(bits)[1], signed(bits)[1])[1]),
+        ("Does your search clip the codes", lambda x, bits: search(x, bits, -(2**30), 2**30)[1]),
         ("too small", lambda x, bits: 0.4 * search(x, bits, *signed(bits))[1]),
         ("a step is positive", lambda x, bits: 0.0),
         ("tensor of 40 values: return one number", lambda x, bits: x.abs().amax(1) / 2**bits),
@@ -152,23 +304,38 @@ WRONG = {
         ("changes its input x", lambda x, bits: float(x.abs_().max()) / bits),
     ],
     "integer_matmul": [
-        ("the sum overflows in int8", lambda x, w, s, t: (x @ w.T) * (s * t)),
-        ("the sum overflows in int8", lambda x, w, s, t: (x @ w.T).int() * (s * t)),
-        ("the sum overflows in int16", lambda x, w, s, t: product(x, w, torch.int16) * (s * t)),
-        ("single products overflow", lambda x, w, s, t: (x[:, None] * w).sum(2) * (s * t)),
-        ("range of int8", lambda x, w, s, t: product(x, w).clamp(-128, 127) * (s * t)),
-        ("w_step is forgotten", lambda x, w, s, t: product(x, w) * s),
-        ("x_step is forgotten", lambda x, w, s, t: product(x, w) * t),
-        ("whole numbers .torch.int32.", lambda x, w, s, t: product(x, w)),
-        ("both steps are forgotten", lambda x, w, s, t: product(x, w).float()),
-        ("divided by the steps", lambda x, w, s, t: product(x, w) / (s * t)),
-        ("steps are added", lambda x, w, s, t: product(x, w) * (s + t)),
-        ("take the sum", lambda x, w, s, t: product(x, w) * (s * t) / x.shape[1]),
-        ("multiply by its transpose", lambda x, w, s, t: (x.int() @ w.int()) * (s * t)),
-        ("multiply by its transpose", lambda x, w, s, t: product(x, w.reshape(w.shape[1], -1).T) * (s * t)),
-        ("RuntimeError", lambda x, w, s, t: (x.float() @ w) * (s * t)),
-        ("has shape", lambda x, w, s, t: product(w, x) * (s * t)),
-        ("dtype torch.float16", lambda x, w, s, t: (product(x, w) * (s * t)).half()),
-        ("values are wrong", lambda x, w, s, t: product(x.abs(), w) * (s * t)),
+        ("the sum overflows in int8", exactly(lambda x, w: x @ w.T)),
+        ("the sum overflows in int8", exactly(lambda x, w: (x @ w.T).int())),
+        ("the sum overflows in int16", exactly(lambda x, w: product(x, w, torch.int16))),
+        ("single products overflow", exactly(lambda x, w: (x[:, None] * w).sum(2))),
+        ("range of int8", exactly(lambda x, w: product(x, w).clamp(-128, 127))),
+        ("for the sums with in = .* they are floats", exactly(lambda x, w: x.float() @ w.float().T)),
+        ("they are floats", exactly(lambda x, w: x.double() @ w.double().T)),
+        ("they are floats", exactly(lambda x, w: (x.numpy().astype(float) @ w.numpy().astype(float).T).tolist())),
+        ("float32 is not exact beyond 2.24", exactly(lambda x, w: (x.float() @ w.float().T).int())),
+        ("float32 is not exact beyond 2.24", exactly(
+            lambda x, w: torch.nn.functional.linear(x.float(), w.float()).round().long())),
+        ("multiplied by both steps", lambda x, w, s, t: (product(x, w) * (s * t), s * t)),
+        ("multiplied by x_step", lambda x, w, s, t: (product(x, w) * s, t)),
+        ("multiplied by w_step", lambda x, w, s, t: (product(x, w) * t, s)),
+        ("divided by the steps", lambda x, w, s, t: (product(x, w) / (s * t), s * t)),
+        ("take the sum", exactly(lambda x, w: product(x, w) / x.shape[1])),
+        ("take the sum", exactly(lambda x, w: (product(x, w) / x.shape[1]).int())),
+        ("signs of the codes are lost", exactly(lambda x, w: product(x.int().abs(), w.int().abs()))),
+        ("multiply by its transpose", exactly(lambda x, w: x.int() @ w.int())),
+        ("multiply by its transpose", exactly(lambda x, w: product(x, w.reshape(w.shape[1], -1).T))),
+        ("w_step is forgotten", lambda x, w, s, t: (product(x, w), s)),
+        ("x_step is forgotten", lambda x, w, s, t: (product(x, w), t)),
+        ("steps are added", lambda x, w, s, t: (product(x, w), s + t)),
+        ("upside down", lambda x, w, s, t: (product(x, w), 1 / (s * t))),
+        ("divided by the other", lambda x, w, s, t: (product(x, w), s / t)),
+        ("both steps are forgotten", lambda x, w, s, t: (product(x, w), 1)),
+        ("the scale comes first", lambda x, w, s, t: (s * t, product(x, w))),
+        ("it returns a Tensor: return two, the sums and the scale", lambda x, w, s, t: product(x, w) * (s * t)),
+        ("it returns 3 values", lambda x, w, s, t: (product(x, w), s, t)),
+        ("RuntimeError", exactly(lambda x, w: x.float() @ w)),
+        ("has shape", exactly(lambda x, w: product(w, x))),
+        ("dtype torch.float16", exactly(lambda x, w: product(x, w).half())),
+        ("values are wrong", exactly(lambda x, w: product(x.abs(), w))),
     ],
 }  # fmt: skip

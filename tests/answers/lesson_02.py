@@ -1,7 +1,10 @@
 """Lesson 02: right answers, each written another way, and wrong ones with the message that names them."""
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import mebqat_lite as mq
 
@@ -95,22 +98,328 @@ def scaled(slope, w, step, bits, upstream):
     return float((upstream * slope).sum()) / (w.numel() * signed(bits)[1]) ** 0.5
 
 
+class HardGate(torch.autograd.Function):
+    """The estimator with the gate kept as a mask."""
+
+    @staticmethod
+    def forward(ctx, x, bits):
+        mask = x.gt(0).logical_and(x.lt(1))
+        ctx.save_for_backward(mask)
+        return rounded(x, bits)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0] * grad, None
+
+
+def ste_with_a_hook(x, bits):
+    clipped = x.clamp(0, 1)
+    out = clipped * 1
+    out.data = rounded(x.detach(), bits)
+    return out
+
+
+def ste_by_where(x, bits):
+    u = torch.where(x < 0, torch.zeros_like(x), torch.where(x > 1, torch.ones_like(x), x))
+    with torch.no_grad():
+        added = rounded(u, bits) - u
+    return u + added
+
+
+def ste_by_levels(x, bits):
+    levels = torch.linspace(0, 1, 2**bits, dtype=x.dtype)
+    nearest = levels[(x.detach().unsqueeze(-1) - levels).abs().argmin(-1)]
+    clipped = torch.relu(x) - torch.relu(x - 1)
+    return clipped - clipped.detach() + nearest
+
+
+def ste_in_numpy(x, bits):
+    levels = 2**bits - 1
+    values = np.rint(np.clip(x.detach().numpy(), 0, 1) * levels) / levels
+    return x.clip(0, 1) + torch.from_numpy(values.astype(np.float32)) - x.detach().clip(0, 1)
+
+
+def ste_in_float64(x, bits):
+    wide = x.double().clamp(0, 1)
+    return (wide + (rounded(wide, bits) - wide).detach()).float()
+
+
+def ste_value_by_value(x, bits):
+    rows = [rounded(v.detach(), bits) + v.clamp(0, 1) - v.clamp(0, 1).detach() for v in x.flatten()]
+    return torch.stack(rows).reshape(x.shape)
+
+
+def loop(forward=None, loss_of=F.cross_entropy, step=lambda optimizer: optimizer.step(), order=list, zero=True, sign=1):
+    """The loop of training with one mistake; ``forward`` maps (quantize, w) to the weights of the forward pass."""
+
+    def answer(network, weights, quantize, batches, optimizer):
+        losses = []
+        for x, y in order(batches):
+            loss = loss_of(network([(forward or (lambda q, w: q(w)))(quantize, w) for w in weights], x), y)
+            if zero:
+                optimizer.zero_grad()
+            (sign * loss).backward()
+            step(optimizer)
+            losses.append(loss.item())
+        return losses
+
+    return answer
+
+
+def qat_by_grad(network, weights, quantize, batches, optimizer):
+    losses = []
+    for x, y in batches:
+        loss = F.cross_entropy(network([quantize(w) for w in weights], x), y)
+        for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            w.grad = g
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def qat_with_a_closure(network, weights, quantize, batches, optimizer):
+    losses = []
+    for x, y in batches:
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = F.nll_loss(network(list(map(quantize, weights)), x).log_softmax(1), y)
+            loss.backward()
+            return loss
+
+        losses.append(optimizer.step(closure).item())
+    return np.array(losses)
+
+
+def qat_in_place(network, weights, quantize, batches, optimizer):
+    losses, lr = torch.zeros(len(batches)), optimizer.param_groups[0]["lr"]
+    for i, (x, y) in enumerate(batches):
+        loss = F.cross_entropy(network(tuple(quantize(w) for w in weights), x), y)
+        grads = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            for w, g in zip(weights, grads, strict=True):
+                w -= lr * g
+        losses[i] = loss.item()
+    return losses
+
+
+def qat_through_leaves(network, weights, quantize, batches, optimizer):
+    """The gradient with respect to the quantized weights, sent back through quantize by hand."""
+    losses = []
+    for x, y in batches:
+        optimizer.zero_grad(set_to_none=False)
+        rounded = [quantize(w) for w in weights]
+        loss = F.cross_entropy(network(rounded, x), y)
+        arriving = torch.autograd.grad(loss, rounded, retain_graph=True)
+        torch.autograd.backward(rounded, arriving)
+        optimizer.step()
+        losses += [loss.tolist()]
+    return losses
+
+
+def qat_by_one_hot(network, weights, quantize, batches, optimizer):
+    losses = []
+    for x, y in batches:
+        log_p = network([quantize(w) for w in weights], x).double().log_softmax(1)
+        loss = -(F.one_hot(y, 4) * log_p).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return tuple(losses)
+
+
+def qat_with_while(network, weights, quantize, batches, optimizer):
+    todo, losses = list(batches), []
+    while todo:
+        x, y = todo.pop(0)
+        optimizer.zero_grad()
+        logits = network([quantize(w) for w in weights], x)
+        loss = (logits.logsumexp(1) - logits[torch.arange(len(y)), y]).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(np.float64(loss.item()))
+    return losses
+
+
+def qat_that_keeps(network, weights, quantize, batches, optimizer):
+    """It rounds in place for the forward pass and puts the float weights back before the update."""
+    losses = []
+    for x, y in batches:
+        out = [quantize(w) for w in weights]
+        kept = [w.detach().clone() for w in weights]
+        loss = F.cross_entropy(network(out, x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for w, before in zip(weights, kept, strict=True):
+                w.copy_(before)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def qat_zeroed_after(network, weights, quantize, batches, optimizer):
+    losses = []
+    for x, y in batches:
+        loss = F.cross_entropy(network([quantize(w) for w in weights], x), y)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        for w in weights:
+            w.grad = None
+    return losses
+
+
+def overwriting(network, weights, quantize, batches, optimizer):
+    losses = qat_by_grad(network, weights, quantize, batches[:0], optimizer)
+    for batch in batches:
+        losses += qat_by_grad(network, weights, quantize, [batch], optimizer)
+        with torch.no_grad():
+            for w in weights:
+                w.copy_(quantize(w))
+    return losses
+
+
+def losses_after(network, weights, quantize, batches, optimizer):
+    losses = []
+    for x, y in batches:
+        qat_by_grad(network, weights, quantize, [(x, y)], optimizer)
+        losses.append(F.cross_entropy(network([quantize(w) for w in weights], x), y).item())
+    return losses
+
+
+def hand_slopes(make):
+    """A clip gradient from u = x / alpha, its code and 2^bits - 1."""
+
+    def answer(x, alpha, bits):
+        levels = 2**bits - 1
+        return make(x / alpha, torch.round((x / alpha).clamp(0, 1) * levels) / levels)
+
+    return answer
+
+
+def slopes_in_numpy(x, alpha, bits):
+    u, levels = x.numpy().astype(np.float64) / alpha, 2**bits - 1
+    return np.select([u <= 0, u >= 1], [0.0, 1.0], np.rint(u * levels) / levels - u)
+
+
+def slopes_in_a_loop(x, alpha, bits):
+    levels = 2**bits - 1
+
+    def one(v):
+        if v <= 0:
+            return 0
+        return 1 if v >= alpha else round(v / alpha * levels) / levels - v / alpha
+
+    return [[one(v) for v in row] for row in x.tolist()]
+
+
+def slopes_of_error(x, alpha, bits):
+    """What rounding adds to the clipped x, over alpha; and 1 where x is clipped at alpha."""
+    step = alpha / (2**bits - 1)
+    error = (x.clamp(0, alpha) / step).round() * step - x.clamp(0, alpha)
+    return error / alpha + (x >= alpha).float()
+
+
+def slopes_by_difference(x, alpha, bits):
+    """The quotient of differences where the codes are held constant and x / alpha is taken off again."""
+    x, h, step = x.double(), 1e-3 * alpha, 1 / (2**bits - 1)
+    code = ((x / alpha).clamp(0, 1) / step).round()
+    return (code * step * (alpha + h) - code * step * (alpha - h)) / (2 * h) - (x / alpha) * ((x > 0) & (x < alpha))
+
+
+def step_in_a_loop(w, step, bits, upstream):
+    low, high = signed(bits)
+    total = 0.0
+    for value, arriving in zip(w.flatten().tolist(), upstream.flatten().tolist(), strict=True):
+        u = value / step
+        total += arriving * (low if u <= low else high if u >= high else round(u) - u)
+    return total / math.sqrt(w.numel() * high)
+
+
+def step_by_parts(w, step, bits, upstream):
+    low, high = signed(bits)
+    u = w / step
+    below, above = u <= low, u >= high
+    among = ~(below | above)
+    total = low * upstream[below].sum() + high * upstream[above].sum()
+    total += (upstream[among] * (u[among].round() - u[among])).sum()
+    return total / torch.tensor(float(w.numel() * high)).sqrt()
+
+
+def step_by_filters(w, step, bits, upstream):
+    rows = [(slopes(a, step, bits) * b).sum() for a, b in zip(w, upstream, strict=True)]
+    return np.float32(sum(rows).item() / (w.numel() * signed(bits)[1]) ** 0.5)
+
+
+def step_by_einsum(w, step, bits, upstream):
+    total = torch.einsum("oihw,oihw->", slopes(w.double(), step, bits).double(), upstream.double())
+    return total * (w.numel() * signed(bits)[1]) ** -0.5
+
+
+def step_by_clamp(w, step, bits, upstream):
+    u = w / step
+    code, free = u.round().clamp(*signed(bits)), u.clamp(*signed(bits))
+    slope = code - free + torch.where(free == u, 0.0, free)
+    return torch.dot(slope.flatten(), upstream.flatten()).item() / math.sqrt(w.numel() * signed(bits)[1])
+
+
 RIGHT = {
     "ste_round": [
         gated(inside),
+        lambda x, bits: HardGate.apply(x, bits),
         lambda x, bits: mq.quantizers.unit_activation(x, bits),
         lambda x, bits: x.clamp(0, 1) - (x.clamp(0, 1) - rounded(x, bits)).detach(),
-        lambda x, bits: torch.nn.functional.hardtanh(x, 0, 1).double() + (rounded(x, bits) - x.clamp(0, 1)).detach(),
+        lambda x, bits: F.hardtanh(x, 0, 1) + (rounded(x, bits) - x.clamp(0, 1)).detach(),
         lambda x, bits: rounded(x, bits).detach() + inside(1.0, x.detach()) * (x - x.detach()),
+        ste_with_a_hook,
+        ste_by_where,
+        ste_by_levels,
+        ste_in_numpy,
+        ste_in_float64,
+        ste_value_by_value,
     ],
-    "clip_gradient": [slope_by_autograd, slope_of_own_estimator, slope_by_cases],
+    "qat": [
+        loop(),
+        qat_by_grad,
+        qat_with_a_closure,
+        qat_in_place,
+        qat_through_leaves,
+        qat_by_one_hot,
+        qat_with_while,
+        qat_that_keeps,
+        qat_zeroed_after,
+        loop(loss_of=lambda z, y: F.cross_entropy(z, F.one_hot(y, 4).float())),
+        loop(loss_of=lambda z, y: F.cross_entropy(z, y, reduction="sum") / len(y)),
+    ],
+    "clip_gradient": [
+        slope_by_cases,
+        slopes_in_numpy,
+        slopes_in_a_loop,
+        slopes_of_error,
+        slopes_by_difference,
+        hand_slopes(lambda u, q: torch.where(u < 1, q - u.clamp(0, 1), 1.0)),
+        hand_slopes(lambda u, q: q - u * ((u > 0) & (u < 1))),
+        hand_slopes(lambda u, q: (q - u.clamp(0, 1)) + u.ge(1)),
+        hand_slopes(lambda u, q: (q - u).masked_fill(u <= 0, 0).masked_fill(u >= 1, 1).double()),
+        hand_slopes(lambda u, q: torch.stack([u * 0, q - u, u * 0 + 1])[
+            (u > 0).long() + (u >= 1).long(), *torch.meshgrid(*map(torch.arange, u.shape), indexing="ij")]),
+        hand_slopes(lambda u, q: np.where(u >= 1, 1, np.where(u <= 0, 0, (q - u).numpy()))),
+    ],
     "step_gradient": [
         step_by_autograd,
         step_of_own_estimator,
         step_in_numpy,
+        step_in_a_loop,
+        step_by_parts,
+        step_by_filters,
+        step_by_einsum,
+        step_by_clamp,
         lambda w, step, bits, upstream: scaled(slopes(w, step, bits), w, step, bits, upstream),
+        lambda w, step, bits, upstream: np.array(scaled(slopes(w.double(), step, bits), w, step, bits, upstream)),
     ],
-}
+}  # fmt: skip
 
 
 def wrong_slope(middle, above=1.0, below=0.0):
@@ -159,14 +468,22 @@ WRONG = {
         ("outside the clip too", gated(lambda grad, x: grad)),
         ("passes above 1 too", gated(lambda grad, x: grad * (x > 0))),
         ("passes below 0 too", gated(lambda grad, x: grad * (x < 1))),
-        ("exchanged", gated(lambda grad, x: grad * ((x < 0) | (x > 1)))),
-        ("gradient is 2.bits - 1 inside|values are wrong|wrong: it returns",
-         lambda x, bits: rounded(x, bits).detach() + (2**bits - 1) * inside(1.0, x.detach()) * (x - x.detach())
-         if bits > 1 else gated(inside)(x, bits)),
-        ("gradient is -1 inside", gated(lambda grad, x: -inside(grad, x))),
-        ("gradient is 2 inside", gated(lambda grad, x: 2 * inside(grad, x))),
-        ("incoming gradient is lost", gated(lambda grad, x: inside(torch.ones_like(x), x))),
-        ("incoming gradient is lost", gated(lambda grad, x: ((x > 0) & (x < 1)).float())),
+        ("clip x before you round, not after", lambda x, bits: (
+            x + ((x * (2**bits - 1)).round() / (2**bits - 1) - x).detach()).clamp(0, 1)),
+        ("gradient stops where the output is 0 or 1", gated(
+            lambda grad, x: grad * ((x * 3).round() > 0) * ((x * 3).round() < 3))),
+        ("other way round", gated(lambda grad, x: grad * ((x < 0) | (x > 1)))),
+        ("inside the clip is 2.bits - 1;",
+         lambda x, bits: rounded(x, bits).detach() + (2**bits - 1) * inside(1.0, x.detach()) * (x - x.detach())),
+        ("inside the clip is 1 / .2.bits - 1.;",
+         lambda x, bits: rounded(x, bits).detach() + inside(1.0, x.detach()) * (x - x.detach()) / (2**bits - 1)),
+        ("inside the clip is 1/2;", gated(lambda grad, x: inside(grad, x) / 2)),
+        ("times x: times the gate", gated(lambda grad, x: grad * x)),
+        ("times the clipped x", gated(lambda grad, x: grad * x.clamp(0, 1))),
+        ("inside the clip is -1;", gated(lambda grad, x: -inside(grad, x))),
+        ("inside the clip is 2;", gated(lambda grad, x: 2 * inside(grad, x))),
+        ("gradient that arrives is lost", gated(lambda grad, x: inside(torch.ones_like(x), x))),
+        ("gradient that arrives is lost", gated(lambda grad, x: ((x > 0) & (x < 1)).float())),
         ("x comes back", lambda x, bits: x),
         ("clipped, but not rounded", lambda x, bits: x.clamp(0, 1)),
         ("does not clip", lambda x, bits: x + ((x * (2**bits - 1)).round() / (2**bits - 1) - x).detach()),
@@ -177,15 +494,49 @@ WRONG = {
         ("changes its input x in place", lambda x, bits: x.clamp_(0, 1)),
         ("has shape", lambda x, bits: rounded(x, bits).flatten()),
         ("dtype torch.int32", lambda x, bits: rounded(x, bits).int()),
+        ("dtype torch.float64; it should be torch.float32", lambda x, bits: gated(inside)(x, bits).double()),
+        ("type ndarray: return a tensor", lambda x, bits: rounded(x.detach(), bits).numpy()),
         ("RuntimeError|inplace", lambda x, bits: gated(inside)(x, bits) @ x),
     ],
+    "qat": [
+        ("48 different values, so they are not quantized: give it", loop(lambda q, w: w)),
+        (r"weights\[0\].*are not quantized", loop(lambda q, w: w.tanh())),
+        (r"no gradient comes back from the network to weights\[0\]", loop(lambda q, w: q(w).detach())),
+        ("no gradient comes back", loop(lambda q, w: torch.no_grad()(q)(w))),
+        ("clipped weights move too", loop(lambda q, w: w + (q(w) - w).detach())),
+        ("no weight has moved", loop(step=lambda optimizer: None)),
+        ("gradients of earlier batches are added", loop(zero=False)),
+        ("goes uphill", loop(sign=-1)),
+        ("a sum over the batch", loop(loss_of=lambda z, y: F.cross_entropy(z, y, reduction="sum"))),
+        ("only the first batch", loop(order=lambda b: b[:1])),
+        ("only the last batch", loop(order=lambda b: b[-1:])),
+        ("wrong order", loop(order=lambda b: b[::-1])),
+        ("twice", loop(order=lambda b: [pair for pair in b for _ in "12"])),
+        ("rounded weights take the place", overwriting),
+        ("losses after the steps", losses_after),
+        ("network is never called", lambda network, weights, quantize, batches, optimizer: [0.0] * len(batches)),
+        ("has shape", lambda *args: loop()(*args)[-1:]),
+        ("type float: return a tensor", lambda *args: loop()(*args)[-1]),
+        ("right is", loop(loss_of=lambda z, y: F.cross_entropy(z.softmax(1), y))),
+        ("right is", loop(loss_of=lambda z, y: F.mse_loss(z, F.one_hot(y, 4).float()))),
+        ("RuntimeError", loop(lambda q, w: q(w).T)),
+    ],
     "clip_gradient": [
+        ("PyTorch find the gradient", slope_by_autograd),
+        ("PyTorch find the gradient", slope_of_own_estimator),
+        ("PyTorch find the gradient", torch.enable_grad()(slope_of_own_estimator)),
+        ("x is not divided by alpha", lambda x, alpha, bits: torch.where(
+            x >= alpha, 1.0, rounded(x / alpha, bits) - x)),
+        ("x is not divided by alpha", wrong_slope(lambda u, q, alpha, bits: q - u * alpha)),
+        ("only one of the two terms", wrong_slope(lambda u, q, alpha, bits: alpha * q - u)),
+        ("2.bits levels", wrong_slope(lambda u, q, alpha, bits: (u * 2**bits).round() / 2**bits - u)),
+        ("2.bits levels", wrong_slope(lambda u, q, alpha, bits: (u * 2**bits).floor() / 2**bits - u)),
+        ("only two levels", wrong_slope(lambda u, q, alpha, bits: u.round() - u)),
         ("PACT's gradient", wrong_slope(0.0)),
         ("PACT's gradient", lambda x, alpha, bits: (x >= alpha).float()),
         ("slope of the staircase itself", lambda x, alpha, bits: rounded(x / alpha, bits)),
         ("slope of the staircase itself", lambda x, alpha, bits: (
-            rounded(x / (alpha * 1.0001), bits) * alpha * 1.0001 - rounded(x / alpha, bits) * alpha) / (alpha * 1e-4)
-            if bits < 1 else rounded(x / alpha, bits)),
+            rounded(x.double() / (alpha * 1.0001), bits) * 1.0001 - rounded(x.double() / alpha, bits)) / 1e-4),
         ("by the product rule", wrong_slope(lambda u, q, alpha, bits: -u)),
         ("sign inside is turned", wrong_slope(lambda u, q, alpha, bits: u - q)),
         ("it is 0 where x is clipped at alpha", wrong_slope(right_middle, above=0.0)),
@@ -212,12 +563,31 @@ WRONG = {
     "step_gradient": [
         ("the scale is missing", wrong_step(lsq, lambda n, p: 1.0)),
         ("without the root", wrong_step(lsq, lambda n, p: 1 / (n * p))),
-        ("without p", lambda w, step, bits, upstream: wrong_step(lsq, lambda n, p: n**-0.5)(w, step, bits, upstream)),
-        ("without N", wrong_step(lsq, lambda n, p: p**-0.5)),
+        ("without high", wrong_step(lsq, lambda n, p: n**-0.5)),
+        ("-low for high", wrong_step(lsq, lambda n, p: (n * (p + 1)) ** -0.5)),
+        ("highest code without a sign", wrong_step(lsq, lambda n, p: (n * (2 * p + 1)) ** -0.5)),
+        ("w is compared with low and high", lambda w, step, bits, up: scaled(torch.where(
+            w <= signed(bits)[0], float(signed(bits)[0]), torch.where(
+                w >= signed(bits)[1], float(signed(bits)[1]), (w / step).round() - w / step)), w, step, bits, up)),
+        ("low and high are swapped", wrong_step(lambda u, low, high: torch.where(
+            u <= low, float(high), torch.where(u >= high, float(low), u.round() - u)))),
+        ("rounds down", wrong_step(lambda u, low, high: torch.where(
+            within(u, low, high), u.floor() - u, u.clamp(low, high)))),
+        ("rounds up", wrong_step(lambda u, low, high: torch.where(
+            within(u, low, high), u.ceil() - u, u.clamp(low, high)))),
+        ("towards zero", wrong_step(lambda u, low, high: torch.where(
+            within(u, low, high), u.trunc() - u, u.clamp(low, high)))),
+        ("codes are those without a sign", wrong_step(lambda u, low, high: lsq(u, 0, high - low))),
+        ("w is not divided by step", lambda w, step, bits, up: scaled(torch.where(
+            within(w / step, *signed(bits)), (w / step).round() - w, (w / step).clamp(*signed(bits))),
+            w, step, bits, up)),
+        ("clipped at high are given the slope 0", wrong_step(
+            lambda u, low, high: torch.where(u >= high, 0.0, lsq(u, low, high)))),
+        ("without count", wrong_step(lsq, lambda n, p: p**-0.5)),
         ("a mean", wrong_step(lsq, lambda n, p: 1 / n)),
-        ("for weights .* it returns", wrong_step(lsq, lambda n, p: (n * p) ** 0.5)),
-        ("number of levels for p", wrong_step(lsq, lambda n, p: (n * 2 * (p + 1)) ** -0.5)),
-        ("number of filters for N",
+        ("not 1 over it", wrong_step(lsq, lambda n, p: (n * p) ** 0.5)),
+        ("number of levels for high", wrong_step(lsq, lambda n, p: (n * 2 * (p + 1)) ** -0.5)),
+        ("number of filters for count",
          lambda w, step, bits, up: wrong_step(lsq, lambda n, p: (len(w) * p) ** -0.5)(w, step, bits, up)),
         ("upstream is forgotten",
          lambda w, step, bits, up: wrong_step(lsq)(w, step, bits, torch.ones_like(w))),

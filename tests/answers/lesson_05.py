@@ -223,12 +223,13 @@ def of_probabilities(predict, queries):
 RIGHT = {
     "sample_episode": [episode_by_package, episode_by_numpy, episode_by_keys],
     "prototype_logits": [
+        lambda s, q: -distances(s, q).float(),
         logits_by_cdist,
         logits_in_loops,
         lambda support, query: mq.learners.prototype_logits(query, support.mean(1)),
     ],
     "fomaml_gradient": [gradient_by_autograd, gradient_as_the_package, gradient_closed_form],
-    "influence": [influence_by_columns, influence_by_masks, changes],
+    "influence": [lambda p, q: changes(p, q).tolist(), influence_by_columns, influence_by_masks, changes],
 }
 
 WRONG = {
@@ -275,7 +276,6 @@ WRONG = {
         ("the median", lambda s, q: -(q[:, None] - s.median(1).values).square().sum(2)),
         ("mean is over the classes|has shape", lambda s, q: -(q[:, None] - s.mean(0)).square().sum(2)),
         ("has shape", lambda s, q: -distances(s, q).T),
-        ("dtype torch.float32", lambda s, q: -distances(s, q).float()),
         ("changes its input query", lambda s, q: -(q.mul_(2)[:, None] - s.mean(1)).square().sum(2)),
     ],
     "fomaml_gradient": [
@@ -322,7 +322,6 @@ WRONG = {
         ("values are wrong|only the diagonal", lambda p, q: torch.zeros(len(q), len(q), dtype=q.dtype)),
         ("has shape", lambda p, q: changes(p, q, reduce=lambda d: d.abs().amax())),
         ("changes its input queries", lambda p, q: p(q.mul_(0))),
-        ("return a tensor", lambda p, q: changes(p, q).tolist()),
     ],
 }  # fmt: skip
 

@@ -130,7 +130,12 @@ RIGHT = {
         lambda w, s, b: counts_in_a_loop(w, s, b).tolist(),
         lambda w, s, b: counts_in_a_loop(w, s, b).int(),
     ],
-    "cross_enrolment": [matrix_in_loops, matrix_by_logits, lambda s, q: enrolled(s, q)],
+    "cross_enrolment": [
+        lambda s, q: enrolled(s, q).tolist(),
+        matrix_in_loops,
+        matrix_by_logits,
+        lambda s, q: enrolled(s, q),
+    ],
     "adapt_at_bits": [adapt_by_learner, adapt_in_one_batch, adapt_one_by_one, adapt_and_restore_by_hand],
 }
 
@@ -237,7 +242,6 @@ WRONG = {
         ("sums .difference.", lambda s, q: enrolled(s, q, score=lambda a, c: -torch.cdist(a, c, p=1))),
         ("shape", lambda s, q: enrolled(s, q).diagonal()),
         ("values are wrong", lambda s, q: enrolled(s, q, s.amax(2) + 1)),
-        ("return a tensor", lambda s, q: enrolled(s, q).tolist()),
     ],
     "adapt_at_bits": [
         ("left at W.A., it was at FP: use", left_at_bits),

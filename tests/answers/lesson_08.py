@@ -85,7 +85,12 @@ RIGHT = {
         lambda shape, bits: bits * -(-math.prod(shape) // 8),
         lambda shape, bits: float(bits * math.ceil(np.prod(shape) / 8)),
     ],
-    "cut": [cut_in_numpy, cut_bit_by_bit, cut_whole_codes],
+    "cut": [
+        lambda planes, count, bits: (whole(planes, count) >> (8 - bits)).tolist(),
+        cut_in_numpy,
+        cut_bit_by_bit,
+        cut_whole_codes,
+    ],
     "correction": [correction_by_pooling, correction_from_two_convolutions, correction_in_loops],
     "best_file": [file_by_both_sizes, file_in_steps],
 }
@@ -179,7 +184,6 @@ WRONG = {
         ("rows are added", added),
         ("one bit too few", lambda planes, count, bits: packing.unpack(planes[: bits - 1], (count,))),
         ("fill the last byte", with_padding),
-        ("return a tensor", lambda planes, count, bits: (whole(planes, count) >> (8 - bits)).tolist()),
         ("has shape", lambda planes, count, bits: planes[:bits]),
         ("changes its input planes", lambda planes, count, bits: planes.zero_()[0]),
         ("values are wrong", lambda planes, count, bits: torch.arange(count)),

@@ -105,7 +105,10 @@ def test_not_attempted_is_not_wrong(exercise, function, capsys):
 
 
 def test_not_attempted_without_an_argument():
-    assert lesson_01.uniform.check().line == "[not attempted] uniform: write uniform, then run this again"
+    assert (
+        lesson_01.fake_quantize.check().line
+        == "[not attempted] fake_quantize: write fake_quantize, then run this again"
+    )
 
 
 def test_none_later_is_a_mistake():
@@ -154,7 +157,7 @@ def wrapped(x, step, low, high):
     ],
 )  # fmt: skip
 def test_an_exception_inside_is_one_line(function, text, capsys):
-    result = lesson_01.uniform.check(function)
+    result = lesson_01.fake_quantize.check(function)
     out = capsys.readouterr()
     assert re.search(text, result.line), result.line
     assert result.status == "try again"
@@ -165,7 +168,7 @@ def test_a_long_error_message_is_cut():
     def shout(*args):
         raise ValueError("no\n" * 500)
 
-    assert len(lesson_01.uniform.check(shout).line) < 400
+    assert len(lesson_01.fake_quantize.check(shout).line) < 400
 
 
 def test_keyboard_interrupt_passes():
@@ -173,7 +176,7 @@ def test_keyboard_interrupt_passes():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lesson_01.uniform.check(stop)
+        lesson_01.fake_quantize.check(stop)
 
 
 def test_input_changed_in_place_is_told_and_does_not_reach_the_grader():
@@ -181,7 +184,7 @@ def test_input_changed_in_place_is_told_and_does_not_reach_the_grader():
         x.zero_()
         return x
 
-    assert "changes its input x in place" in lesson_01.uniform.check(spoil).line
+    assert "changes its input x in place" in lesson_01.fake_quantize.check(spoil).line
 
     def spoil_second(x, w, s, t):
         w.data = w.data.int()
@@ -248,19 +251,19 @@ def test_a_cell_prints_the_line_once():
     """In a real kernel: one line of text, no second value, no traceback."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     cells = [
-        "from mebqat_lite.course.exercises import lesson_01\nlesson_01.uniform",
-        "def mine(x, step, low, high):\n    return x / zero\n\nlesson_01.uniform.check(mine, seed=3)",
-        "lesson_01.uniform.check(None)",
+        "from mebqat_lite.course.exercises import lesson_01\nlesson_01.fake_quantize",
+        "def mine(x, step, low, high):\n    return x / zero\n\nlesson_01.fake_quantize.check(mine, seed=3)",
+        "lesson_01.fake_quantize.check(None)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     [question], [failed], [not_attempted] = (cell.outputs for cell in notebook.cells)
-    assert question.data["text/markdown"] == lesson_01.uniform._repr_markdown_()
+    assert question.data["text/markdown"] == lesson_01.fake_quantize._repr_markdown_()
     assert failed.name == "stdout" and failed.text == (
-        "[try again] uniform: it stops with NameError: name 'zero' is not defined, "
+        "[try again] fake_quantize: it stops with NameError: name 'zero' is not defined, "
         "in line 2 of your function: return x / zero (seed 3)\n"
     )
-    assert not_attempted.text == "[not attempted] uniform: write uniform, then run this again\n"
+    assert not_attempted.text == "[not attempted] fake_quantize: write fake_quantize, then run this again\n"
 
 
 @every

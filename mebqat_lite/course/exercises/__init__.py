@@ -11,9 +11,11 @@ import secrets
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,8 +46,11 @@ class Student:
         self.function, self.names, self.calls = function, list(names), 0
 
     def __call__(self, *args: Any) -> Any:
-        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing."""
-        copies = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing.
+
+        The function gets copies of tensors and lists; it is a Mistake if it changes them.
+        """
+        copies = [_copied(arg) for arg in args]
         self.calls += 1
         try:
             value = self.function(*copies)
@@ -53,8 +58,8 @@ class Student:
             raise self.explain(error) from None
         self.refuse_nothing(value)
         for name, arg, copy in zip(self.names, args, copies, strict=False):
-            if isinstance(arg, Tensor) and not (arg.dtype == copy.dtype and torch.equal(arg, copy)):
-                raise Mistake(f"it changes its input {name} in place: make a new tensor instead")
+            if not _same(arg, copy):
+                raise Mistake(f"it changes its input {name} in place: work on a copy of it")
         return value
 
     def refuse_nothing(self, value: Any) -> None:
@@ -122,23 +127,80 @@ class Exercise:
         return f"**Exercise {self.title}** · {self.dots} · {self.minutes} minutes\n\n{self.question}"
 
 
-def checked(value: Any, like: Tensor | float) -> Tensor:
-    """``value`` in float64; a Mistake unless it is finite and of the type, shape and dtype of ``like``."""
-    if not isinstance(like, Tensor):
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise Mistake(f"it returns a tensor of {value.numel()} values: return one number")
-        if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
-            raise Mistake(f"it returns a value of type {type(value).__name__}: return a number")
-    elif not isinstance(value, Tensor):
+def _copied(arg: Any) -> Any:
+    """A copy of a tensor, or of a list and what it holds; anything else as it is."""
+    if isinstance(arg, list):
+        return [_copied(part) for part in arg]
+    return arg.clone() if isinstance(arg, Tensor) else arg
+
+
+def _same(arg: Any, copy: Any) -> bool:
+    """Whether the copy of an argument still holds what the argument holds."""
+    if isinstance(arg, list):
+        return len(arg) == len(copy) and all(map(_same, arg, copy))
+    if isinstance(arg, Tensor):
+        return isinstance(copy, Tensor) and arg.dtype == copy.dtype and torch.equal(arg, copy)
+    return arg is copy
+
+
+def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
+    """``value`` in float64, without a graph: a number, a tensor, a NumPy array, or lists of these.
+
+    Raises:
+        Mistake: it is something else, which the message names together with what is ``wanted``.
+    """
+    if isinstance(value, (list, tuple)):
+        rows = [numbers(row, wanted) for row in value]
+        if len({row.shape for row in rows}) > 1:
+            raise Mistake(f"it returns a {type(value).__name__} of parts that differ in shape: return {wanted}")
+        return torch.stack(rows) if rows else torch.empty(0, dtype=torch.float64)
+    if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, np.generic)):
+        return torch.tensor(float(value), dtype=torch.float64)
+    try:
+        array = torch.from_numpy(np.array(value, order="C")) if isinstance(value, (np.ndarray, np.generic)) else value
+    except TypeError:  # an array of objects
+        array = None
+    if not isinstance(array, Tensor):
+        raise Mistake(f"it returns a value of type {type(value).__name__}: return {wanted}")
+    if array.dtype == torch.bool or array.is_complex():
+        raise Mistake(f"the result has dtype {array.dtype}: return {wanted} of plain numbers")
+    if array.is_floating_point() and array.dtype.itemsize < 4:
+        raise Mistake(f"the result has dtype {array.dtype}, which keeps only three digits: compute in float32")
+    return array.detach().to("cpu", torch.float64)
+
+
+def tensor(value: Any, like: Tensor) -> Tensor:
+    """``value`` itself; a Mistake unless it is a tensor of the shape and dtype of ``like``, as a network needs it."""
+    if not isinstance(value, Tensor):
         raise Mistake(f"it returns a value of type {type(value).__name__}: return a tensor")
-    elif value.shape != like.shape:
+    if value.shape != like.shape:
         raise Mistake(f"the result has shape {tuple(value.shape)}; it should be {tuple(like.shape)}")
-    elif value.dtype not in (like.dtype, torch.float64):
-        raise Mistake(f"the result has dtype {value.dtype}; it should be {like.dtype}")
-    double = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    if value.dtype != like.dtype:
+        raise Mistake(f"the result has dtype {value.dtype}; it should be {like.dtype}, the type of the input")
+    return value
+
+
+def checked(value: Any, like: Tensor | float) -> Tensor:
+    """``value`` in float64; a Mistake unless it is finite and of the shape of ``like``: a number, or a tensor.
+
+    Whole numbers, floats of 32 and 64 bits, NumPy arrays and, for a tensor, lists are all taken.
+    """
+    if isinstance(like, Tensor) and like.dim():
+        double = numbers(value)
+        if isinstance(value, (Real, np.generic)):
+            raise Mistake(f"it returns a value of type {type(value).__name__}: return a tensor")
+        if double.shape != like.shape:
+            raise Mistake(f"the result has shape {tuple(double.shape)}; it should be {tuple(like.shape)}")
+    else:
+        if isinstance(value, (list, tuple)):
+            raise Mistake(f"it returns a value of type {type(value).__name__}: return a number")
+        double = numbers(value, "a number")
+        if double.numel() != 1:
+            raise Mistake(f"it returns a {type(value).__name__.lower()} of {double.numel()} values: return one number")
+        double = double.reshape(())
     if not double.isfinite().all():
         raise Mistake("it returns NaN or infinity: is something divided by zero?")
-    return double.reshape(like.shape if isinstance(like, Tensor) else ())
+    return double
 
 
 def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[str, Any]] = ()) -> None:
@@ -149,7 +211,8 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
     if not (wrong := (got - right).abs() > tolerance).any():
         return
     for message, result in mistakes:
-        if bool(((got - result).abs() <= tolerance).all()):
-            raise Mistake(message)
+        size = float(torch.as_tensor(result, dtype=torch.float64).abs().max())  # it may be much larger than ``right``
+        if bool(((got - result).abs() <= max(tolerance, 1e-5 * size)).all()):
+            raise Mistake(f"for {where}: {message}")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

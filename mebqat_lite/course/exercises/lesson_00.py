@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from mebqat_lite.switching.state import setting_of
 
 Student = Callable[..., Any]
 Pair = tuple[int, int]
+Place = tuple[str, str]  # bits and norm policy
+PLACES: list[Place] = [(bits, policy) for bits in ("FP", "W2A2", "W1A1") for policy in ("recalibrated", "running")]
 
 # --- 0.1 -------------------------------------------------------------------------------------------------------
 
@@ -58,26 +59,38 @@ def _right_pairs() -> set[Pair]:
 def _name_pairs(accepted: set[Pair], right: set[Pair], grid: set[Pair]) -> str:
     """The mistake that a set of accepted pairs shows."""
     extra, missing = accepted - right, right - accepted
-    tests = [
-        (not accepted, "it returns False for all 100 pairs; 75 of them are valid"),
-        (accepted == grid, "it returns True for all 100 pairs: 25 are not valid. Write the three rules"),
+    whole = [
+        (not accepted, "it returns False for all 100 pairs, but 75 of them are valid"),
+        (accepted == grid, "it returns True for all 100 pairs, but 25 are not valid: write the three rules"),
         (accepted == grid - right, "it says yes for no and no for yes: turn the answer round"),
         (accepted == {(a, w) for w, a in right}, "w and a are swapped: the weights come first"),
-        (bool(missing) and all(w == a for w, a in accepted), "only the diagonal w = a: the two may differ"),
-        (any(w == 32 for w, a in extra), "w = 32 with a < 32 counts as valid: FP weights go with a = 32 only"),
-        (any(w == 1 for w, a in extra), "w = 1 goes with a = 1 or 32 only, so that W1A4 is not valid"),
-        (any(a == 1 for w, a in extra), "a = 1 goes with w = 1 only, so that W3A1 is not valid"),
-        ((1, 32) in missing, "W1A32 is forgotten: one-bit weights also go with a = 32"),
-        ((1, 1) in missing, "W1A1 is forgotten: both may be one bit"),
-        ((32, 32) in missing, "FP is forgotten: w = 32 with a = 32 is valid"),
-        (all(a == 32 for w, a in missing), "a = 32 is forgotten: w bits alone may be quantized, as in W4A32"),
-        (any(16 in pair for pair in missing), "16 is forgotten: the widths are 1 to 8, 16 and 32"),
+        (bool(missing) and all(w == a for w, a in accepted), "it accepts only w = a, but the two may differ"),
     ]
-    for found, message in tests:
+    for found, message in whole:
         if found:
             return message
-    wrong = _written(min(missing))
-    return f"{len(missing)} valid pairs are left out, among them {wrong}"
+    pairs, rule = _broken_rule(extra, missing)
+    answer, valid = ("True", "not valid") if pairs <= extra else ("False", "valid")
+    more = f", and for {len(pairs) - 1} more like it" if len(pairs) > 1 else ""
+    return f"for {_written(min(pairs))} it returns {answer}{more}: {rule or f'this pair is {valid}'}"
+
+
+def _broken_rule(extra: set[Pair], missing: set[Pair]) -> tuple[set[Pair], str]:
+    """Pairs that are answered wrongly for one reason, and the reason; "" if they have none in common."""
+    weights = {pair for pair in extra if pair[0] == 32}
+    ones = {pair for pair in extra if pair[0] == 1}
+    floats = missing if all(a == 32 and w not in (1, 32) for w, a in missing) else set()
+    rules = [
+        (weights, "full-precision weights, w = 32, go with a = 32 only"),
+        (ones, "w = 1 goes with a = 1 and a = 32 only"),
+        (extra, "a = 1 goes with w = 1 only"),
+        (missing & {(1, 32)}, "one-bit weights also go with a = 32"),
+        (missing & {(1, 1)}, "weights and activations may both have one bit"),
+        (missing & {(32, 32)}, "w = 32 with a = 32 is full precision (FP), which is valid"),
+        (floats, "a = 32 is valid, too: the weights alone may be quantized"),
+        ({pair for pair in missing if 16 in pair}, "16 is one of the widths, which are 1 to 8, 16 and 32"),
+    ]
+    return next(((pairs, rule) for pairs, rule in rules if pairs), (missing, ""))
 
 
 def _written(pair: Pair) -> str:
@@ -123,22 +136,36 @@ def _grade_saving(student: Student, rng: Generator) -> None:
     cases += [(1.7 * baseline, float(baseline)), (4, 3), (used * 50, used)]
     for few, many in cases:
         got, want = float(checked(student(few, many), 0.0)), 100 * (many - few) / many
+        where = f"used = {few:.6g} and baseline = {many:.6g}"
         if 1e-5 * abs(want) + 1e-6 < abs(got - want) < 1 and abs(got - round(got, 2)) < 1e-4:
-            raise Mistake("the result is rounded: return all digits, and round when you print")
-        expect(got, want, f"used = {few:.6g} and baseline = {many:.6g}", _wrong_savings(few, many, want))
+            raise Mistake(f"for {where}: the result is rounded. Return all digits, and round when you print")
+        expect(got, want, where, _wrong_savings(few, many, want))
 
 
 def _wrong_savings(used: float, baseline: float, want: float) -> list[tuple[str, float]]:
+    swapped = "used and baseline are swapped: the baseline counts as 100 %"
+    ratio = "this is only the part that is used{}: what is saved is the rest, up to 100 %"
+    times = "this is how many times as much the baseline is{}: return the saving, in percent of the baseline"
+    fraction = ", and as a fraction: multiply by 100 for percent"
     return [
         ("it stops at zero: where more is used than by the baseline, the saving is negative", max(want, 0.0)),
         ("the saving has lost its sign: where more is used, it is negative", abs(want)),
         ("this is a fraction: multiply it by 100 for percent", want / 100),
-        ("used and baseline are swapped: it is the baseline that counts as 100 %", 100 * (1 - baseline / used)),
+        (swapped, 100 * (1 - baseline / used)),
+        (swapped + fraction, 1 - baseline / used),
         ("it divides by what is used: divide by the baseline", 100 * (baseline - used) / used),
-        ("this is the part that is used: what is saved is the rest, up to 100 %", 100 * used / baseline),
+        ("it divides by what is used: divide by the baseline" + fraction, (baseline - used) / used),
+        (ratio.format(""), 100 * used / baseline),
+        (ratio.format(", as a fraction"), used / baseline),
+        (times.format(""), baseline / used),
+        (times.format(", in percent"), 100 * baseline / used),
         ("the sign is wrong: a saving is positive when less is used", -want),
+        ("the sign is wrong: a saving is positive when less is used" + fraction, -want / 100),
         ("whole-number division // cuts off: divide with /", 100 * (1 - used // baseline)),
+        ("the 1 is missing its 100: 100 percent minus the part that is used", 1 - 100 * used / baseline),
+        ("the part that is used is no percentage yet: 100 * used / baseline", 100 - used / baseline),
         ("this is the difference: divide it by the baseline", baseline - used),
+        ("this is the difference times 100: divide it by the baseline", 100 * (baseline - used)),
     ]
 
 
@@ -148,12 +175,12 @@ saving = Exercise(
     difficulty=1,
     minutes=5,
     question="""
-    One model serves 75 bitwidth pairs, where dedicated training needs 75 models; a training step visits 4 pairs,
-    where another method visits all 75. How much is that, in percent?
+    One model serves 75 bitwidth pairs, where dedicated training needs 75 models. A training step visits 4 pairs,
+    where another method visits all 75. How much does that save, in percent?
 
-    Write `saving(used, baseline)`: how much less `used` is than `baseline`, in percent of the baseline. It is
-    negative if more is used. Do not round. Then `saving(1, 75)` is 98.7 and `saving(4, 75)` is 94.7, rounded; and
-    a step of 4 pairs saves nothing to a user who needs 4 pairs, less than nothing for 3.
+    Write `saving(used, baseline)`, which says how much less `used` is than `baseline`, in percent of the baseline. The
+    saving is negative if more is used. Do not round. Then `saving(1, 75)` is about 98.7 and `saving(4, 75)` about 94.7.
+    For somebody who needs only 4 pairs, a step of 4 pairs saves nothing; for 3 pairs it costs more.
     """,
     hints=[
         "What part of the baseline is used? The saving is the rest.",
@@ -167,94 +194,124 @@ saving = Exercise(
 # --- 0.3 -------------------------------------------------------------------------------------------------------
 
 
-def _accuracy_at(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, bits: str) -> float:
+def _accuracy_at(
+    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, bits: str, norm_stats: str
+) -> float:
     """Percent of ``images`` (batch, ...) that ``model`` classifies as ``labels`` (batch,) at ``bits``."""
-    with mq.at(model, bits), torch.no_grad():
+    with mq.at(model, bits, norm_stats), torch.no_grad():
         predicted = model(images).argmax(1)  # (batch, classes) -> (batch,)
     return 100 * (predicted == labels).float().mean().item()
 
 
 def _grade_accuracy_at(student: Student, rng: Generator) -> None:
     model, images, labels, right = _classifier(rng)
-    pairs = list(right)
-    for i in torch.randperm(len(pairs), generator=rng).tolist():
-        bits, start = pairs[i], pairs[i - 1]
-        mq.set_bits(model, start)
-        before = _state(model)
-        got = student(model, images, labels, bits)
-        where = f"bits = {bits} and a model left at {start}"
-        expect(got, right[bits], where, _wrong_accuracies(right, bits, start, len(labels)))
-        _same_state(before, _state(model))
+    places = [list(right)[i] for i in torch.randperm(len(right), generator=rng).tolist()]
+    for place in places:
+        start = next(other for other in places if other[0] != place[0] and other[1] != place[1])
+        mq.set_bits(model, start[0])
+        mq.set_norm_stats(model, start[1])
+        before = state_of(model)
+        got = student(model, images, labels, *place)
+        where = f"bits = {place[0]} and norm_stats = {place[1]}, the model standing at {_place(start)}"
+        expect(got, right[place], where, _wrong_accuracies(right, place, start, len(labels)))
+        left_alone(before, state_of(model), f"for {where}: the accuracy is right, but")
 
 
-def _classifier(rng: Generator) -> tuple[nn.Module, Tensor, Tensor, dict[str, float]]:
-    """A network, 60 images, labels, and its accuracy at four pairs; each number tells what it is."""
+def _place(place: Place) -> str:
+    return "{} under {}".format(*place)
+
+
+def _classifier(rng: Generator) -> tuple[nn.Module, Tensor, Tensor, dict[Place, float]]:
+    """A network, 61 images, labels, and its accuracy at three pairs under two norm policies, no two of them equal."""
     while True:
-        images = torch.randn(60, 1, 8, 8, generator=rng).mul(4).round() / 4
+        images = torch.randn(61, 1, 8, 8, generator=rng).mul(4).round() / 4
         model = _random_net(images, int(torch.randint(2**31, (), generator=rng)))
         predicted, margin = {}, 1.0
-        for bits in ("FP", "W8A2", "W2A2", "W1A1"):
-            with mq.at(model, bits), torch.no_grad():
+        for place in PLACES:
+            with mq.at(model, *place), torch.no_grad():
                 best = model(images).topk(2)  # values and indices, (batch, 2)
-            predicted[bits] = best.indices[:, 0]
+            predicted[place] = best.indices[:, 0]
             margin = min(margin, float((best.values[:, 0] - best.values[:, 1]).min()))
-        random = torch.randint(10, (60,), generator=rng)
-        labels = torch.where(torch.rand(60, generator=rng) < 0.25, random, predicted["FP"])
-        right = {bits: 100 * float((classes == labels).sum()) / 60 for bits, classes in predicted.items()}
-        told = sorted(n for value in right.values() for n in (value, 100 - value, value * 60 / 100))
-        if margin > 1e-5 and min(b - a for a, b in pairwise(told)) > 0.1:  # no ties
-            return model, images, labels, right
+        random = torch.randint(10, (61,), generator=rng)
+        labels = torch.where(torch.rand(61, generator=rng) < 0.25, random, predicted[PLACES[0]])
+        hits = {place: int((classes == labels).sum()) for place, classes in predicted.items()}
+        told = {*hits.values(), *(61 - count for count in hits.values())}
+        if margin > 1e-5 and len(told) == 2 * len(PLACES):  # no ties; each number tells what it is
+            return model, images, labels, {place: 100 * count / 61 for place, count in hits.items()}
 
 
 def _random_net(images: Tensor, seed: int) -> nn.Module:
-    """Three linear layers, in evaluation mode. Sums of the first are exact: one image at a time gives the same."""
+    """Three linear layers and two norms. The sums of the first are exact: one image at a time gives the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         a, b, c = (nn.Linear(n_in, n_out, bias=False) for n_in, n_out in ((64, 32), (32, 32), (32, 10)))
+        norms = nn.BatchNorm1d(32), nn.BatchNorm1d(32)
+        for norm in norms:  # statistics of training that do not suit these images
+            norm.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
+            norm.running_var.uniform_(0.1, 0.5)  # type: ignore[union-attr]
     with torch.no_grad():
         a.weight.mul_(64).round_().div_(64)
-    model = nn.Sequential(nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), c)
-    return mq.quantize(model, "dorefa", sample=images).eval()
+    model = nn.Sequential(nn.Flatten(), a, norms[0], nn.ReLU(), b, norms[1], nn.ReLU(), c)
+    mq.quantize(model, "dorefa", sample=images).eval()
+    return mq.recalibrate(model, images, [bits for bits, _ in PLACES[::2]])
 
 
-def _wrong_accuracies(right: dict[str, float], bits: str, start: str, count: int) -> list[tuple[str, float]]:
-    want = right[bits]
+def _wrong_accuracies(
+    right: dict[Place, float], place: Place, start: Place, count: int
+) -> list[tuple[str, float]]:  # fmt: skip
+    want, (bits, norm_stats) = right[place], place
+    stood = "This is the accuracy at {}. Give mq.at both bits and norm_stats"
     named = [
-        (f"it ignores bits: this is the accuracy at {start}, where the model stood. Use mq.at", right[start]),
+        ("it ignores bits and norm_stats. " + stood.format(_place(start) + ", as the model stood"), right[start]),
+        ("it ignores norm_stats. " + stood.format(_place((bits, start[1]))), right[bits, start[1]]),
+        ("it ignores bits. " + stood.format(_place((start[0], norm_stats))), right[start[0], norm_stats]),
         ("this is a fraction: multiply it by 100 for percent", want / 100),
         ("this is the error: the accuracy is the share of right answers", 100 - want),
         ("this is the error, and as a fraction: return the share of right answers in percent", 1 - want / 100),
-        ("this is the number of right answers: divide by the number of labels, times 100", want * count / 100),
+        ("this is the number of right answers: divide it by the number of labels, times 100", want * count / 100),
         ("the result is rounded: return all digits", round(want)),
         ("the result is rounded: return all digits", round(want, 1)),
+        ("the result is cut off: return all digits", int(want)),
     ]
-    others = [pair for pair in right if pair not in (bits, start)]
-    return named + [(f"it ignores bits: this is the accuracy at {p} in place of {bits}", right[p]) for p in others]
+    others = [other for other in right if other not in (place, start)]
+    return named + [
+        (f"it does not go by its arguments. {stood.format(_place(other))}", right[other]) for other in others
+    ]
 
 
-def _state(model: nn.Module) -> dict[str, Any]:
-    """What a function that only evaluates must leave as it was."""
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """What a function that only evaluates must leave as it was: bits, norm policy, modes, weights and hooks."""
     try:
         setting = setting_of(model)
     except mq.NotQuantizedError:
-        raise Mistake("the model is no longer quantized afterwards: switch bits, do not restore") from None
-    weights = torch.cat([value.flatten() for value in model.state_dict().values()])
-    mode = [module.training for module in model.modules()]
-    return {"bits": setting.key, "norm_stats": setting.norm_stats, "mode": mode, "weights": weights}
+        raise Mistake("the model is no longer quantized afterwards: switch its bits, do not restore it") from None
+    return {
+        "bits": setting.key,
+        "norm_stats": setting.norm_stats,
+        "mode": [module.training for module in model.modules()],
+        "weights": torch.cat([value.detach().flatten() for value in model.parameters()]),
+        "statistics": torch.cat([value.flatten() for value in model.buffers()]),
+        "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+    }
 
 
-def _same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
-    if after["bits"] != before["bits"]:
-        raise Mistake(
-            f"the accuracy is right, but the model is left at {after['bits']} and was at {before['bits']}: "
-            "with mq.at(model, bits): puts it back"
+def left_alone(before: dict[str, Any], after: dict[str, Any], right: str, changes: str = "") -> None:
+    """A Mistake, which begins with ``right``, unless a model is as before, but for what it ``changes`` on purpose."""
+    back = "with mq.at(model, bits, norm_stats): puts both back"
+    told = {
+        "bits": f"the model is left at {after['bits']} and was at {before['bits']}: {back}",
+        "norm_stats": f"the model is left with another norm policy, {after['norm_stats']}: {back}",
+        "mode": "the model is left in training mode: it was in evaluation mode",
+        "weights": "the model's weights have changed: leave them as they are",
+        "statistics": "the norms' statistics have changed: only evaluate the model",
+        "hooks": "a hook is left on the model, and would go on watching it: call remove() on each hook",
+    }
+    for name, message in told.items():
+        same = (
+            torch.equal(before[name], after[name]) if isinstance(before[name], Tensor) else before[name] == after[name]
         )
-    if after["norm_stats"] != before["norm_stats"]:
-        raise Mistake("the accuracy is right, but the model is left with another norm policy")
-    if after["mode"] != before["mode"]:
-        raise Mistake("the accuracy is right, but the model is left in training mode: it was in evaluation mode")
-    if not torch.equal(after["weights"], before["weights"]):
-        raise Mistake("the accuracy is right, but the model's weights have changed: only evaluate it")
+        if name != changes and not same:
+            raise Mistake(f"{right} {message}")
 
 
 accuracy_at = Exercise(
@@ -263,14 +320,16 @@ accuracy_at = Exercise(
     difficulty=2,
     minutes=10,
     question="""
-    Write `accuracy_at(model, images, labels, bits)`: the accuracy in percent of a quantized `model` at `bits`, for
-    example `"W2A4"`. `images` is `(batch, channels, height, width)`, `labels` is `(batch,)`, and
-    `model(images)` gives logits, `(batch, classes)`. The model is in evaluation mode.
+    Write `accuracy_at(model, images, labels, bits, norm_stats)`: the accuracy in percent of a quantized `model` at
+    `bits`, for example `"W2A4"`. `norm_stats` is the norm policy, for example `"recalibrated"`. It says whose
+    statistics batch norm uses, and no accuracy means anything without it; lesson 03 tells why. `mq.at` takes both.
 
-    The model may stand at any bitwidth when it comes; leave it as it was.
+    `images` is `(batch, channels, height, width)`, `labels` is `(batch,)`, and `model(images)` gives logits,
+    `(batch, classes)`. The model is in evaluation mode. It may stand at any bits and policy when it comes; leave it as
+    it was.
     """,
     hints=[
-        "with mq.at(model, bits): switches the model inside the block, and back behind it.",
+        "with mq.at(model, bits, norm_stats): switches the model inside the block, and back behind it.",
         "The class is where the logit is largest: model(images).argmax(1).",
         "(predicted == labels).float().mean().item() is a fraction between 0 and 1.",
     ],

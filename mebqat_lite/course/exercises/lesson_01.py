@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
@@ -23,14 +23,14 @@ def _draw(low: float, high: float, rng: Generator) -> float:
 # --- 1.1 -------------------------------------------------------------------------------------------------------
 
 
-def _uniform(x: torch.Tensor, step: float, low: int, high: int) -> torch.Tensor:
+def _fake_quantize(x: torch.Tensor, step: float, low: int, high: int) -> torch.Tensor:
     """step clip(round(x / step), low, high), same shape as ``x``."""
     codes = torch.round(x / step).clamp(low, high)
     return step * codes
 
 
-def _grade_uniform(student: Student, rng: Generator) -> None:
-    sizes = ((0.15, 0.5), (2.0, 20.0), (0.15, 0.5), (2.0, 20.0))
+def _grade_fake_quantize(student: Student, rng: Generator) -> None:
+    sizes = ((1.5, 4.0), (0.15, 0.5), (1.5, 4.0), (0.15, 0.5))  # large first: there x may not be clipped itself
     for signed, size in zip((True, True, False, False), sizes, strict=True):
         bits = int(torch.randint(3, 6, (), generator=rng))
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -40,9 +40,9 @@ def _grade_uniform(student: Student, rng: Generator) -> None:
         levels = step * torch.arange(low, high + 1)
         want = levels[(x[..., None] - levels).abs().argmin(-1)]  # the nearest level: (..., levels) -> (...)
         where = f"step = {step:.4g}, low = {low} and high = {high}"
-        got = student(x, step, low, high)
-        shown = _by_property(checked(got, want) / step, low, high)
-        mistakes = _wrong_uniforms(x, step, low, high)
+        got = checked(tensor(student(x, step, low, high), x), want)
+        mistakes = _wrong_fake_quantize(x, step, low, high)
+        shown = _by_property(got / step, low, high)
         expect(got, want, where, [*mistakes, (shown, got)] if shown else mistakes)
 
 
@@ -52,7 +52,7 @@ def _around_levels(shape: list[int], step: float, low: int, high: int, rng: Gene
     return step * (codes + torch.empty(shape).uniform_(-0.45, 0.45, generator=rng))
 
 
-def _wrong_uniforms(x: Tensor, step: float, low: int, high: int) -> list[tuple[str, Tensor]]:
+def _wrong_fake_quantize(x: Tensor, step: float, low: int, high: int) -> list[tuple[str, Tensor]]:
     u = x / step
     codes = u.round().clamp(low, high)
     down, zero = "it rounds down (floor): use torch.round", "it cuts off towards zero: use torch.round"
@@ -77,6 +77,10 @@ def _wrong_uniforms(x: Tensor, step: float, low: int, high: int) -> list[tuple[s
         ("the codes below zero are cut: clip at low, not at 0", step * u.round().clamp(0, high)),
         ("the range is not symmetric: clip at low, not at -high", step * u.round().clamp(-high, high)),
         ("the codes are divided by step: multiply", codes / step),
+        ("x is multiplied by step: the codes are round(x / step)", step * (x * step).round().clamp(low, high)),
+        ("step is divided by x: the codes are round(x / step)", step * (step / x).round().clamp(low, high)),
+        ("low and high are swapped", step * u.round().clamp(high, low)),
+        ("the sign is lost", step * codes.abs()),
     ]
 
 
@@ -91,26 +95,28 @@ def _by_property(codes: Tensor, low: int, high: int) -> str:
     return ""
 
 
-uniform = Exercise(
-    "uniform",
-    "1.1: The uniform quantizer",
+fake_quantize = Exercise(
+    "fake_quantize",
+    "1.1: Fake quantization",
     difficulty=1,
     minutes=10,
     question=r"""
-    A uniform quantizer keeps of each number only a whole number, its *code*:
+    A uniform quantizer keeps of each number only a whole number, its *code*. *Fake* quantization turns the code back
+    into the float that it stands for:
 
     $$\hat x = \mathrm{step} \cdot \mathrm{clip}(\mathrm{round}(x / \mathrm{step}),\ \mathrm{low},\ \mathrm{high})$$
 
-    Write `uniform(x, step, low, high)`. `x` is a float tensor of any shape, `step` a positive number, and `low`
-    and `high` are the lowest and the highest code. The result is a new float tensor of the same shape.
+    Write `fake_quantize(x, step, low, high)`. `x` is a float tensor of any shape, `step` is a positive number, and
+    `low` and `high` are the lowest and the highest code. Return a new tensor of the same shape and dtype as `x`: the
+    lesson goes on to use your function for a photograph and for a network.
     """,
     hints=[
         "Go from the inside to the outside: divide, round, clip, multiply.",
         "low and high limit the codes round(x / step), not x itself.",
         "tensor.clamp(low, high) clips; torch.round rounds to the nearest whole number.",
     ],
-    solution=_uniform,
-    grade=_grade_uniform,
+    solution=_fake_quantize,
+    grade=_grade_fake_quantize,
 )
 
 # --- 1.2 -------------------------------------------------------------------------------------------------------
@@ -130,40 +136,52 @@ def _best_step(x: torch.Tensor, bits: int) -> float:
 
 
 def _grade_best_step(student: Student, rng: Generator) -> None:
-    inputs = [(x, bits) for x in _samples(rng) for bits in (3, 2, 4)]
-    steps = [float(checked(student(x, bits), 0.0)) for x, bits in inputs]
+    inputs = [(kind, x, bits) for kind, x in _samples(rng).items() for bits in (3, 2, 4)]
+    steps = [float(checked(student(x, bits), 0.0)) for _, x, bits in inputs]
     _must_depend_on_input(steps)
-    ratios = [_error_ratio(x, bits, step) for (x, bits), step in zip(inputs, steps, strict=True)]
+    ratios = [_error_ratio(x, bits, step) for (_, x, bits), step in zip(inputs, steps, strict=True)]
     if max(ratios) <= 1.03:
         return
-    known = zip(*(_wrong_steps(x, bits) for x, bits in inputs), strict=True)  # each mistake at all inputs
+    worst = ratios.index(max(ratios))
+    kind, x, bits = inputs[worst]
+    known = zip(*(_wrong_steps(x, bits) for _, x, bits in inputs), strict=True)  # each mistake at all inputs
     off, message = min(
         (max(abs(step / wrong - 1) for step, (_, wrong) in zip(steps, row, strict=True)), row[0][0]) for row in known
     )
-    if off < 0.08:
-        raise Mistake(message)
-    worst = ratios.index(max(ratios))
-    raise Mistake(_too_small_or_large(*inputs[worst], steps[worst], max(ratios)))
+    if off >= 0.08:
+        message = _too_small_or_large(x, bits, steps[worst], max(ratios))
+    best = _least(x, _fine(x, bits), *_limits(bits))
+    raise Mistake(f"for {kind} at {bits} bits your step is {steps[worst]:.4g}, the best {best:.4g}: {message}")
 
 
-def _samples(rng: Generator) -> list[Tensor]:
-    """Bell-shaped weights and long-tailed ones, (out, in), each on a scale of its own."""
-    normal = torch.randn(40, 100, generator=rng)
+def _limits(bits: int) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _samples(rng: Generator) -> dict[str, Tensor]:
+    """Values, (out, in), each on a scale of its own. With the outlier a search in steps of a tenth is too coarse."""
+    normal, outlier = torch.randn(2, 40, 100, generator=rng)
+    outlier = outlier.clamp(-3, 3)
+    outlier[0, 0] = float(torch.empty(()).uniform_(6.2, 7.2, generator=rng))
     u = torch.empty(40, 100).uniform_(-0.9999, 0.9999, generator=rng)
-    laplace = -u.sign() * (1 - u.abs()).log()
-    return [normal * _draw(0.01, 0.1, rng), laplace * _draw(0.3, 10, rng)]
+    return {
+        "bell-shaped values": normal * _draw(0.01, 0.1, rng),
+        "long-tailed values": -u.sign() * (1 - u.abs()).log() * _draw(0.3, 10, rng),
+        "bell-shaped values with one outlier": outlier * _draw(0.01, 10, rng),
+    }
 
 
 def _must_depend_on_input(steps: list[float]) -> None:
-    """``steps``: of two tensors, at 3, 2 and 4 bits each."""
+    """``steps``: of three tensors, at 3, 2 and 4 bits each."""
     if min(steps) <= 0:
         raise Mistake(f"it returns {min(steps):.4g}: a step is positive")
     if len(set(steps)) == 1:
         raise Mistake("it returns the same step whatever x and bits are: compute it from x and bits")
-    if steps[:3] == steps[3:]:
+    if steps[:3] == steps[3:6] == steps[6:]:
         raise Mistake("it returns the same step whatever x is: search among fractions of max |x| / high")
-    if steps[0] == steps[1] == steps[2]:
-        raise Mistake("it returns the same step for 2, 3 and 4 bits: fewer levels need a larger step")
+    if len(set(steps[:3])) == len(set(steps[3:6])) == 1:
+        raise Mistake(f"it returns the same step, {steps[0]:.4g}, for 2, 3 and 4 bits: fewer levels need a larger step")
 
 
 def _errors(x: Tensor, steps: Tensor, low: int, high: int, power: int = 2) -> Tensor:
@@ -179,13 +197,13 @@ def _fine(x: Tensor, bits: int) -> Tensor:
 
 def _error_ratio(x: Tensor, bits: int, step: float) -> float:
     """Squared error at ``step`` over the least."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    return float(_errors(x, torch.tensor([step]), low, high) / _errors(x, _fine(x, bits), low, high).min())
+    least = _errors(x, _fine(x, bits), *_limits(bits)).min()
+    return float(_errors(x, torch.tensor([step]), *_limits(bits)) / least)
 
 
 def _wrong_steps(x: Tensor, bits: int) -> list[tuple[str, float]]:
     """Steps by which a mistake is known."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    low, high = _limits(bits)
     fine, peak = _fine(x, bits), float(x.abs().max())
     errors = _errors(x, fine, low, high)
     clips_none = "this step clips nothing: with few bits, clipping a few values costs less than coarse steps"
@@ -202,6 +220,7 @@ def _wrong_steps(x: Tensor, bits: int) -> list[tuple[str, float]]:
         (lsq, 2 * float(x.abs().mean()) / high**0.5),
         (f"it searches with codes 0 .. 2^bits - 1{codes}", _least(x, fine, 0, 2**bits - 1)),
         (f"it searches with twice as many codes{codes}", _least(x, fine, 2 * low, 2 * high + 1)),
+        (f"it searches with symmetric codes, -high .. high{codes}", _least(x, fine, -high, high)),
         ("it minimizes the absolute error: square it", _least(x, fine, low, high, power=1)),
     ]
 
@@ -211,11 +230,14 @@ def _least(x: Tensor, steps: Tensor, low: int, high: int, power: int = 2) -> flo
 
 
 def _too_small_or_large(x: Tensor, bits: int, step: float, ratio: float) -> str:
-    if ratio < 1.15:
-        return f"close, but the squared error is {ratio:.2f} times the least: search a finer grid of steps"
-    best = _least(x, _fine(x, bits), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    side = "too small: it clips too much" if step < best else "too large: it rounds too coarsely"
-    return f"at {bits} bits your step {step:.4g} is {side}. Its squared error is {ratio:.1f} times the least"
+    error = f"its squared error is {ratio:.2f} times the least"
+    best = _least(x, _fine(x, bits), *_limits(bits))
+    if ratio < 1.2:
+        return f"close, but {error}. Search a finer grid of steps"
+    if step < best / 3:
+        again = "Does your search clip the codes? If not, the smallest step always wins"
+        return f"it is too small, so that nearly everything is clipped, and {error}. {again}"
+    return f"it {'is too small and clips too much' if step < best else 'is too large and rounds too coarsely'}: {error}"
 
 
 best_step = Exercise(
@@ -224,16 +246,17 @@ best_step = Exercise(
     difficulty=2,
     minutes=15,
     question="""
-    A large step rounds coarsely, a small one clips the large values. Write `best_step(x, bits)`, which returns, as
-    one number, the step with the least squared error between `x` and its quantized values. `x` is a float tensor,
-    and the codes are signed: -2^(bits-1) to 2^(bits-1) - 1, `bits` at least 2.
+    A large step rounds coarsely, and a small one clips the large values. Write `best_step(x, bits)`, which returns one
+    number: the step with the least squared error between `x` and its quantized values. `x` is a float tensor, and the
+    codes are signed, from -2^(bits-1) to 2^(bits-1) - 1, with at least 2 `bits`.
 
-    Any search will do: your step is right if its squared error is within 3 % of the best.
+    Any search will do. Your step is right if its squared error is within 3 % of the least, also where `x` has an
+    outlier.
     """,
     hints=[
         "With step = max |x| / high nothing is clipped. The best step is a fraction of it.",
         "Try a hundred fractions, compute the mean squared error of each, and keep the best.",
-        "The error of one step: (uniform(x, step, low, high) - x).square().mean().item()",
+        "The error of one step: (fake_quantize(x, step, low, high) - x).square().mean().item()",
     ],
     solution=_best_step,
     grade=_grade_best_step,
@@ -242,47 +265,94 @@ best_step = Exercise(
 # --- 1.3 -------------------------------------------------------------------------------------------------------
 
 
-def _integer_matmul(x_codes: torch.Tensor, w_codes: torch.Tensor, x_step: float, w_step: float) -> torch.Tensor:
-    """(batch, in) and (out, in) int8 codes -> (batch, out) floats; the sum is taken in int32."""
-    sums = x_codes.int() @ w_codes.int().T  # (batch, out) int32
-    return sums * (x_step * w_step)
+def _integer_matmul(
+    x_codes: torch.Tensor, w_codes: torch.Tensor, x_step: float, w_step: float
+) -> tuple[torch.Tensor, float]:
+    """(batch, in) and (out, in) int8 codes -> (batch, out) int32 sums, and what one unit of them is worth."""
+    sums = x_codes.int() @ w_codes.int().T
+    return sums, x_step * w_step
 
 
 def _grade_integer_matmul(student: Student, rng: Generator) -> None:
-    n_in = int(torch.randint(200, 400, (), generator=rng))
-    for n_out in (n_in, n_in // 7, 3 * n_in // 2):  # square first: there a missing transpose raises no error
-        batch = int(torch.randint(2, 7, (), generator=rng))
-        x = torch.randint(-128, 128, (batch, n_in), generator=rng).to(torch.int8)
-        w = torch.randint(-128, 128, (n_out, n_in), generator=rng).to(torch.int8)
+    few, many = (int(torch.randint(low, 2 * low, (), generator=rng)) for low in (200, 3000))
+    for n_in, n_out in ((few, few), (few, 3 * few // 2), (many, 7)):  # square: a missing transpose is no error
+        x, w = _codes(3, n_in, n_out, n_in == many, rng)
         x_step, w_step = _draw(0.02, 0.5, rng), _draw(0.001, 0.01, rng)
-        got = student(x, w, x_step, w_step)
-        if isinstance(got, Tensor) and not got.is_floating_point():
-            raise Mistake(f"it returns whole numbers ({got.dtype}): multiply the sums by x_step * w_step")
-        want = torch.einsum("bi,oi->bo", x.double() * x_step, w.double() * w_step).float()
-        expect(got, want, f"in = {n_in}, out = {n_out}", _wrong_products(x, w, x_step, w_step))
+        where = f"in = {n_in}, out = {n_out}, x_step = {x_step:.3g} and w_step = {w_step:.3g}"
+        sums = x.double() @ w.double().T  # exact: float64 holds whole numbers up to 2^53
+        got, scale = _sums_and_scale(student(x, w, x_step, w_step), sums)
+        expect(got, sums, f"the sums with {where}", _wrong_sums(x, w, sums, x_step, w_step))
+        if not _is_whole(got):
+            raise Mistake(f"for the sums with {where}: they are floats. Make the codes int32 before the product")
+        if not torch.equal(numbers(got), sums):
+            raise Mistake(f"for the sums with {where}: {_inexact(numbers(got), sums)}")
+        expect(scale, x_step * w_step, f"the scale with {where}", _wrong_scales(x_step, w_step))
 
 
-def _wrong_products(x: Tensor, w: Tensor, x_step: float, w_step: float) -> list[tuple[str, Tensor]]:
-    terms = x.long()[:, None] * w.long()  # (batch, out, in)
-    sums = terms.sum(2)
+def _codes(batch: int, n_in: int, n_out: int, large: bool, rng: Generator) -> tuple[Tensor, Tensor]:
+    """int8 codes, (batch, in) and (out, in). ``large``: the sums are so large that float32 could not hold them."""
+    if not large:
+        x, w = (torch.randint(-128, 128, (rows, n_in), generator=rng) for rows in (batch, n_out))
+    else:
+        side = 2 * torch.randint(2, (n_in,), generator=rng) - 1  # so that all products are positive
+        x, w = (side * torch.randint(90, 128, (rows, n_in), generator=rng) for rows in (batch, n_out))
+    return x.to(torch.int8), w.to(torch.int8)
+
+
+def _sums_and_scale(got: Any, sums: Tensor) -> tuple[Any, Any]:
+    """The two parts of the answer; a Mistake if something else is returned."""
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
+        what = f"{len(got)} values" if isinstance(got, (tuple, list)) else f"a {type(got).__name__}"
+        raise Mistake(f"it returns {what}: return two, the sums and the scale")
+    if numbers(got[0]).dim() == 0 and numbers(got[1]).shape == sums.shape:
+        raise Mistake("the scale comes first: return sums, scale")
+    return got[0], got[1]
+
+
+def _is_whole(sums: Any) -> bool:
+    """Whether the sums are stored as whole numbers, in a tensor, an array or lists."""
+    if isinstance(sums, (tuple, list)):
+        return all(map(_is_whole, sums))
+    return not torch.as_tensor(sums).is_floating_point()
+
+
+def _inexact(got: Tensor, sums: Tensor) -> str:
+    place = tuple((got != sums).nonzero()[0].tolist())
+    beyond = "float32 is not exact beyond 2^24, so take the sum in int32"
+    return f"one of them is {int(got[place]):,} and should be {int(sums[place]):,}. {beyond}"
+
+
+def _wrong_sums(x: Tensor, w: Tensor, sums: Tensor, x_step: float, w_step: float) -> list[tuple[str, Tensor]]:
     small = "the sum overflows in {}: make the codes int32 before the product"
-    scale = x_step * w_step
+    apart = "{}: return them as they are, and the scale beside them"
     named = [
-        (small.format("int8"), sums.to(torch.int8) * scale),
-        (small.format("int16"), sums.to(torch.int16) * scale),
-        ("the single products overflow in int8: make the codes int32 first", terms.to(torch.int8).sum(2) * scale),
-        ("the sums are clipped to the range of int8: only the inputs are int8", sums.clamp(-128, 127) * scale),
-        ("w_step is forgotten: multiply by both steps", sums * x_step),
-        ("x_step is forgotten: multiply by both steps", sums * w_step),
-        ("both steps are forgotten: multiply the sums by x_step * w_step", sums.double()),
-        ("the sums are divided by the steps: multiply", sums / scale),
-        ("the steps are added: multiply by both", sums * (x_step + w_step)),
-        ("this is a mean over the inputs: take the sum", sums * scale / x.shape[1]),
+        (small.format("int8"), sums.long().to(torch.int8)),
+        (small.format("int16"), sums.long().to(torch.int16)),
+        ("the single products overflow in int8: make the codes int32 first", (x[:, None] * w).long().sum(2)),
+        ("the sums are clipped to the range of int8: only the inputs are int8", sums.clamp(-128, 127)),
+        (apart.format("they are multiplied by both steps"), sums * x_step * w_step),
+        (apart.format("they are multiplied by x_step"), sums * x_step),
+        (apart.format("they are multiplied by w_step"), sums * w_step),
+        (apart.format("they are divided by the steps"), sums / (x_step * w_step)),
+        ("this is a mean over the inputs: take the sum", sums / x.shape[1]),
+        ("this is a mean over the inputs: take the sum", (sums / x.shape[1]).trunc()),
+        ("the signs of the codes are lost", x.double().abs() @ w.double().abs().T),
     ]
     if w.shape[0] == w.shape[1]:
-        turned = (x.long() @ w.long()) * scale
-        named.append(("w_codes is (out, in): multiply by its transpose", turned))
+        named.append(("w_codes is (out, in): multiply by its transpose", x.double() @ w.double()))
     return named
+
+
+def _wrong_scales(x_step: float, w_step: float) -> list[tuple[str, float]]:
+    return [
+        ("w_step is forgotten: it is the product of both steps", x_step),
+        ("x_step is forgotten: it is the product of both steps", w_step),
+        ("the steps are added: multiply them", x_step + w_step),
+        ("it is turned upside down: multiply the steps", 1 / (x_step * w_step)),
+        ("one step is divided by the other: multiply them", x_step / w_step),
+        ("one step is divided by the other: multiply them", w_step / x_step),
+        ("both steps are forgotten: it is their product", 1.0),
+    ]
 
 
 integer_matmul = Exercise(
@@ -291,20 +361,22 @@ integer_matmul = Exercise(
     difficulty=2,
     minutes=10,
     question="""
-    With x = x_step · x_codes and w = w_step · w_codes the steps can be taken out of the sum, and a
-    linear layer becomes a product of whole numbers. That is what integer hardware computes.
+    With x = x_step · x_codes and w = w_step · w_codes the steps can be taken out of the sum, so that a linear layer
+    becomes a product of whole numbers. That is what integer hardware computes; it multiplies by the steps only once, at
+    the end.
 
-    Write `integer_matmul(x_codes, w_codes, x_step, w_step)`. `x_codes` is `(batch, in)`, `w_codes` is `(out, in)`,
-    both int8; the steps are numbers. Take the sum over `in` in int32 and return the float result, `(batch, out)`:
-    the same as the product of the fake-quantized x and w.
+    Write `integer_matmul(x_codes, w_codes, x_step, w_step)`. `x_codes` is `(batch, in)` and `w_codes` is `(out, in)`,
+    both int8; the steps are numbers. Return `(sums, scale)`: the sums over `in`, `(batch, out)`, as whole numbers in
+    int32, and the number that they are to be multiplied by. Then `sums * scale` is the product of the fake-quantized
+    x and w.
     """,
     hints=[
         "int8 holds -128 to 127. One product of two codes can be 16,384: what becomes of it, and of the sum?",
         "tensor.int() makes int32. w_codes is (out, in), so that its transpose is needed: w_codes.T.",
-        "The sums times x_step * w_step are the result.",
+        "Both steps stand in front of every product in the sum, so the scale is x_step * w_step.",
     ],
     solution=_integer_matmul,
     grade=_grade_integer_matmul,
 )
 
-EXERCISES = (uniform, best_step, integer_matmul)
+EXERCISES = (fake_quantize, best_step, integer_matmul)

@@ -1,15 +1,16 @@
-"""Exercises of lesson 02: the straight-through estimator, the gradient of a clip, and that of a step."""
+"""Exercises of lesson 02: the straight-through estimator, training with it, the gradients of a clip and a step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, expect
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, tensor
 
 Student = Callable[..., Any]
 
@@ -40,9 +41,12 @@ def _grade_ste_round(student: Student, rng: Generator) -> None:
         levels = 2**bits - 1
         codes = torch.randint(-levels, 2 * levels + 1, (5, 40), generator=rng)
         codes[0, :4] = torch.tensor([-levels, -1, levels + 1, 2 * levels])  # outside on both sides, always
-        x = (_inside_a_step(codes, rng) / levels).requires_grad_()
+        free = _inside_a_step(codes, rng)
+        free[1, :2] = torch.tensor([-0.3, levels + 0.3])  # just outside
+        codes[1, :2] = torch.tensor([0, levels])
+        x = (free / levels).requires_grad_()
         upstream = torch.randn(x.shape, generator=rng)
-        out = student(x, bits)
+        out = tensor(student(x, bits), x)
         nearest = codes.clamp(0, levels) / levels
         expect(out, nearest, f"bits = {bits}, the values", _wrong_values(x.detach(), levels))
         _grade_gate(x, out, upstream, bits)
@@ -66,29 +70,37 @@ def _grade_gate(x: Tensor, out: Tensor, upstream: Tensor, bits: int) -> None:
     """The gradient that comes back for ``upstream``, against the gate."""
     got = None
     if out.requires_grad:
-        (got,) = torch.autograd.grad(out, x, upstream.to(out.dtype), allow_unused=True)
+        (got,) = torch.autograd.grad(out, x, upstream, allow_unused=True)
     if got is None:
         raise Mistake(
-            "the values are right, but no gradient comes back: the way from x to the result is cut "
-            "(detach, no_grad or .data). Add the clipped x, which has a gradient, and take it off again, detached"
+            f"for bits = {bits} the values are right, but no gradient comes back: something (detach, no_grad or .data) "
+            "cuts the way from x to the result. Detach only what rounding adds to the clipped x"
         )
     where, levels, v = f"bits = {bits}, the gradient of x", 2**bits - 1, x.detach()
     gate = torch.tensor([[0 < value < 1 for value in row] for row in v.tolist()])
     want = torch.where(gate, upstream, torch.zeros(()))
-    outside = "the gradient is {} inside the clip; it must be 1 there: the rounding is passed as if it were not there"
+    size = "the gradient inside the clip is {}; it must be 1: what rounding adds is held constant by detach()"
+    rounded = (v * levels).round() / levels
     expect(got, want, where, [
         ("the gradient is zero everywhere: torch.round's derivative is 0. Put what rounding adds into detach()", 0 * v),
         ("the gradient passes outside the clip too: there the output does not move, so it must be 0 where x is "
          "below 0 or above 1", upstream),
-        ("the gradient is zero outside and inside exchanged", upstream - want),
+        ("it passes just outside the clip, where the output is 0 or 1: clip x before you round, not after",
+         upstream * ((rounded >= 0) & (rounded <= 1))),
+        ("the gradient is zero inside and passes outside: it is the other way round", upstream - want),
         ("the gradient passes above 1 too: it must be 0 there", upstream * (v > 0)),
         ("the gradient passes below 0 too: it must be 0 there", upstream * (v < 1)),
-        (outside.format("2^bits - 1"), levels * want),
-        (outside.format("1 / (2^bits - 1)"), want / levels),
-        (outside.format("2"), 2 * want),
-        (outside.format("-1"), -want),
-        ("the incoming gradient is lost: backward must return grad times the gate", gate.float()),
-        ("it returns the incoming gradient times the output: times the gate", upstream * out.detach()),
+        ("the gradient stops where the output is 0 or 1, though x is still inside: clip x before you round, not after",
+         upstream * ((rounded > 0) & (rounded < 1))),
+        (size.format("2^bits - 1"), levels * want),
+        (size.format("1 / (2^bits - 1)"), want / levels),
+        (size.format("2"), 2 * want),
+        (size.format("1/2"), want / 2),
+        (size.format("-1"), -want),
+        ("the gradient that arrives is lost: backward must return it times the gate", gate.float()),
+        ("it returns the gradient that arrives times the output: times the gate", upstream * out.detach()),
+        ("it returns the gradient that arrives times x: times the gate", upstream * v),
+        ("it returns the gradient that arrives times the clipped x: times the gate", upstream * v.clamp(0, 1)),
     ])  # fmt: skip
 
 
@@ -98,23 +110,205 @@ ste_round = Exercise(
     difficulty=1,
     minutes=10,
     question=r"""
-    Write `ste_round(x, bits)`: DoReFa's activations with a gradient that is of use. `x` is a float tensor of any shape.
+    Write `ste_round(x, bits)`, which rounds activations as DoReFa does and has a useful gradient. `x` is a float tensor
+    of any shape; the result is a tensor of the same shape and dtype.
 
     *Forward*: clip `x` to [0, 1], then round it to the nearest of the 2^bits levels k / (2^bits - 1).
 
-    *Backward*: the straight-through estimator. The gradient of the result with respect to `x` is 1 where
-    0 < x < 1, and 0 outside. PyTorch must find it by itself: the check calls `backward` on your result.
+    *Backward*: use the straight-through estimator. The gradient of the result with respect to `x` is 1 where
+    0 < x < 1, and 0 outside. PyTorch must find it by itself: the check goes backward from your result.
     """,
     hints=[
         "x.clamp(0, 1) already has the gradient that is asked for. What is missing is the rounding, without its own.",
         "tensor.detach() gives the same values to the forward pass and hides them from the backward pass.",
-        "clipped + (rounded - clipped).detach(): forward the clipped cancels, backward only the first term is seen.",
+        "clipped + (rounded - clipped).detach(): in the forward pass clipped cancels; the backward pass sees only the "
+        "first term.",
     ],
     solution=_ste_round,
     grade=_grade_ste_round,
 )
 
 # --- 2.2 -------------------------------------------------------------------------------------------------------
+
+
+def _qat(
+    network: Callable[..., torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    quantize: Callable[[torch.Tensor], torch.Tensor],
+    batches: list,
+    optimizer: torch.optim.Optimizer,
+) -> list[float]:
+    """Train float ``weights`` through ``quantize``, one step per batch; returns the loss of each step."""
+    losses = []
+    for images, labels in batches:
+        logits = network([quantize(w) for w in weights], images)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _grade_qat(student: Student, rng: Generator) -> None:
+    for bits in (3, 2):
+        task = _Task.draw(bits, rng)
+        weights = tuple(w.float().requires_grad_() for w in task.weights)  # a tuple: Student gives it as it is
+        batches = [(x.float(), y) for x, y in task.batches]
+        where = f"{len(batches)} batches at {bits} bits"
+        try:
+            losses = student(task.network, weights, task.quantize, batches, torch.optim.SGD(weights, lr=task.lr))
+        except Mistake:
+            _judge_forward(task, where)  # what the network was given may say more than the error
+            raise
+        if not task.seen:
+            raise Mistake(f"for {where}: network is never called: logits = network(weights, images)")
+        _judge_forward(task, where)
+        right = task.run()
+        for number, (w, end) in enumerate(zip(weights, right.ends, strict=True)):
+            mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs()]
+            expect(w, end.float(), f"{where}, weights[{number}] after training", mistakes)
+        after = ("these are the losses after the steps: take each before its step", right.after)
+        expect(losses, torch.tensor(right.losses), f"{where}, the losses", [after])
+
+
+@dataclass
+class _Run:
+    """Where a training ends, its losses before and after each step, and how near a weight came to a threshold."""
+
+    ends: list[Tensor]
+    losses: list[float]
+    after: Tensor
+    margin: float
+
+
+@dataclass
+class _Task:
+    """Two layers, (8, 6) and (4, 8), in float64, batches of different sizes, and what the network was given."""
+
+    weights: list[Tensor]
+    batches: list[tuple[Tensor, Tensor]]
+    step: float
+    bits: int
+    lr: float = 0.5
+    seen: list[list[Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def draw(cls, bits: int, rng: Generator) -> _Task:
+        """A task on whose way no weight comes so near a threshold that float32 could round it otherwise."""
+        while True:
+            step = _uniform(0.2, 0.4, rng)
+            weights = [(2 * step * torch.randn(size, generator=rng)).double() for size in ((8, 6), (4, 8))]
+            sizes = torch.randint(6, 12, (5,), generator=rng).tolist()
+            batches = [
+                (torch.randn(n, 6, generator=rng).double(), torch.randint(4, (n,), generator=rng)) for n in sizes
+            ]
+            task = cls(weights, batches, step, bits)
+            if min(run.margin for run in (task.run(), *(run for _, run in task.wrong_runs()))) > 1e-4:
+                return task
+
+    def quantize(self, w: Tensor) -> Tensor:
+        """Signed codes times step; straight-through inside the clip."""
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        clipped = w.clamp(low * self.step, high * self.step)
+        return clipped + ((clipped / self.step).round() * self.step - clipped).detach()
+
+    def network(self, weights: Sequence[Tensor], x: Tensor) -> Tensor:
+        """(batch, 6) -> logits (batch, 4)."""
+        self.seen.append(list(weights))
+        first, second = weights
+        return (x @ first.T).tanh() @ second.T
+
+    def run(
+        self,
+        forward: Callable[[Tensor], Tensor] | None = None,
+        batches: Sequence[tuple[Tensor, Tensor]] | None = None,
+        scale: Callable[[int], float] = lambda count: 1.0,
+        accumulate: bool = False,
+        keep: Callable[[Tensor], Tensor] = lambda w: w,
+    ) -> _Run:
+        """Train in float64, or make one mistake: another ``forward`` pass, other batches, a scaled gradient, ..."""
+        weights, sums, losses, after, margin = list(self.weights), [0.0, 0.0], [], [], 1.0
+        for x, y in self.batches if batches is None else batches:
+            leaves = [w.clone().requires_grad_() for w in weights]
+            loss = self._loss([(forward or self.quantize)(w) for w in leaves], x, y)
+            sums = [g + accumulate * old for g, old in zip(torch.autograd.grad(loss, leaves), sums, strict=True)]
+            free = torch.cat([w.flatten() for w in weights]) / self.step
+            margin = min(margin, float((free % 1 - 0.5).abs().min()))
+            weights = [keep(w - self.lr * scale(len(y)) * g) for w, g in zip(weights, sums, strict=True)]
+            losses.append(loss.item())
+            after.append(self._loss([self.quantize(w) for w in weights], x, y).item())
+        return _Run(weights, losses, torch.tensor(after), margin)
+
+    def _loss(self, weights: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        first, second = weights
+        return torch.nn.functional.cross_entropy((x @ first.T).tanh() @ second.T, y)
+
+    def wrong_runs(self) -> list[tuple[str, _Run]]:
+        """What common mistakes end at."""
+        kept = (
+            "rounded weights take the place of the float ones: small steps are lost. Quantize for the forward pass only"
+        )
+        gate = "clipped weights move too: the gradient of quantize itself is what belongs here"
+        return [
+            ("no weight has moved: go backward from the loss, then call optimizer.step()", self.run(batches=[])),
+            (kept, self.run(keep=self.quantize)),
+            (gate, self.run(lambda w: w + (self.quantize(w) - w).detach())),
+            ("gradients of earlier batches are added: call optimizer.zero_grad() in each step",
+             self.run(accumulate=True)),
+            ("it goes uphill: the loss has the wrong sign", self.run(scale=lambda count: -1.0)),
+            ("the loss is a sum over the batch: take the mean", self.run(scale=float)),
+            ("only the first batch is used: does return stand inside the loop?", self.run(batches=self.batches[:1])),
+            ("only the last batch is used", self.run(batches=self.batches[-1:])),
+            ("the batches come in the wrong order", self.run(batches=self.batches[::-1])),
+            ("each batch is used twice", self.run(batches=[b for b in self.batches for _ in "12"])),
+        ]  # fmt: skip
+
+
+def _judge_forward(task: _Task, where: str) -> None:
+    """Whether the network was given weights of few values through which a gradient comes back."""
+    for weights in task.seen:
+        for number, w in enumerate(weights):
+            values = checked(w, w)
+            if (values / task.step - (values / task.step).round()).abs().max() > 1e-3:
+                count = len(values.unique())
+                raise Mistake(
+                    f"for {where}: weights[{number}] come to the network with {count} different values, so they are "
+                    "not quantized: give it quantize(w)"
+                )
+            if not w.requires_grad:
+                raise Mistake(
+                    f"for {where}: no gradient comes back from the network to weights[{number}]: something (detach, "
+                    "no_grad or .data) cuts the way. quantize itself lets it through"
+                )
+    task.seen.clear()
+
+
+qat = Exercise(
+    "qat",
+    "2.2: Train through the rounding",
+    difficulty=2,
+    minutes=15,
+    question="""
+    Write the loop of quantization-aware training, `qat(network, weights, quantize, batches, optimizer)`. It returns the
+    list of the losses, one for each batch.
+
+    `weights` are the float weights, tensors that `optimizer` updates in place. `quantize(w)` rounds one of them, with
+    a straight-through gradient such as yours of exercise 2.1. `network(weights, images)` gives logits, (batch,
+    classes), and takes whatever weights you give it: the quantized ones here. `batches` holds pairs `(images, labels)`.
+    For each of them do one step: the mean cross-entropy at the **quantized** weights, its gradient, and an update of
+    the **float** ones.
+    """,
+    hints=[
+        "A step has five lines: logits, loss, optimizer.zero_grad(), loss.backward(), optimizer.step().",
+        "Only the forward pass is quantized: network([quantize(w) for w in weights], images).",
+        "torch.nn.functional.cross_entropy(logits, labels) is the mean over the batch; loss.item() is its number.",
+    ],
+    solution=_qat,
+    grade=_grade_qat,
+)
+
+# --- 2.3 -------------------------------------------------------------------------------------------------------
 
 
 def _clip_gradient(x: torch.Tensor, alpha: float, bits: int) -> torch.Tensor:
@@ -133,7 +327,17 @@ def _grade_clip_gradient(student: Student, rng: Generator) -> None:
         x = _inside_a_step(codes, rng) * (alpha / levels)
         want = torch.tensor([[_one_slope(value, alpha, levels) for value in row] for row in x.tolist()])
         where = f"alpha = {alpha:.4g} and bits = {bits}"
-        expect(student(x, alpha, bits), want, where, _wrong_slopes(x, alpha, levels))
+        expect(_by_hand_only(student, x, alpha, bits), want, where, _wrong_slopes(x, alpha, levels))
+
+
+def _by_hand_only(student: Student, *args: Any) -> Any:
+    """What the function returns where PyTorch keeps no graph; a Mistake if it needs one."""
+    try:
+        with torch.inference_mode():
+            return student(*args)
+    except Mistake:
+        student(*args)  # if it stops here too, autograd is not the reason
+        raise Mistake("it lets PyTorch find the gradient: derive the three cases yourself") from None
 
 
 def _one_slope(x: float, alpha: float, levels: int) -> float:
@@ -151,10 +355,20 @@ def _wrong_slopes(x: Tensor, alpha: float, levels: int) -> list[tuple[str, Tenso
     u = free.clamp(0, 1)
     q = (u * levels).round() / levels
     right = torch.where(above, 1.0, q - u)
+    many = "q_b has 2^bits levels, k / (2^bits - 1): it multiplies by 2^bits - 1, rounds and divides by that again"
     flat = "this is q_b(x / alpha), the slope of the staircase itself, which finite differences find: the estimator "
     flat += "also lets q_b move with x / alpha, which gives another term, - x / alpha"
     return [
         ("this is PACT's gradient, 0 inside the clip: SAT has q_b(x / alpha) - x / alpha there", above.float()),
+        ("inside x is not divided by alpha: q_b(x / alpha) - x / alpha", torch.where(above, 1.0, q - x)),
+        ("inside x is not divided by alpha: q_b(x / alpha) - x / alpha",
+         torch.where(above, 1.0, torch.where(below, 0.0, q - x))),
+        ("inside only one of the two terms is multiplied by alpha: q_b(x / alpha) - x / alpha",
+         torch.where(above, 1.0, alpha * q - u)),
+        (many, torch.where(above, 1.0, (u * (levels + 1)).round() / (levels + 1) - u)),
+        (many, torch.where(above, 1.0, (u * (levels + 1)).floor() / (levels + 1) - u)),
+        (many, torch.where(above, 1.0, (u * (levels + 1)).floor().clamp(max=levels) / levels - u)),
+        ("rounding has only two levels: multiply by 2^bits - 1 before it", torch.where(above, 1.0, u.round() - u)),
         (flat, q),
         ("inside it is only - x / alpha: by the product rule q_b(x / alpha) comes before it",
          torch.where(above, 1.0, -u)),
@@ -186,7 +400,7 @@ def _wrong_slopes(x: Tensor, alpha: float, levels: int) -> list[tuple[str, Tenso
 
 clip_gradient = Exercise(
     "clip_gradient",
-    "2.2: The gradient of the clip",
+    "2.3: The gradient of the clip",
     difficulty=2,
     minutes=15,
     question=r"""
@@ -194,11 +408,11 @@ clip_gradient = Exercise(
 
     $$\hat x = \alpha\, q_b\big(\mathrm{clip}(x / \alpha,\ 0,\ 1)\big)$$
 
-    Derive $d\hat x / d\alpha$ as SAT does: by the product rule and the chain rule, with the derivative of $q_b$ taken
-    as 1 (straight-through). There are three cases: x below 0, x inside, x beyond $\alpha$.
+    Derive $d\hat x / d\alpha$ as SAT does: by the product rule and the chain rule, taking the derivative of $q_b$ as 1
+    (straight-through). There are three cases: x below 0, x inside, and x beyond $\alpha$.
 
-    Write `clip_gradient(x, alpha, bits)`, which returns it for each value of `x`, a float tensor of any shape; `alpha`
-    is a positive number. Use no autograd.
+    Write `clip_gradient(x, alpha, bits)`, which returns the derivative for each value of `x`, a float tensor of any
+    shape. `alpha` is a positive number. Derive it by hand: the check runs where PyTorch keeps no gradients.
     """,
     hints=[
         "Outside the clip the output is 0 or alpha: derive these two first.",
@@ -209,11 +423,11 @@ clip_gradient = Exercise(
     grade=_grade_clip_gradient,
 )
 
-# --- 2.3 -------------------------------------------------------------------------------------------------------
+# --- 2.4 -------------------------------------------------------------------------------------------------------
 
 
 def _step_gradient(w: torch.Tensor, step: float, bits: int, upstream: torch.Tensor) -> float:
-    """LSQ's gradient of the loss with respect to the step of the weights ``w``, scaled by 1 / sqrt(N p)."""
+    """LSQ's gradient of the loss with respect to the step of the weights ``w``, over sqrt(count · high)."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     u = w / step
     slope = torch.round(u) - u
@@ -223,7 +437,7 @@ def _step_gradient(w: torch.Tensor, step: float, bits: int, upstream: torch.Tens
 
 
 def _grade_step_gradient(student: Student, rng: Generator) -> None:
-    for bits, size in ((3, (0.2, 0.4)), (2, (0.05, 0.1)), (4, (2.0, 3.0))):
+    for bits, size in ((4, (2.0, 3.0)), (3, (0.2, 0.4)), (2, (0.05, 0.1))):  # large first: w is not w / step
         step = _uniform(*size, rng)
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         shape = (*torch.randint(3, 7, (2,), generator=rng).tolist(), 3, 3)
@@ -251,7 +465,7 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
     code, inside = u.round().clamp(low, high), (u > low) & (u < high)
     slope = torch.where(inside, code - u, code)
     total, scale = (upstream * slope).sum(), 1 / math.sqrt(count * high)
-    named = "the scale is {}: it is 1 / sqrt(N p), N the number of weights and p the highest code"
+    named = "the scale is {}: it is 1 / sqrt(count · high), with the number of weights and the highest code"
     terms = "the sum is right in form, but {}"
     parts = [
         ("it takes the codes alone, the slope of the staircase itself: inside, subtract w / step", code),
@@ -264,18 +478,32 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
         ("outside it is -1 or 1: there the slope is the code, low or high", torch.where(inside, slope, code.sign())),
         ("the slopes are multiplied by step: they are in units of the code", slope * step),
         ("the weights clipped at low are given the slope 0: it is low", torch.where(u <= low, 0.0, slope)),
+        ("w is compared with low and high: these are codes, so compare w / step",
+         torch.where(w <= low, float(low), torch.where(w >= high, float(high), u.round() - u))),
+        ("low and high are swapped: where w / step is at most low the slope is low",
+         torch.where(inside, code - u, torch.where(u <= low, float(high), float(low)))),
+        ("it rounds down (floor): use torch.round", torch.where(inside, u.floor() - u, code)),
+        ("it rounds up (ceil): use torch.round", torch.where(inside, u.ceil() - u, code)),
+        ("it cuts off towards zero: use torch.round", torch.where(inside, u.trunc() - u, code)),
+        ("the codes are those without a sign: low is -2^(bits - 1), high 2^(bits - 1) - 1",
+         torch.where(u <= 0, 0.0, torch.where(u >= high - low, float(high - low), u.round() - u))),
+        ("w is not divided by step: inside it is round(w / step) - w / step", torch.where(inside, code - w, code)),
+        ("the weights clipped at high are given the slope 0: it is high", torch.where(u >= high, 0.0, slope)),
         ("the range is not symmetric: low is -2^(bits - 1)",
          torch.where((u > -high) & (u < high), u.round() - u, u.sign() * high)),
     ]  # fmt: skip
     return [
         (named.format("missing"), total),
-        (named.format("1 / (N p), without the root"), total / (count * high)),
-        (named.format("1 / sqrt(N), without p"), total / math.sqrt(count)),
-        (named.format("1 / sqrt(p), without N"), total / math.sqrt(high)),
-        (named.format("1 / N, a mean"), total / count),
-        (named.format("1 / sqrt(N · 2^bits), with the number of levels for p"),
+        (named.format("1 / (count · high), without the root"), total / (count * high)),
+        (named.format("1 / sqrt(count), without high"), total / math.sqrt(count)),
+        (named.format("1 / sqrt(high), without count"), total / math.sqrt(high)),
+        (named.format("1 / count, a mean"), total / count),
+        (named.format("1 / sqrt(count · 2^bits), with the number of levels for high"),
          total / math.sqrt(count * (high - low + 1))),
-        (named.format("made with the number of filters for N"), total / math.sqrt(len(w) * high)),
+        (named.format("made with -low for high"), total / math.sqrt(-count * low)),
+        (named.format("sqrt(count · high), not 1 over it"), total * math.sqrt(count * high)),
+        (named.format("made with the highest code without a sign"), total / math.sqrt(count * (high - low))),
+        (named.format("made with the number of filters for count"), total / math.sqrt(len(w) * high)),
         ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
          slope.sum() * scale),
         ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
@@ -286,28 +514,28 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
 
 step_gradient = Exercise(
     "step_gradient",
-    "2.3: The gradient of the step",
+    "2.4: The gradient of the step",
     difficulty=3,
     minutes=15,
     question=r"""
-    LSQ quantizes weights as $\hat w = s \cdot \mathrm{clip}(\mathrm{round}(w / s),\ n,\ p)$, $n = -2^{b-1}$ and
-    $p = 2^{b-1} - 1$, and learns $s$. For one weight
+    LSQ quantizes weights as $\hat w = s \cdot \mathrm{clip}(\mathrm{round}(w / s),\ \mathrm{low},\ \mathrm{high})$ with
+    $\mathrm{low} = -2^{b-1}$ and $\mathrm{high} = 2^{b-1} - 1$, and learns the step $s$. For one weight
 
-    $$\frac{d\hat w}{ds} = n\ \text{ if } w/s \le n,\qquad p\ \text{ if } w/s \ge p,\qquad
-    \mathrm{round}(w/s) - w/s\ \text{ inside.}$$
+    $$\frac{d\hat w}{ds} = \mathrm{low}\ \text{ if } w/s \le \mathrm{low},\qquad
+    \mathrm{high}\ \text{ if } w/s \ge \mathrm{high},\qquad \mathrm{round}(w/s) - w/s\ \text{ inside.}$$
 
-    One step serves all N weights of the layer, so that the chain rule sums over them; the sum is multiplied by
-    $1 / \sqrt{N p}$. Write `step_gradient(w, step, bits, upstream)`, which returns that one number. `w` are the
-    weights, (out, in, height, width), `upstream` is the loss's gradient with respect to each $\hat w$, of the same
-    shape.
+    One step serves all weights of the layer, so the chain rule sums over them. LSQ multiplies the sum by
+    $1 / \sqrt{\mathrm{count} \cdot \mathrm{high}}$, where count is the number of weights. Write
+    `step_gradient(w, step, bits, upstream)`, which returns that one number. `w` are the weights, (out, in, height,
+    width), and `upstream` is the loss's gradient with respect to each $\hat w$, of the same shape.
     """,
     hints=[
         "The slopes first, a tensor like w: three cases, for which torch.where serves.",
         "Multiply them by upstream and sum over all weights: that is the chain rule.",
-        "N is w.numel(), p is 2 ** (bits - 1) - 1; divide the sum by the root of their product.",
+        "count is w.numel(), high is 2 ** (bits - 1) - 1; divide the sum by the root of their product.",
     ],
     solution=_step_gradient,
     grade=_grade_step_gradient,
 )
 
-EXERCISES = (ste_round, clip_gradient, step_gradient)
+EXERCISES = (ste_round, qat, clip_gradient, step_gradient)
