@@ -1,4 +1,4 @@
-"""Exercises that check themselves: show one, ``check(your_function)``, ``hint()``, ``solution()``.
+"""Exercises that check themselves: show one, ``check(your_function)``, ``hint()``, ``solution()``, ``use()``.
 
 A grader never reads code. It runs the learner's function on fresh random input, against properties and a
 reference written another way, and raises a `Mistake` whose message names what is wrong and what to do.
@@ -6,6 +6,8 @@ reference written another way, and raises a `Mistake` whose message names what i
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import secrets
 import traceback
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import torch
@@ -82,18 +84,25 @@ class Student:
 
 
 class Exercise:
-    """A question with hints, a solution and a grader; ``difficulty`` is 1 to 3, ``minutes`` typical."""
+    """A question with hints, a solution and a grader; ``difficulty`` is 1 to 3, ``minutes`` typical.
+
+    ``package`` is the public function of the package that does the same as the solution, if there is one.
+    """
 
     def __init__(
         self, name: str, title: str, difficulty: int, minutes: int, question: str, hints: Sequence[str],
         solution: Callable[..., Any], grade: Callable[[Callable[..., Any], torch.Generator], None],
+        package: Callable[..., Any] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.title, self.minutes, self.hints = name, title, minutes, tuple(hints)
         self.dots = "●" * difficulty + "○" * (3 - difficulty)
         self.question, self.reference, self.grade = inspect.cleandoc(question), solution, grade
+        self.package = package or solution
+        self._checked: tuple[Any, str] = (None, "not attempted")  # the last function that was checked, and its status
 
     def check(self, function: Any = None, seed: int | None = None) -> Result:
         """Run ``function`` on fresh random input and print one line; ``seed`` repeats an earlier check."""
+        self._checked = (None, "try again")  # until the check has ended, also if it is interrupted
         seed = secrets.randbelow(1_000_000) if seed is None else seed
         status, message = "OK", "right on every input that was tried"
         try:
@@ -107,8 +116,23 @@ class Exercise:
             status, message = "not attempted", str(found)
         except Mistake as found:
             status, message = "try again", f"{found} (seed {seed})"
+        self._checked = (function, status)
         print(line := " ".join(f"[{status}] {self.name}: {message}".split()))
         return Result(self.name, status, line, seed)
+
+    def use(self) -> Callable[..., Any]:
+        """Return the function that the lesson goes on with, and print one line that says whose it is.
+
+        It is the learner's if the last ``check`` passed, else the package's. A grader takes a NumPy array, a list or
+        float64 for a tensor and such; what the learner's function returns is brought into the form of the solution.
+        """
+        function, status = self._checked
+        if status == "OK":
+            print(f"From here on the lesson runs your `{self.name}`.")
+            return _in_form(function, inspect.signature(self.reference, eval_str=True).return_annotation)
+        why = "is not attempted yet" if status == "not attempted" else "did not pass its last check"
+        print(f"From here on the lesson runs the package's `{self.package.__name__.lstrip('_')}`: yours {why}.")
+        return self.package
 
     def hint(self, n: int = 1) -> None:
         """Print the ``n``-th hint; the first says least."""
@@ -125,6 +149,33 @@ class Exercise:
 
     def _repr_markdown_(self) -> str:
         return f"**Exercise {self.title}** · {self.dots} · {self.minutes} minutes\n\n{self.question}"
+
+
+def _in_form(function: Callable[..., Any], kind: Any) -> Callable[..., Any]:
+    """``function`` with its results brought into the form of ``kind``, the return annotation of the solution."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        value = function(*args, **kwargs)
+        given = [arg.dtype for arg in args if isinstance(arg, Tensor)]
+        return _formed(value, kind, torch.float64 if torch.float64 in given else torch.get_default_dtype())
+
+    return run
+
+
+def _formed(value: Any, kind: Any, dtype: torch.dtype) -> Any:
+    """``value`` as a Python number or as a tensor, if ``kind`` is one; float64 becomes ``dtype``. What does not fit
+    stays as it is, and the lesson's own line says what is wrong with it."""
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if kind in (bool, int, float):
+            return number if (number := kind(value)) == value else value
+        if kind is Tensor:
+            tensor = torch.as_tensor(value)
+            return tensor.to(dtype) if tensor.dtype == torch.float64 else tensor
+        if get_origin(kind) in (tuple, list):
+            inner = get_args(kind) if get_origin(kind) is tuple else get_args(kind) * len(value)
+            return get_origin(kind)(_formed(part, of, dtype) for part, of in zip(value, inner, strict=True))
+    return value
 
 
 def _copied(arg: Any) -> Any:
