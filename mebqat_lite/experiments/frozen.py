@@ -218,17 +218,16 @@ def write(found: Mapping[str, Any], folder: str | Path) -> list[Path]:
 
     The files are JSON, text, a figure of accuracy over cost, and a heat map of each enrolment matrix.
     """
-    import pandas as pd
-
     folder = Path(folder)
     titles = {name: method.title for name, method in METHODS.items()}
     paths = [write_json(folder / "benchmark.json", found)]
     replace(folder / "benchmark.txt", (text(found) + "\n").encode())
     figures = {"bitops": plots.accuracy_over_cost(found["accuracy"], found["bitops"], titles)}
     for row, matrix in found["enrolment"].items():
-        title = f"{titles.get(row, row)}, {found['set']['name']}"
-        frame = pd.DataFrame(matrix).T
-        figures[f"enrolment-{row}"] = plots.matrix(frame, "queries at", "classes enrolled at", title)
+        panel = {f"{titles.get(row, row)}, {found['set']['name']}": [list(cells.values()) for cells in matrix.values()]}
+        axes: dict[str, Any] = {"xlabel": "queries at", "ylabel": "classes enrolled at", "label": plots.ACCURACY}
+        columns = list(next(iter(matrix.values())))
+        figures[f"enrolment-{row}"] = plots.tables(panel, list(matrix), columns, decimals=1, **axes)
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
         plots.save(figure, paths[-1])

@@ -1,56 +1,49 @@
-"""Draw results in one style: its colours suit colour-blind readers, and its markers differ in grey print too."""
+"""Draw results as figures that are as wide as a page, in the look that `looks` gives to every method."""
 
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mebqat_lite.bits import FULL
 from mebqat_lite.files import replace
-from mebqat_lite.learners import Classes
+
+# All figures are found in this module, also those of numbers on coloured cells.
+from mebqat_lite.measure.boards import ACCURACY as ACCURACY
+from mebqat_lite.measure.boards import Board as Board
+from mebqat_lite.measure.boards import board as board
+from mebqat_lite.measure.boards import heat_map as heat_map
+from mebqat_lite.measure.boards import tables as tables
+from mebqat_lite.measure.looks import (
+    BLACK,
+    BLUE,
+    DARK,
+    GREY,
+    LOOKS,
+    ORANGE,
+    PAGE,
+    PALE,
+    PIXELS,
+    SKY,
+    VERMILION,
+    WHITE,
+    looks,
+    method_of,
+    pale,
+)
+from mebqat_lite.measure.looks import style as style
 from mebqat_lite.measure.results import Table, is_known
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from torch import Tensor
 
-# Okabe and Ito's palette
-BLACK, ORANGE, SKY, GREEN, BLUE, RED = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
-PURPLE, WINE = "#CC79A7", "#882255"  # wine is Tol's
-LOOKS: dict[str, dict[str, Any]] = {
-    "ptq_naive": {"color": ORANGE, "marker": "v", "linestyle": ":"},
-    "ptq_mse": {"color": RED, "marker": "s", "linestyle": "--"},
-    "qat": {"color": BLACK, "marker": "D", "linestyle": "none"},
-    "qat_w1a1": {"color": GREEN, "marker": "^", "linestyle": "-."},
-    "qat_w2a2": {"color": PURPLE, "marker": "P", "linestyle": (0, (6, 2))},
-    "qat_w4a4": {"color": SKY, "marker": "D", "linestyle": (0, (3, 1, 1, 1))},
-    "mebqat": {"color": BLUE, "marker": "o", "linestyle": "-", "linewidth": 2.4},
-    "mebqat_in_turn": {"color": WINE, "marker": "X", "linestyle": "-", "linewidth": 2.4},
-}
-ACCURACY = Classes.measure
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "figure.dpi": 110,
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-}
-
-
-def style() -> Any:
-    """The package's look, as a context: ``with plots.style(): ...``."""
-    return plt.rc_context(STYLE)
+APART = {"qat", "pn_qat", "fomaml_qat"}  # the methods that train another network for each pair
 
 
 def accuracy_curves(
@@ -63,14 +56,18 @@ def accuracy_curves(
 ) -> Figure:
     """Plot accuracy or another ``measure`` over bitwidth pairs, with a line or points and intervals for each method.
 
-    It is drawn into ``figure``, which may be a part of another one; by default into a new one.
+    A method that trains another network for each pair has points without a line, and the legend says so. All is drawn
+    into ``figure``, which may be a part of another one; by default into a new one.
     """
     with style():
-        drawn: Any = figure or plt.figure(figsize=(7.5, 4.2))
+        drawn: Any = figure or plt.figure(figsize=(PAGE, 4.2))
         axes = drawn.subplots()
-        for index, (method, row) in enumerate(accuracy.items()):
+        for index, (method, look) in enumerate(looks(accuracy).items()):
             shift = 0.06 * (index - (len(accuracy) - 1) / 2)  # so that intervals do not cover each other
-            _draw(axes, row, pairs, shift, titles.get(method, method), LOOKS.get(method, {}))
+            label = titles.get(method, method)
+            if method_of(method) in APART:
+                look, label = look | {"linestyle": "none"}, f"{label}: a network for each pair"
+            _draw(axes, accuracy[method], pairs, shift, label, look)
         axes.set_xticks(range(len(pairs)), pairs)
         axes.set(xlabel="bitwidths of weights and activations", ylabel=measure, title=title)
         if measure == ACCURACY:
@@ -107,42 +104,68 @@ def beside(parts: Sequence[Callable[..., Any]], widths: Sequence[float], height:
 def save(figure: Figure, path: str | Path, dpi: float | str = "figure") -> None:
     """Write a figure to a file, as PNG or in the format that the ending of its name says, and close it."""
     buffer, path = io.BytesIO(), Path(path)
-    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=dpi)
+    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=dpi, facecolor=WHITE, transparent=False)
     plt.close(figure)
     replace(path, buffer.getvalue())
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook with alternative text, and close it."""
+def show(figure: Figure, alt: str = "") -> None:
+    """Display a figure in a notebook on white, and close it.
+
+    Args:
+        figure: at most as wide as the page, `looks.PAGE` inches; a wider one is displayed smaller.
+        alt: what the figure shows, in words for a reader who does not see it; by default the figure's label, in which
+            the functions of `diagrams` leave such words.
+
+    Raises:
+        ValueError: there are no such words.
+    """
     from IPython.display import Image, display
 
+    words = alt or str(figure.get_label())
+    if not words:
+        raise ValueError("a figure needs alternative text: show(figure, alt=...) with what it shows")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=PIXELS / PAGE, facecolor=WHITE, transparent=False)
     plt.close(figure)
     width, _ = figure.get_size_inches()
-    display(Image(buffer.getvalue(), format="png", alt=alt, width=int(96 * width)))
+    display(Image(buffer.getvalue(), format="png", alt=words, width=round(PIXELS * min(width / PAGE, 1))))
 
 
 def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
-    """Show grey images, (count, 1, height, width), each with a title; ``wrong`` ones get a red frame and a cross."""
+    """Show grey images, (count, 1, height, width), ten in a row, each with a title.
+
+    The ``wrong`` ones get a red frame and a cross.
+    """
+    wide = min(len(titles), 10)
+    tall = -(-len(titles) // wide)
     with style():
-        figure, axes = plt.subplots(1, len(titles), figsize=(0.85 * len(titles), 1.25), squeeze=False)
-        for i, cell in enumerate(axes[0]):
+        each = min(0.85, PAGE / wide)
+        figure, axes = plt.subplots(tall, wide, figsize=(each * wide, (each + 0.35) * tall), squeeze=False)
+        for i, cell in enumerate(axes.flat):
+            if i >= len(titles):
+                cell.remove()
+                continue
             bad = wrong is not None and wrong[i]
             cell.imshow(images[i, 0], cmap="gray_r", vmin=0, vmax=1)
-            cell.set_title(("✗ " if bad else "") + titles[i], fontsize=10, color=RED if bad else BLACK)
-            cell.set(xticks=[], yticks=[])
-            for side in cell.spines.values():
-                side.set(visible=True, color=RED if bad else "#BBBBBB", linewidth=2 if bad else 0.8)
+            cell.set_title(("✗ " if bad else "") + titles[i], fontsize=10, color=VERMILION if bad else BLACK)
+            _frame(cell, VERMILION if bad else PALE, bad)
     return figure
+
+
+def _frame(cell: Axes, color: str, thick: bool) -> None:
+    """Draw a frame around an image, and no ticks."""
+    cell.set(xticks=[], yticks=[])
+    for side in cell.spines.values():
+        side.set(visible=True, color=color, linewidth=2 if thick else 0.8)
 
 
 def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
     """Plot quantizers, one panel each: the output over the input ``x``, and the input itself as a dashed line."""
     with style():
-        figure, axes = plt.subplots(1, len(curves), figsize=(2.7 * len(curves), 2.7), squeeze=False, sharey=True)
+        figure, axes = plt.subplots(1, len(curves), figsize=(PAGE, 2.6), squeeze=False, sharey=True)
         for cell, (name, y) in zip(axes[0], curves.items(), strict=True):
-            cell.plot(x, x, color=ORANGE, linewidth=1, linestyle="--", label="input")
+            cell.plot(x, x, color=GREY, linewidth=1, linestyle="--", label="input")
             cell.plot(x, y, color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
             cell.set(title=name, xlabel="input")
         axes[0][0].set_ylabel("output")
@@ -160,13 +183,11 @@ def lines(
     log: bool = False,
     mark: float | None = None,
 ) -> Figure:
-    """Plot curves over a common axis, each with its own colour, dash and marker, and a vertical line at ``mark``."""
-    looks = _looks((BLUE, RED, GREEN, ORANGE), ("-", "--", ":", "-."), ("o", "s", "^", "D"))
+    """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``."""
     with style():
-        figure, axes = plt.subplots(figsize=(6.5, 3.4))
-        for (name, y), (color, dash, marker) in zip(curves.items(), looks, strict=False):
-            every = max(1, len(x) // 12)
-            axes.plot(x, y, color=color, linestyle=dash, marker=marker, markevery=every, label=name)
+        figure, axes = plt.subplots(figsize=(PAGE, 3.6))
+        for name, look in looks(curves).items():
+            axes.plot(x, curves[name], markevery=max(1, len(x) // 12), label=name, **look)
         if mark is not None:
             axes.axvline(mark, color=BLACK, linewidth=1)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
@@ -175,52 +196,47 @@ def lines(
     return figure
 
 
-def _looks(*parts: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield looks without end, such as a colour and a dash, and repeat a combination as late as possible.
+def swings(path: Sequence[float], rounded: Sequence[float], threshold: float, target: float, title: str = "") -> Figure:
+    """Show how a weight that is trained through a rounding swings around a threshold.
 
-    After each round every part but the first moves on by one more place, so that 6 colours and 6 markers give 36 looks.
+    Args:
+        path: the weight before each step.
+        rounded: what the quantizer makes of it, one value for each step, drawn as dots on its levels.
+        threshold: where the rounded value jumps, as a dashed line.
+        target: the value that training asks of the rounded weight, as a dotted line.
+        title: what stands above the figure.
     """
-    size = len(parts[0])
-    for number in itertools.count():
-        shift, place = divmod(number, size)
-        yield tuple(part[(place + shift * index) % size] for index, part in enumerate(parts))
-
-
-def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
-    """Show how values are distributed and, in one panel per name, the levels that replace them."""
+    steps = range(len(path))
     with style():
-        size = (2.9 * len(levels), 2.7)
-        figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False, sharey=True)
-        for cell, (name, places) in zip(axes[0], levels.items(), strict=True):
-            cell.hist(values.flatten().numpy(), bins=60, color=SKY)
-            for place in places.unique():
-                cell.axvline(float(place), color=RED, linewidth=1, linestyle="--")
-            cell.set(title=name, xlabel="weight")
-        axes[0][0].set_ylabel("count")
+        figure, axes = plt.subplots(figsize=(PAGE, 3.4))
+        for level in sorted(set(rounded)):
+            axes.axhline(level, color=PALE, linewidth=1)
+        axes.axhline(threshold, color=DARK, linewidth=1, linestyle="--", label="threshold")
+        if target != threshold:
+            axes.axhline(target, color=DARK, linewidth=1.2, linestyle=":", label="target")
+        axes.scatter(steps, rounded, s=22, color=VERMILION, marker="s", label="rounded, Q(w)", zorder=3)
+        axes.plot(steps, path, color=BLUE, linewidth=1.6, label="weight, w", zorder=4)
+        axes.set(xlabel="training step", ylabel="value", title=title)
+        axes.grid(visible=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
     return figure
 
 
-def heat_map(frame: pd.DataFrame, title: str = "") -> Figure:
-    """Show what a grid measured at all pairs: weight bits increase upwards, activation bits to the right."""
-    table = frame["mean"].groupby([frame["w"], frame["a"]]).first().unstack("a").sort_index(ascending=False)
-    named = table.rename(index=_width, columns=_width)
-    return matrix(named, "activation bits", "weight bits", title, frame.attrs.get("measure", ACCURACY))
+def histogram_with_levels(values: Tensor, levels: Mapping[str, Tensor]) -> Figure:
+    """Show how values are distributed and, in one panel per name, the levels that replace them.
 
-
-def matrix(table: pd.DataFrame, xlabel: str, ylabel: str, title: str = "", measure: str = ACCURACY) -> Figure:
-    """Show a table of accuracies in percent, or of another ``measure``, as numbers on coloured cells."""
-    with style(), plt.rc_context({"axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(6.4, 4.8))
-        image = axes.imshow(table, cmap="cividis", aspect="auto")
-        axes.set_xticks(range(len(table.columns)), table.columns)
-        axes.set_yticks(range(len(table.index)), table.index)
-        middle, decimals = (np.nanmax(table) + np.nanmin(table)) / 2, int(table.size <= 36)
-        for (row, column), value in np.ndenumerate(table.to_numpy()):
-            if np.isfinite(value):
-                ink = "white" if value < middle else "black"
-                axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        figure.colorbar(image, label=measure)
+    The panels stand above each other on the same axes, so that equal values look equal.
+    """
+    with style():
+        size = (PAGE, 0.6 + 1.15 * len(levels))
+        figure, axes = plt.subplots(len(levels), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
+        for cell, (name, places) in zip(axes[:, 0], levels.items(), strict=True):
+            cell.hist(values.flatten().numpy(), bins=60, color=SKY)
+            for place in places.unique():
+                cell.axvline(float(place), color=VERMILION, linewidth=1.5, linestyle="--")
+            cell.set_title(name, loc="left", fontsize=10)
+        axes[-1, 0].set_xlabel("weight; dashed: the levels")
+        figure.supylabel("count", fontsize=10)
     return figure
 
 
@@ -228,20 +244,16 @@ def accuracy_over_cost(
     accuracy: Table, bitops: Mapping[str, int], titles: Mapping[str, str], measure: str = ACCURACY
 ) -> Figure:
     """Plot accuracy or another ``measure`` over the bit operations for one image, a point for each pair of a method."""
-    looks = _looks((BLUE, RED, GREEN, ORANGE, SKY, PURPLE), "osD^vP")
     with style():
-        figure, axes = plt.subplots(figsize=(7.0, 4.2))
-        for (name, row), (color, marker) in zip(accuracy.items(), looks, strict=False):
+        figure, axes = plt.subplots(figsize=(PAGE, 4.2))
+        for name, look in looks(accuracy).items():
+            row = accuracy[name]
             known = [pair for pair in row if pair in bitops and is_known(row[pair]["mean"])]
             x, y = [bitops[pair] for pair in known], [row[pair]["mean"] for pair in known]
-            axes.scatter(x, y, s=22, color=color, marker=marker, label=titles.get(name, name), alpha=0.8)
+            axes.plot(x, y, **look | {"linestyle": "none"}, markersize=5, label=titles.get(name, name), alpha=0.8)
         axes.set(xscale="log", xlabel="bit operations of an image", ylabel=measure)
         axes.legend(loc="lower right")
     return figure
-
-
-def _width(bits: int) -> str:
-    return "FP" if bits == FULL else str(bits)
 
 
 def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, title: str = "") -> Figure:
@@ -251,7 +263,7 @@ def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
     """
     rows = sum(len(group) + 1 for group in groups.values())
     with style():
-        figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.23 * rows))
+        figure, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.23 * rows))
         axes.axvline(0, color=BLACK, linewidth=1, linestyle="--")
         places, names, place = [], [], 0.0
         for name, cells in groups.items():
@@ -275,7 +287,7 @@ def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
     """Draw one row: the mean with its interval, blue and filled if the interval does not contain zero."""
     half = cell["ci95"] if is_known(cell["ci95"]) else 0.0
     clear = abs(cell["mean"]) > half > 0
-    color, fill, fmt = (BLUE, BLUE, "o") if clear else ("#777777", "white", "D")
+    color, fill, fmt = (BLUE, BLUE, "o") if clear else (GREY, WHITE, "D")
     axes.errorbar(cell["mean"], place, xerr=half, fmt=fmt, color=color, markerfacecolor=fill, capsize=3)
 
 
@@ -286,77 +298,75 @@ def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
     """
     rows = max(len(panels) for panels in columns.values())
     with style():
-        size = (0.6 + 3.2 * len(columns), 0.9 + 1.6 * rows)
+        size = (PAGE, 0.9 + 1.6 * rows)
         figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, sharex=True)
         for column, (title, panels) in zip(axes.T, columns.items(), strict=True):
             for cell, (label, curves) in zip(column, panels.items(), strict=True):
-                looks = _looks((BLUE, RED, GREEN), ("-", "--", ":"))
-                for (name, y), (color, dash) in zip(curves.items(), looks, strict=False):
-                    cell.plot(x, y, color=color, linestyle=dash, label=name)
+                for name, look in looks(curves).items():
+                    cell.plot(x, curves[name], label=name, **look | {"marker": ""})
                 cell.set(ylabel=label)
                 if len(curves) > 1:
-                    cell.legend(fontsize=9)
+                    cell.legend()
             column[0].set_title(title)
             column[-1].set_xlabel(xlabel)
     return figure
 
 
-def tables(
-    panels: Mapping[str, Any],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    label: str,
-    xlabel: str = "",
-    ylabel: str = "",
-    limits: tuple[float, float] | None = None,
-    decimals: int = 0,
-    colours: str = "cividis",
-) -> Figure:
-    """Show tables of numbers, (rows, columns) each, two side by side, on one scale of colours; NaN is an empty cell."""
-    values = {title: np.asarray(panel, dtype=float) for title, panel in panels.items()}
-    low, high = limits or (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values())))
-    wide, tall = min(len(values), 2), -(-len(values) // 2)
-    each = max(0.36, 0.12 + 0.1 * max(map(len, columns)))  # inches
-    size = (1.3 + wide * (0.6 + each * len(columns)), tall * (0.9 + 0.28 * len(rows)))
-    with style(), plt.rc_context({"axes.grid": False}):
-        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False)
-        for cell, (title, panel) in zip(axes.flat, values.items(), strict=False):
-            image = cell.imshow(panel, cmap=colours, vmin=low, vmax=high, aspect="auto")
-            _numbers(cell, panel, image, decimals)
-            cell.set_xticks(range(len(columns)), columns)
-            cell.set_yticks(range(len(rows)), rows)
-            cell.set_title(title, fontsize=11)
-        for cell in axes.flat[len(values) :]:
-            cell.remove()
-        for cell in axes[:, 0]:
-            cell.set_ylabel(ylabel)
-        for cell in axes.flat[max(len(values) - wide, 0) : len(values)]:
-            cell.set_xlabel(xlabel)
-        figure.colorbar(image, ax=figure.axes, label=label)
+def channel(values: Mapping[str, Tensor], used: Mapping[str, tuple[float, float]], title: str = "") -> Figure:
+    """Show what one channel of a norm reads and what it makes of it, a row of two panels for each name.
+
+    On the left is the histogram of what arrives, with the mean and the deviation that the norm uses. On the right is
+    what leaves the norm: the values minus that mean, divided by that deviation. It should lie around 0 and spread by 1.
+    The axes leave out the outermost 0.1 % of the values at each end.
+
+    Args:
+        values: what arrives in the channel, of any shape, by name, such as that of a pair.
+        used: the mean and the standard deviation that the norm uses, by the same names.
+        title: what stands above all.
+    """
+    with style():
+        size = (PAGE, 0.9 + 1.2 * len(values))
+        figure, axes = plt.subplots(len(values), 2, figsize=size, squeeze=False, sharex="col", sharey="col")
+        arrives = {name: part.flatten().double().numpy() for name, part in values.items()}
+        leaves = {name: (part - used[name][0]) / used[name][1] for name, part in arrives.items()}
+        for cells, parts in zip(axes.T, (arrives, leaves), strict=True):
+            low, high = np.quantile(np.concatenate([*parts.values()]), [0.001, 0.999])
+            for cell, (name, part) in zip(cells, parts.items(), strict=True):
+                _spread(cell, part, np.linspace(low, high, 51), *(used[name] if parts is arrives else (0.0, 1.0)))
+        for cell, name in zip(axes[:, 0], values, strict=True):
+            cell.set_ylabel(name)
+        axes[0, 0].set_title("what arrives, and the norm's mean ± deviation")
+        axes[0, 1].set_title("what leaves, and 0 ± 1")
+        axes[-1, 0].set_xlabel("value")
+        axes[-1, 1].set_xlabel("value in deviations")
+        if title:
+            figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _numbers(axes: Axes, panel: np.ndarray, image: Any, decimals: int) -> None:
-    """Write the numbers of a table into its cells, white on dark cells and black on light ones."""
-    for (row, column), value in np.ndenumerate(panel):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            ink = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
-            axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
+def _spread(cell: Axes, values: np.ndarray, edges: np.ndarray, mean: float, deviation: float) -> None:
+    """Draw the shares of values in the bins between ``edges``, and a mean with its deviation as a line in a band."""
+    cell.hist(values, bins=edges.tolist(), color=SKY, weights=np.full(len(values), 100 / len(values)))
+    cell.axvspan(mean - deviation, mean + deviation, color=pale(ORANGE, 0.8), linewidth=0, zorder=0.5)
+    cell.axvline(mean, color=VERMILION, linewidth=2)
+    cell.yaxis.set_major_formatter("{x:g} %")
 
 
 def channel_statistics(stats: Mapping[str, Tensor], title: str = "") -> Figure:
-    """Plot mean ± standard deviation of each channel; ``stats`` holds means and variances, (2, channels), by name."""
+    """Plot mean ± standard deviation of each channel; ``stats`` holds means and variances, (2, channels), by name.
+
+    Each name has a row of its own, and all have the same axes.
+    """
     with style():
-        figure, axes = plt.subplots(figsize=(8.0, 3.6))
-        for i, (name, both) in enumerate(stats.items()):
-            (mean, deviation), shift = (both[0], both[1].sqrt()), 0.22 * (i - (len(stats) - 1) / 2)
-            places = [channel + shift for channel in range(both.shape[1])]
-            look: dict[str, Any] = {"color": (BLUE, RED, GREEN, ORANGE)[i % 4], "marker": "os^D"[i % 4]}
-            axes.errorbar(places, mean, deviation, linestyle="none", markersize=4, label=name, **look)
-        axes.set(xlabel="channel", ylabel="mean ± standard deviation", title=title)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        size = (PAGE, 0.8 + 1.1 * len(stats))
+        figure, axes = plt.subplots(len(stats), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
+        for cell, (name, both) in zip(axes[:, 0], stats.items(), strict=True):
+            cell.axhline(0, color=PALE, linewidth=1)
+            cell.errorbar(range(both.shape[1]), both[0], both[1].sqrt(), fmt="o", color=BLUE, markersize=4)
+            cell.set_title(name, loc="left", fontsize=10)
+        axes[-1, 0].set_xlabel("channel")
+        figure.supylabel("mean ± standard deviation", fontsize=10)
+        figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -368,10 +378,9 @@ def code_histograms(counts: Mapping[str, Tensor], lowest: int) -> Figure:
     used = [c.nonzero()[:, 0] + lowest for c in counts.values()]
     low, high = min(int(u.min()) for u in used), max(int(u.max()) for u in used)
     with style():
-        size = (3.9 * len(counts), 2.8)
-        figure, axes = plt.subplots(1, len(counts), figsize=size, squeeze=False, sharex=True)
+        figure, axes = plt.subplots(1, len(counts), figsize=(PAGE, 2.8), squeeze=False, sharex=True)
         for cell, (name, count) in zip(axes[0], counts.items(), strict=True):
-            cell.bar(range(lowest, lowest + len(count)), count, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3)
+            cell.bar(range(lowest, lowest + len(count)), count, width=1.0, color=BLUE, edgecolor=WHITE, linewidth=0.3)
             cell.set(title=name, xlabel="code", xlim=(low - 2, high + 2))
         axes[0][0].set_ylabel("weights")
     return figure
@@ -389,19 +398,17 @@ def episode(support: Tensor, query: Tensor, answers: Tensor | None = None) -> Fi
     (ways, shots), count = support.shape[:2], query.shape[1]
     both = np.concatenate([support, query], 1)  # (N, K + Q, 1, height, width)
     with style():
-        size = (0.72 * (shots + count) + 1.2, (0.78 if answers is None else 0.95) * ways + 0.3)
+        each = min(0.72, (PAGE - 1.2) / (shots + count))
+        size = (each * (shots + count) + 1.2, (each + (0.06 if answers is None else 0.23)) * ways + 0.3)
         figure, axes = plt.subplots(ways, shots + count, figsize=size, squeeze=False)
         for (n, k), cell in np.ndenumerate(axes):
             answer = None if answers is None or k < shots else int(answers[n, k - shots])
             bad = answer not in (None, n)
             cell.imshow(both[n, k, 0], cmap="gray_r", vmin=0, vmax=1)
-            cell.set(xticks=[], yticks=[])
-            frame = RED if bad else ORANGE if k < shots else "#BBBBBB"
-            for side in cell.spines.values():
-                side.set(visible=True, color=frame, linewidth=2 if bad or k < shots else 0.8)
+            _frame(cell, VERMILION if bad else BLUE if k < shots else PALE, bad or k < shots)
             if answer is not None:
                 words = f"{'✗ ' if bad else ''}{answer + 1}"
-                cell.set_xlabel(words, fontsize=9, color=RED if bad else BLACK, labelpad=1)
+                cell.set_xlabel(words, fontsize=9, color=VERMILION if bad else BLACK, labelpad=1)
             if k == 0:
                 cell.set_ylabel(f"class {n + 1}", rotation=0, ha="right", va="center", fontsize=9)
         axes[0][0].set_title("support", fontsize=10)
@@ -427,7 +434,8 @@ def paintings(
         figure: what to draw into, which may be a part of another figure; by default a new one.
     """
     with style():
-        size = (1.6 + 1.25 * len(pairs), 0.3 + 1.45 * len(pictures))
+        each = min(1.25, (PAGE - 1.3) / len(pairs))
+        size = (1.3 + each * len(pairs), 0.3 + (each + 0.2) * len(pictures))
         drawn: Any = figure or plt.figure(figsize=size)
         axes = drawn.subplots(len(pictures), len(pairs), squeeze=False)
         for row, (method, painted) in zip(axes, pictures.items(), strict=True):
@@ -457,17 +465,17 @@ def adaptation(
         dedicated: ``dedicated[pair]``, the cell of a network that was trained for this pair alone: a dashed line.
     """
     with style():
-        figure, axes = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.4), squeeze=False, sharey=True)
+        figure, axes = plt.subplots(1, len(curves), figsize=(PAGE, 3.6), squeeze=False, sharey=True)
         places = range(len(steps))
         for cell, (pair, rows) in zip(axes[0], curves.items(), strict=True):
-            looks = _looks((WINE, RED, ORANGE, BLUE), ("-", "--", ":", "-."), ("X", "s", "v", "o"))
-            for (start, found), (color, dash, marker) in zip(rows.items(), looks, strict=False):
-                means, halves = ([each[key] for each in found] for key in ("mean", "ci95"))
-                look = {"color": color, "linestyle": dash, "marker": marker, "capsize": 3}
-                cell.errorbar(places, means, halves if all(map(is_known, halves)) else None, label=start, **look)
-            cell.axhline(dedicated[pair]["mean"], color=BLACK, linestyle=(0, (5, 3)), label="QAT of its own")
+            for start, look in looks(rows).items():
+                means, halves = ([each[key] for each in rows[start]] for key in ("mean", "ci95"))
+                known = halves if all(map(is_known, halves)) else None
+                cell.errorbar(places, means, known, label=start, capsize=3, **look)
+            look = LOOKS["qat"] | {"marker": ""}
+            cell.axhline(dedicated[pair]["mean"], label="QAT of its own", **look)
             cell.set_xticks(places, map(str, steps))
             cell.set(title=pair, xlabel="steps at this pair")
         axes[0][0].set_ylabel(ACCURACY)
-        axes[0][-1].legend(loc="lower right", fontsize=9)
+        axes[0][-1].legend(loc="lower right")
     return figure

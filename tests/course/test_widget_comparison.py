@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from mebqat_lite import paths
-from mebqat_lite.course.widgets import method_comparison
+from mebqat_lite.course.widgets import method_comparison, svg
 from mebqat_lite.course.widgets.comparison import (
     DELIVERED,
     METRICS,
@@ -17,7 +17,6 @@ from mebqat_lite.course.widgets.comparison import (
     describe,
     picture,
     start_backprops,
-    styles_of,
     title_of,
 )
 
@@ -138,7 +137,7 @@ def test_intervals_are_drawn_and_missing_ones_are_not():
 
 def test_styles_differ():
     names = list(DIGITS["accuracy"])
-    looks = [(style.dash, style.shape, style.colour) for style in styles_of(names).values()]
+    looks = [(style.dash, style.shape, style.colour) for style in svg.styles(names).values()]
     assert len(set(looks)) == len(names)
     assert title_of("mebqat+teacher='next'") == "MEBQAT, teacher='next'"
 

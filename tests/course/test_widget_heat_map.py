@@ -6,15 +6,17 @@ import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from matplotlib.colors import to_hex, to_rgb
 
 import mebqat_lite as mq
 from mebqat_lite.course.widgets import heat_map, pair_map, svg
-from mebqat_lite.course.widgets.heat_map import CIVIDIS, compute, describe, picture
+from mebqat_lite.course.widgets.heat_map import compute, describe, picture
 from mebqat_lite.datasets.base import Split
-from mebqat_lite.measure import plots
+from mebqat_lite.measure import looks, plots
 
 NAME = "{http://www.w3.org/2000/svg}"
 LIMITS = (0, 100)
@@ -110,8 +112,8 @@ def test_the_text_for_who_does_not_see_the_picture_says_all(network, frame, data
 
 
 def test_colours_run_from_dark_to_light_and_stay_at_the_ends():
-    assert [heat_map._colour(v, (50, 100)) for v in (50, 62.5, 75, 87.5, 100)] == list(CIVIDIS)
-    assert heat_map._colour(0, (50, 100)) == CIVIDIS[0] and heat_map._colour(101, (50, 100)) == CIVIDIS[-1]
+    first, last = (to_hex(matplotlib.colormaps["cividis"](share)) for share in (0.0, 1.0))
+    assert [heat_map._colour(v, (50, 100)) for v in (0, 50, 100, 101)] == [first, first, last, last]
     shades = [int(heat_map._colour(v, LIMITS)[3:5], 16) for v in range(101)]  # green, most of the lightness
     assert shades == sorted(shades)
 
@@ -123,8 +125,8 @@ def test_numbers_can_be_read_on_their_cells(network, frame, data):
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     for value in range(101):
-        ink = 1.0 if heat_map._share(value, LIMITS) < 0.45 else 0.0
-        high, low = sorted((ink, light(heat_map._colour(value, LIMITS))), reverse=True)
+        fill = heat_map._colour(value, LIMITS)
+        high, low = sorted((light(looks.ink(to_rgb(fill))), light(fill)), reverse=True)
         assert (high + 0.05) / (low + 0.05) > 4
 
 

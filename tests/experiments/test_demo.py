@@ -20,7 +20,7 @@ from mebqat_lite.experiments import demo
 from mebqat_lite.experiments.jobs import PAIRS
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.files import read, write_json
-from mebqat_lite.measure import plots
+from mebqat_lite.measure import looks
 from mebqat_lite.paths import shipped
 from mebqat_lite.recipe import Recipe
 
@@ -167,7 +167,7 @@ def test_picture_is_not_blank(ran):
     image = matplotlib.image.imread(ran[0] / "demo.png")[..., :3]
     assert image.shape[0] > 400 and image.shape[1] > 700
     for method in LINES:  # each method's colour is there
-        colour = np.array(matplotlib.colors.to_rgb(plots.LOOKS[method]["color"]))
+        colour = np.array(matplotlib.colors.to_rgb(looks.LOOKS[method]["color"]))
         assert (np.abs(image - colour).max(-1) < 0.02).sum() > 100, method
     assert (image.min(-1) > 0.98).mean() > 0.5  # on white
 

@@ -31,8 +31,8 @@ def test_curves_show_each_mean_at_its_pair_with_its_interval():
     row = {b: {"mean": m, "ci95": m / 10, "n": 2} for b, m in zip(PAIRS, (20, 30, 40), strict=True)}
     whole = {"qat": ACCURACY["qat"], "x": row}
     shown = curves(whole)
-    assert shown["QAT"][0].tolist() == [1] and shown["QAT"][1].tolist() == [98.04]
-    assert shown["QAT"][2].tolist() == [0.26]
+    own = shown["QAT: a network for each pair"]
+    assert own[0].tolist() == [1] and own[1].tolist() == [98.04] and own[2].tolist() == [0.26]
     assert shown["x"][0].tolist() == [0, 1, 2] and shown["x"][1].tolist() == [20, 30, 40]
     assert shown["x"][2].tolist() == [2, 3, 4]
 
@@ -51,16 +51,17 @@ def test_curves_of_results_read_back_are_the_same(tmp_path):
         assert again[label][1][known].tolist() == y[known].tolist()
 
 
-def test_methods_are_told_apart_without_colour():
-    lines = [(str(look["marker"]), str(look["linestyle"])) for look in plots.LOOKS.values()]
-    assert len(set(lines)) == len(lines)
-    assert len({look["color"] for look in plots.LOOKS.values()}) == len(lines)
+def test_networks_of_their_own_are_points_and_the_legend_says_so():
+    whole = {"qat": ACCURACY["qat"], "mebqat": ACCURACY["mebqat"]}
+    axes = plots.accuracy_curves(whole, PAIRS, TITLES).axes[0]
+    dashes = {box.get_label(): box.lines[0].get_linestyle() for box in axes.containers}
+    assert dashes == {"QAT: a network for each pair": "None", "mebqat": "-"}
 
 
 def test_a_style_ends_with_its_block():
     before = dict(plt.rcParams)
     with plots.style():
-        assert plt.rcParams["font.size"] == 11
+        assert plt.rcParams["font.size"] == 10
     assert dict(plt.rcParams) == before
 
 

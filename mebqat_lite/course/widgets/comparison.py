@@ -149,19 +149,6 @@ def _costs(result: Result, metric: str) -> dict[str, dict[str, Any]]:
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-STYLES = {
-    "mebqat": Style(svg.BLUE, "", "circle"),
-    "qat": Style(svg.BLACK, "8 3 2 3", "diamond"),
-    "ptq_mse": Style(svg.VERMILION, "6 3", "square"),
-    "ptq_naive": Style(svg.ORANGE, "2 3", "down"),
-    "adabits": Style(svg.GREEN, "10 4", "triangle"),
-    "any_precision_hard": Style(svg.PURPLE, "4 2", "star"),
-    "any_precision_soft": Style(svg.SKY, "3 2", "triangle"),
-    "any_precision_recursive": Style(svg.DARK, "1.5 3", "square"),
-}
-LIKE = {"mebqat_pn": "mebqat", "mebqat_maml": "mebqat", "pn_qat": "qat", "fomaml_qat": "qat", "pn_ptq_mse": "ptq_mse"}
-LIKE |= {"fomaml_ptq_mse": "ptq_mse", "fomaml_ptq_lsq": "ptq_naive", "pn": "adabits", "fomaml": "adabits"}
-OTHERS = [Style(svg.PURPLE, "4 2", "star"), Style(svg.SKY, "3 2", "triangle"), Style(svg.DARK, "1.5 3", "square")]
 OFF = ("ptq_naive", "any_precision_hard", "any_precision_soft", "any_precision_recursive")  # until they are asked for
 ZERO, AREA = Style(svg.DARK, "5 4", width=1.2), (66.0, 74.0, 704.0, 262.0)
 TICKS = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
@@ -172,12 +159,6 @@ def title_of(name: str) -> str:
     method, *options = name.split("+")
     title = METHODS[method].title if method in METHODS else method
     return ", ".join([title, *options])
-
-
-def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each method; a method keeps its own in all pictures."""
-    spare = iter(OTHERS * len(names))
-    return {name: STYLES.get(LIKE.get(name, name)) or next(spare) for name in names}
 
 
 def picture(found: Comparison, title: str = "", left_out: tuple[int, int] = (0, 0)) -> str:
@@ -194,7 +175,7 @@ def picture(found: Comparison, title: str = "", left_out: tuple[int, int] = (0, 
     plot.axes(under, "", list(enumerate(found.ticks)), ticks)
     if low < 0 < high:
         plot.line(plot.x_range, [0, 0], ZERO)
-    styles = styles_of(list(found.rows))
+    styles = svg.styles(found.rows)
     for index, (name, points) in enumerate(found.rows.items()):
         _draw(plot, points, styles[name], 0.07 * (index - (len(found.rows) - 1) / 2) * found.over_pairs)
     entries = [(title_of(name), styles[name]) for name in found.rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ipywidgets
 import torch
@@ -14,6 +14,7 @@ from mebqat_lite.bits import FULL, candidates
 from mebqat_lite.course.widgets import svg
 from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
 from mebqat_lite.course.widgets.svg import Plot, Style
+from mebqat_lite.measure import looks
 from mebqat_lite.measure.costs import saving, stored_bytes
 from mebqat_lite.switching.batchnorm import NORMS
 from mebqat_lite.switching.layers import LAYERS
@@ -96,8 +97,7 @@ def sizes(network: str) -> tuple[int, int, int]:
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-EACH, SAMPLED = Style(svg.VERMILION, "6 3", width=2.5), Style(svg.BLUE, width=2.5)
-HERE = {"shape": "circle", "size": 5.5}
+EACH, SAMPLED = (replace(style, shape="") for style in svg.styles(["qat", "mebqat"]).values())
 EVEN = Style(svg.BLACK, "2 3", width=1.5)
 
 
@@ -115,10 +115,10 @@ def picture(result: CostResult) -> str:
 def _storage(result: CostResult) -> str:
     n, s = result.pairs, result.savings
     rows = [
-        (f"{n} dedicated, FP32", result.dedicated, svg.VERMILION, ""),
-        (f"{n} dedicated, packed", result.packed, svg.ORANGE, ""),
-        ("one, FP32", result.one, svg.BLUE, f"{s['storage']:+.1f} % / {s['packed']:+.1f} %"),
-        (f"one, with {n} norm statistics", result.with_stats, svg.SKY,
+        (f"{n} dedicated, FP32", result.dedicated, EACH.colour, ""),
+        (f"{n} dedicated, packed", result.packed, looks.pale(EACH.colour), ""),
+        ("one, FP32", result.one, SAMPLED.colour, f"{s['storage']:+.1f} % / {s['packed']:+.1f} %"),
+        (f"one, with {n} norm statistics", result.with_stats, looks.pale(SAMPLED.colour),
          f"{s['storage with statistics']:+.1f} % / {s['packed with statistics']:+.1f} %"),
     ]  # fmt: skip
     longest = max(row[1] for row in rows)
@@ -140,8 +140,8 @@ def _work(result: CostResult) -> str:
     plot.line([1, PAIRS], [1, PAIRS], EACH)
     plot.line([1, PAIRS], [m, m], SAMPLED)
     plot.line([m + 0.5, m + 0.5], [0, 80], EVEN)
-    for count, colour in ((n, EACH.colour), (m, SAMPLED.colour)):
-        plot.parts.append(svg.marker(*plot.at(n, count), Style(colour, **HERE)))  # type: ignore[arg-type]
+    for name, count in (("qat", n), ("mebqat", m)):
+        plot.parts.append(svg.marker(*plot.at(n, count), replace(svg.styles([name])[name], size=5.5)))
     words = f"{n} against {m}: {result.savings['work']:+.1f} %"
     plot.parts.append(svg.text(450, 22, f"Back-propagations a step: {words}", size=14))
     even = f"pays from {result.break_even} pairs on"

@@ -180,7 +180,7 @@ def cut_to(model: nn.Module, ways: int) -> nn.Module:
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-FRAME, BEST, OTHER = Style(svg.DARK, width=1), svg.BLUE, "#B8B8B8"
+FRAME, BEST, OTHER = Style(svg.DARK, width=1), svg.BLUE, svg.PALE
 LEFT, TOP, ROW, WIDE = 190, 50, 46, 330  # pixels: where bars begin, the first row, a row's height, a full bar
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,14 +102,6 @@ def diagonal(model: nn.Module, data: Data) -> Iterator[float]:
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-STYLES = (
-    Style(svg.ORANGE, "2 3", "triangle"),
-    Style(svg.GREEN, "6 3", "square"),
-    Style(svg.PURPLE, "8 3 2 3", "star"),
-    Style(svg.SKY, "10 4", "diamond"),
-    Style(svg.VERMILION, "4 2", "down"),
-    Style(svg.BLUE, "", "circle"),
-)
 HERE, RING = Style(svg.BLACK, "5 4", width=1.4), Style(svg.BLACK, shape="circle", size=8)
 RIGHT, WRONG = Style(svg.DARK, width=1), Style(svg.VERMILION, width=3.5)
 Curves = Mapping[str, Sequence[float]]
@@ -147,7 +138,7 @@ def _curves(result: ExplorerResult, method: str, curves: Curves) -> str:
 
 def _styles(curves: Curves, method: str) -> dict[str, Style]:
     """A style for each method; the chosen one is thick."""
-    styles = dict(zip(curves, itertools.cycle(STYLES)))
+    styles = svg.styles(curves)
     return {t: replace(s, width=3.5, size=5) if t == method else replace(s, width=1.5) for t, s in styles.items()}
 
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+from matplotlib import colormaps
+from matplotlib.colors import to_hex, to_rgb
 from torch import nn
 
 from mebqat_lite.bits import FULL, WIDTHS, Bits, BitsLike
@@ -20,13 +21,14 @@ from mebqat_lite.course.widgets.explorer import compute as run
 from mebqat_lite.course.widgets.explorer import describe as describe_run
 from mebqat_lite.course.widgets.svg import Style
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.measure import looks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CIVIDIS = ("#00224E", "#414D6B", "#7D7C78", "#BCAF6F", "#FEE838")  # dark to light, evenly spaced
+CIVIDIS = colormaps["cividis"]
 LEFT, TOP, WIDE, HIGH = 58, 52, 38, 26  # pixels: corner of the map, size of a cell
-RIM, CORE = Style(svg.BLACK, width=4), Style("#FFFFFF", width=1.4)
+RIM, CORE = Style(svg.BLACK, width=4), Style(looks.WHITE, width=1.4)
 Range = tuple[float, float]
 
 
@@ -89,7 +91,7 @@ def _map(result: PairMapResult, limits: Range) -> str:
         (x, y), fill = _corner(bits), _colour(value, limits)
         if math.isfinite(value):
             parts.append(svg.tag("rect", x=x, y=y, width=WIDE, height=HIGH, fill=fill, stroke="#fff"))
-            ink = "#FFFFFF" if _share(value, limits) < 0.45 else svg.BLACK
+            ink = looks.ink(to_rgb(fill))
             parts.append(svg.text(x + WIDE / 2, y + HIGH / 2 + 4, f"{value:.1f}", "middle", 11, ink))
     middle = TOP + HIGH * len(WIDTHS) / 2
     for i, width in enumerate(WIDTHS):
@@ -126,13 +128,8 @@ def _share(value: float, limits: Range) -> float:
 
 
 def _colour(value: float, limits: Range) -> str:
-    """The colour of a value, between the two nearest of `CIVIDIS`."""
-    place = _share(value, limits) * (len(CIVIDIS) - 1)
-    index = min(int(place), len(CIVIDIS) - 2)
-    first, second = list(pairwise(CIVIDIS))[index]
-    ends = ([int(code[i : i + 2], 16) for i in (1, 3, 5)] for code in (first, second))
-    mixed = (round(a + (b - a) * (place - index)) for a, b in zip(*ends, strict=True))
-    return "#" + "".join(f"{part:02X}" for part in mixed)
+    """The colour of a value on the scale of `boards.board`."""
+    return to_hex(CIVIDIS(_share(value, limits)))
 
 
 def describe(result: PairMapResult) -> str:

@@ -166,7 +166,7 @@ def _beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 OUTPUT, IDENTITY = Style(svg.BLUE, width=2.2), Style(svg.DARK, "5 4", width=1.2)
-INSIDE, OUTSIDE = Style("#D4D4D4", width=9), Style("#D98B4A", width=9)
+INSIDE, OUTSIDE = Style(svg.PALE, width=9), Style(svg.ORANGE, width=9)
 LIMIT, LEVEL = Style(svg.VERMILION, "2 3", width=1.5), Style(svg.BLUE, width=1.6)
 LEVELS = Style(svg.BLUE, "1.6 6.5", width=9)
 TOTAL, NOW = Style(svg.BLACK, width=2.5), Style(svg.BLACK, shape="circle", size=7)

@@ -10,16 +10,25 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-# Okabe and Ito's colours. Dashes and markers say the same to who cannot tell them apart, and in a grey print.
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, BLACK, DARK, LIGHT = "#E69F00", "#56B4E9", "#000000", "#333333", "#D9D9D9"
-OUTLINES = {  # corners of a marker of size 1 around (0, 0)
-    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
-    "triangle": [(0, -1.2), (1.1, 0.8), (-1.1, 0.8)],
-    "down": [(0, 1.2), (1.1, -0.8), (-1.1, -0.8)],
-    "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
-    "star": [(0, -1.6), (0.4, -0.4), (1.6, 0), (0.4, 0.4), (0, 1.6), (-0.4, 0.4), (-1.6, 0), (-0.4, -0.4)],
-}
+import numpy as np
+from matplotlib.markers import MarkerStyle
+
+from mebqat_lite.measure import looks
+
+BLUE, VERMILION, GREEN, PURPLE = looks.BLUE, looks.VERMILION, looks.GREEN, looks.PURPLE
+ORANGE, SKY, BLACK, DARK, PALE, LIGHT = looks.ORANGE, looks.SKY, looks.BLACK, looks.DARK, looks.PALE, looks.LIGHT
+
+
+def _outline(marker: str) -> list[tuple[float, float]]:
+    """The corners of a marker of matplotlib, of size 1 around (0, 0), with y downwards."""
+    form = MarkerStyle(marker)
+    corners = form.get_transform().transform(np.asarray(form.get_path().vertices)[:-1])
+    return [(2 * float(x), -2 * float(y)) for x, y in corners]
+
+
+NAMED = {"square": "s", "triangle": "^", "down": "v", "diamond": "D", "star": "*"}
+MARKERS = {look["marker"] for look in looks.LOOKS.values()} | set(looks.SPARE_MARKERS)
+OUTLINES = {shape: _outline(marker) for shape, marker in [*NAMED.items(), *((m, m) for m in sorted(MARKERS - {"o"}))]}
 Ticks = Sequence[tuple[float, str]]
 
 
@@ -32,12 +41,23 @@ class Style:
     shape: str = ""
     width: float = 2.0
     size: float = 4.0
+    face: str = ""  # the colour inside the markers, if it is another one
 
     @property
     def paint(self) -> dict[str, Any]:
         """The attributes of an unfilled line."""
         dash = {"stroke_dasharray": self.dash} if self.dash else {}
         return {"fill": "none", "stroke": self.colour, "stroke_width": self.width, **dash}
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """The styles of the curves of one picture, as `looks.looks` gives them: each method has its own in all pictures."""
+    found = {}
+    for name, look in looks.looks(names).items():
+        dash = "" if look["linestyle"] == "-" else " ".join(num(2 * part) for part in look["linestyle"][1])
+        face = look.get("markerfacecolor", "")
+        found[name] = Style(look["color"], dash, look["marker"], look["linewidth"], face=face)
+    return found
 
 
 def num(value: float) -> str:
@@ -73,7 +93,9 @@ def segment(x1: float, y1: float, x2: float, y2: float, style: Style) -> str:
 def marker(x: float, y: float, style: Style, hollow: bool = False) -> str:
     """A marker of the style's shape around a point; nothing if it has none."""
     paint = Style(style.colour).paint if hollow else {"fill": style.colour}
-    if style.shape == "circle":
+    if style.face and not hollow:
+        paint = {"fill": style.face, "stroke": style.colour, "stroke_width": 1.3}
+    if style.shape in ("circle", "o"):
         return tag("circle", cx=x, cy=y, r=style.size, **paint)
     corners = [(x + style.size * dx, y + style.size * dy) for dx, dy in OUTLINES.get(style.shape, [])]
     return tag("polygon", points=_points(corners), **paint) if corners else ""
