@@ -13,29 +13,44 @@ import ipywidgets
 
 LOG = logging.getLogger(__name__)
 CARD = "background:#fff;color:#000;padding:4px 8px;max-width:784px;line-height:1.5"
+GRID = {"grid_template_columns": "repeat(auto-fit, minmax(min(100%, 380px), 1fr))", "grid_gap": "0 16px"}
+LABEL = "175px"  # the width of all labels, so that all controls begin beneath each other
 ALERT = "background:#fff;color:#a00000;border:2px solid #a00000;padding:4px 8px;max-width:784px"
 
 
 class Live(ipywidgets.VBox):
     """Controls above the picture that ``render`` makes of their values.
 
-    ``render`` is called with a keyword for each control and returns HTML. It runs at every change. The browser
-    holds back all but the latest position of a slider while the kernel is busy, and a change that comes while
-    ``render`` runs is drawn once after it, so no outdated value is drawn. An exception is logged and shown.
+    ``render`` is called with a keyword for each control. What it returns goes to `show`: here HTML, and in
+    `live.LiveFigure` a result that a figure draws. It runs at every change. The browser holds back all but the latest
+    position of a slider while the kernel is busy, and a change that comes while ``render`` runs is drawn once after
+    it, so no outdated value is drawn. An exception is logged and shown.
     """
 
-    def __init__(self, controls: Mapping[str, ipywidgets.Widget], render: Callable[..., str]) -> None:
+    def __init__(self, controls: Mapping[str, ipywidgets.Widget], render: Callable[..., Any]) -> None:
         self.controls, self.render = dict(controls), render
-        self.picture, self.error = ipywidgets.HTML(), ipywidgets.HTML()
+        self.picture, self.error = self.empty(), ipywidgets.HTML()
         self.problems: dict[str, str] = {}
         self._busy = self._stale = False
-        row = ipywidgets.HBox(list(self.controls.values()), layout={"flex_flow": "row wrap"})
-        self.parts = [row, self.error, self.picture]
+        grid = ipywidgets.GridBox(list(self.controls.values()), layout=GRID)
+        self.parts = [grid, self.error, self.picture]
         super().__init__(self.parts)
         self.add_class("mq-widget")
         for control in self.controls.values():
             control.observe(self.update, "value")
         self.update()
+
+    def empty(self) -> ipywidgets.Widget:
+        """Make the widget that the picture goes to."""
+        return ipywidgets.HTML()
+
+    def show(self, result: Any) -> None:
+        """Show what ``render`` returned."""
+        self.picture.value = result
+
+    def clear(self) -> None:
+        """Show nothing, after an error: an old picture would not be that of the controls."""
+        self.picture.value = ""
 
     def update(self, _change: object = None) -> None:
         """Draw the picture of the controls' present values."""
@@ -51,10 +66,12 @@ class Live(ipywidgets.VBox):
             self._busy = False
 
     def _draw(self) -> None:
-        html = ""
+        is_shown = False
         with self.showing_errors("picture"):
-            html = self.render(**{name: control.value for name, control in self.controls.items()})
-        self.picture.value = html  # after an error nothing: an old picture would not be that of the controls
+            self.show(self.render(**{name: control.value for name, control in self.controls.items()}))
+            is_shown = True
+        if not is_shown:
+            self.clear()
 
     @contextlib.contextmanager
     def showing_errors(self, source: str) -> Iterator[None]:
@@ -86,16 +103,16 @@ class Live(ipywidgets.VBox):
 
 
 def labelled(words: str, slider: ipywidgets.Widget) -> ipywidgets.Widget:
-    """A slider with its label, wide enough for both; two fit side by side in a notebook."""
-    slider.description, slider.style.description_width = words, "initial"
-    slider.layout.width = "350px"
+    """Give a slider its label and the width of its place in the grid."""
+    slider.description, slider.style.description_width, slider.layout.width = words, LABEL, "auto"
     return slider
 
 
 def buttons(words: str, options: Sequence[Any], value: Any) -> ipywidgets.ToggleButtons:
-    """A labelled choice by buttons. (Not a menu: JupyterLab takes a menu's arrow keys to move between cells.)"""
-    style = {"description_width": "initial", "button_width": "auto"}
-    return ipywidgets.ToggleButtons(options=options, value=value, description=words, style=style)
+    """Offer a choice by buttons, in a row of its own. (JupyterLab takes a menu's arrow keys to move between cells.)"""
+    style = {"description_width": LABEL, "button_width": "auto"}
+    layout = {"grid_column": "1 / -1", "width": "auto"}
+    return ipywidgets.ToggleButtons(options=options, value=value, description=words, style=style, layout=layout)
 
 
 def error_box(error: Exception) -> str:

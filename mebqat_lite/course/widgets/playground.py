@@ -8,19 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import torch
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
 from mebqat_lite import quantizers
-from mebqat_lite.course.widgets import svg
-from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.course.widgets.svg import Plot, Style
+from mebqat_lite.bits import FP
+from mebqat_lite.course.widgets.base import buttons, card, labelled
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.plots import BLACK, BLUE, RED
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
+from mebqat_lite.switching.state import at
+from mebqat_lite.tensors import evaluating
 
 BITS = range(1, 9)
 CLIPS = [round(0.2 * i, 1) for i in range(1, 31)]  # standard deviations
-MOST_VALUES = 20_000  # that a picture is made of
+REACH, POINTS = 6.4, 1601  # of the inputs whose outputs are drawn: standard deviations, and how many on each side of 0
+MOST_VALUES = 10_000  # that a picture is made of
 MISSING = "One bit is not defined for this quantizer, its lowest bitwidth is 2 bits. DoReFa defines one bit."
 RESCALED = (
     "This quantizer changes the scale of the weights, and a batch norm after it undoes any factor: "
@@ -43,6 +50,16 @@ class Choice:
         step = clip / max(integer_range(bits, signed=True)[1], 1)
         params = {f"w{bits}": x.new_tensor(step), "alpha": x.new_tensor(clip)}
         return getattr(self.quantizer, self.kind)(x, bits, params, Site("playground"))
+
+    def beside(self, x: Tensor, inputs: Tensor, bits: int, clip: float) -> Tensor:
+        """The outputs for other ``inputs``, of their shape, when ``x`` is what is quantized.
+
+        Weights are scaled by their largest and by their mean, so inputs are quantized together with ``x``, and the mean
+        of all of them is replaced by that of ``x``. No input may lie beyond the largest.
+        """
+        both = torch.cat([x, inputs])
+        out = self.apply(both, bits, clip)[x.numel() :]
+        return out * (x.abs().mean() / both.abs().mean()) if self.form == "round" else out
 
     def limits(self, x: Tensor, bits: int, clip: float) -> tuple[float, float]:
         """The outermost levels."""
@@ -92,9 +109,16 @@ class PlaygroundResult:
     by_clip: dict[float, Errors]  # at these bits; empty where there is no clip
     message: str = ""
     outputs: Tensor = field(default_factory=lambda: torch.empty(0))  # (values,), the factor included
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))  # (inputs,), evenly spaced
+    stairs: Tensor = field(default_factory=lambda: torch.empty(0))  # (inputs,), the outputs there
     factor: float = 1.0  # of least squared error, for a quantizer that changes the scale
     limits: tuple[float, float] = (math.nan, math.nan)  # the outermost levels, the factor included
     errors: Errors = Errors()
+
+    @property
+    def unit(self) -> float:
+        """The standard deviation of the values."""
+        return float(self.values.std())
 
     @property
     def levels(self) -> list[float]:
@@ -104,7 +128,7 @@ class PlaygroundResult:
     @property
     def clipped(self) -> float:
         """Share of the values that lie beyond the outermost levels, in percent."""
-        return 100 * float(_beyond(self.values, self.limits).double().mean())
+        return 100 * float(beyond(self.values, self.limits).double().mean())
 
     @property
     def mse(self) -> float:
@@ -145,7 +169,9 @@ def compute(values: Tensor, quantizer: str, bits: int, clip: float = 3.0) -> Pla
         return replace(result, message=MISSING)
     by_clip = {c: _quantize(choice, x, bits, c * unit)[1] for c in (CLIPS if choice.has_clip else ())}
     found, errors = _quantize(choice, x, bits, clip * unit)
-    return replace(result, by_clip=by_clip, errors=errors, **found)
+    inputs = _inputs(choice, x)
+    stairs = found["factor"] * choice.beside(x, inputs, bits, clip * unit)
+    return replace(result, by_clip=by_clip, errors=errors, inputs=inputs, stairs=stairs, **found)
 
 
 def _quantize(choice: Choice, x: Tensor, bits: int, clip: float) -> tuple[dict[str, Any], Errors]:
@@ -155,105 +181,135 @@ def _quantize(choice: Choice, x: Tensor, bits: int, clip: float) -> tuple[dict[s
     factor = float((x * out).sum()) / power if choice.form and power > 0 else 1.0
     out = out * factor
     low, high = (factor * limit for limit in choice.limits(x, bits, clip))
-    beyond = _beyond(x, (low, high))
+    outside = beyond(x, (low, high))
     squares = (out - x).double().square() / x.numel()
-    errors = Errors(float(squares[~beyond].sum()), float(squares[beyond].sum()))
+    errors = Errors(float(squares[~outside].sum()), float(squares[outside].sum()))
     return {"outputs": out, "factor": factor, "limits": (low, high)}, errors
 
 
-def _beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
+def _inputs(choice: Choice, x: Tensor) -> Tensor:
+    """Evenly spaced inputs to draw the outputs of; where tanh is divided by its largest, none beyond the largest."""
+    reach = REACH * float(x.std())
+    inputs = torch.linspace(-reach, reach, 2 * POINTS - 1)
+    return inputs[inputs.abs() <= x.abs().max()] if choice.form else inputs
+
+
+def beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Which of the values lie beyond the outermost levels, of the shape of ``x``."""
     return (x < limits[0]) | (x > limits[1])
 
 
-OUTPUT, IDENTITY = Style(svg.BLUE, width=2.2), Style(svg.DARK, "5 4", width=1.2)
-INSIDE, OUTSIDE = Style(svg.PALE, width=9), Style(svg.ORANGE, width=9)
-LIMIT, LEVEL = Style(svg.VERMILION, "2 3", width=1.5), Style(svg.BLUE, width=1.6)
-LEVELS = Style(svg.BLUE, "1.6 6.5", width=9)
-TOTAL, NOW = Style(svg.BLACK, width=2.5), Style(svg.BLACK, shape="circle", size=7)
-ROUNDING = Style(svg.BLUE, "6 3", "circle", size=3)
-CLIPPING = Style(svg.VERMILION, "2 3", "square", size=3)
-TICKS = MaxNLocator(5, steps=[1, 2, 5, 10])  # at most five, at round numbers
-AREA, ERROR_AREA, DECADES = (62.0, 50.0, 370.0, 262.0), (520.0, 50.0, 268.0, 262.0), (-6, 0)
+# --- the picture -----------------------------------------------------------------------------------------------
+
+SIZE, WIDTHS = (9.6, 3.9), (1.6, 1, 1)  # inches; of the three panels, as shares
+INSIDE, OUTSIDE, GREY, BINS = "#D4D4D4", "#E39B5B", "#555555", 96
+SHARES: dict[str, dict[str, Any]] = {  # of the error
+    "total": {"color": BLACK, "linewidth": 2.4},
+    "rounding": {"color": BLUE, "linestyle": "--", "marker": "o", "markersize": 3.5},
+    "clipping": {"color": RED, "linestyle": ":", "marker": "s", "markersize": 3.5},
+}
 
 
-def picture(result: PlaygroundResult, against: str = "bits") -> str:
-    """The values under the quantizer's staircase, and the error ``against`` bits or clip, as SVG."""
-    found = f"levels in use {len(result.levels)}, error {result.sqnr_db:.1f} dB below the signal"
-    title = f"{CHOICES[result.quantizer].title}, bitwidth {result.bits}: {result.message or found}"
-    return svg.figure(800, 362, title, _staircase(result), _error_curve(result, against))
+def picture() -> Drawing:
+    """Draw the values under the quantizer's staircase, and the error over bits and over the clip.
+
+    The drawing takes results of `compute`. Its first axes are those of the values.
+    """
+    with plots.style():
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
+        staircase, curves = Staircase(left), (ErrorCurve(middle, "bits"), ErrorCurve(right, "clip"))
+        figure.legend(handles=staircase.moving[:6], loc="outside upper left", ncols=3, fontsize=9)
+        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", ncols=3, fontsize=9)
+
+    def update(result: PlaygroundResult) -> str:
+        staircase.update(result)
+        for curve in curves:
+            curve.update(result)
+        return say(result)
+
+    return Drawing(figure, update, [*staircase.moving, *curves[0].moving, *curves[1].moving])
 
 
-def _staircase(result: PlaygroundResult) -> str:
-    x = result.values
-    high = min(float(x.abs().max()), 6 * float(x.std()))
-    low = -high if float(x.min()) < 0 else 0.0
-    plot = Plot(AREA, (low, high), (low, high))
-    _histogram(plot, result)
-    ticks = [(t, f"{t + 0.0:.6g}") for t in TICKS.tick_values(low, high) if low <= t <= high]
-    best = "" if result.factor == 1 else f" × {result.factor:.3g}, the best factor"
-    plot.axes("input (unit of the values)", f"output{best}", ticks, ticks)
-    plot.line([low, high], [low, high], IDENTITY)
-    if result.message:
-        plot.parts.append(svg.text(AREA[0] + 12, AREA[1] + 22, "not defined at one bit", size=14))
-    else:
-        plot.stairs(*_stairs(result, low, high), OUTPUT)
-        _marks(plot, result)
-    entries = [("output", OUTPUT), ("output = input", IDENTITY), ("outermost level", LIMIT)]
-    entries += [("values", INSIDE), ("clipped values", OUTSIDE), ("levels in use", LEVELS)]
-    return "".join(plot.parts) + svg.legend(62, 14, entries, 128, 3)
+class Staircase:
+    """The left panel: how the values are spread, the output over the input, the levels and the ends of the clip."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.outside = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=OUTSIDE, label="clipped values")
+        self.inside = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=INSIDE, label="values")
+        [self.identity] = axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="output = input")
+        [self.stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
+        [self.levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
+        self.ends = axes.vlines([], 0, 1, colors=RED, linestyles=":", linewidths=1.8, label="outermost levels")
+        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor="white")
+        self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=9)
+        self.moving: list[Artist] = [self.outside, self.inside, self.identity, self.stairs, self.levels, self.ends]
+        self.moving += [self.handle, self.words]
+        axes.set(xlabel="input", ylabel="output")
+
+    def update(self, result: PlaygroundResult) -> None:
+        """Move all parts to a result."""
+        high = REACH * result.unit
+        low = -high if bool((result.values < 0).any()) else 0.0
+        if self.axes.get_xlim() != (low, high):  # other values: the axes are drawn again
+            self.axes.set(xlim=(low, high), ylim=(low, high))
+        self._spread(result, low, high)
+        ends = [end for end in result.limits if low < end < high]
+        self.identity.set_data([low, high], [low, high])
+        self.stairs.set_data(result.inputs.numpy(), result.stairs.numpy())
+        self.levels.set_data([low] * len(result.levels), result.levels)
+        self.ends.set_segments([[(end, low), (end, high)] for end in ends])
+        top = low + 0.85 * (high - low)
+        self.handle.set_data(*(([result.limits[1]], [top]) if result.clip and not result.message else ([], [])))
+        scaled = "" if result.factor == 1 else f"output times {result.factor:.3g}, the best factor"
+        self.words.set_text("not defined at one bit" if result.message else scaled)
+
+    def _spread(self, result: PlaygroundResult, low: float, high: float) -> None:
+        """Half of the panel high; a bar for exact zeros, which a ReLU makes many of, may be cut off."""
+        edges = torch.linspace(low, high, BINS + 1)
+        inside = result.values[~beyond(result.values, result.limits)]
+        counts = [torch.histogram(part.clamp(low, high), edges)[0] for part in (result.values, inside)]
+        most = float(torch.histogram(result.values[result.values != 0].clamp(low, high), edges)[0].max())
+        for bars, count in zip((self.outside, self.inside), counts, strict=True):
+            heights = low + 0.5 * (high - low) * (count / most).clamp(max=1.1)
+            bars.set_data(heights.numpy(), edges.numpy(), baseline=low)
 
 
-def _histogram(plot: Plot, result: PlaygroundResult, bins: int = 60) -> None:
-    """How the values are spread, half the area high; those beyond the outermost levels in another colour."""
-    (low, high), x = plot.x_range, result.values
-    edges = torch.linspace(low, high, bins + 1)
-    parts = (x, x[~_beyond(x, result.limits)])
-    counts = [torch.histogram(part.clamp(low, high), edges)[0] for part in parts]
-    scale = 0.5 * (high - low) / max(float(counts[0].max()), 1.0)
-    for count, style in zip(counts, (OUTSIDE, INSIDE), strict=True):
-        plot.bars(edges.tolist(), (low + count * scale).tolist(), style.colour)
+class ErrorCurve:
+    """A panel of the error, over the mean square of the values, with its two parts, over bits or over the clip."""
+
+    def __init__(self, axes: Axes, over: str) -> None:
+        self.over = over
+        self.lines = {name: axes.plot([], [], label=name, **look)[0] for name, look in SHARES.items()}
+        [self.now] = axes.plot([], [], "o", color=BLACK, markersize=12, fillstyle="none", markeredgewidth=2)
+        self.words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=9)
+        self.moving: list[Artist] = [*self.lines.values(), self.now, self.words]
+        axes.set(yscale="log", ylim=(1e-6, 2), xlim=(0.5, 8.5) if over == "bits" else (0, REACH))
+        axes.set(xticks=BITS if over == "bits" else range(7))
+        axes.set_xlabel("bitwidth" if over == "bits" else "clip (standard deviations)")
+        if over == "bits":
+            axes.set_ylabel("squared error / mean square")
+
+    def update(self, result: PlaygroundResult) -> None:
+        """Move the curves and the ring to a result."""
+        curve: Mapping[Any, Errors] = result.by_bits if self.over == "bits" else result.by_clip
+        for name, line in self.lines.items():
+            shares = [getattr(errors, name) / result.power for errors in curve.values()]
+            line.set_data(list(curve), [share or math.nan for share in shares])  # none has no place on the axis
+        now = float(result.bits if self.over == "bits" else result.clip or 0)
+        is_shown = bool(curve) and not result.message
+        self.now.set_data(*(([now], [result.mse / result.power]) if is_shown else ([], [])))
+        self.words.set_text("" if curve or result.message else "no clip to choose")
 
 
-def _stairs(result: PlaygroundResult, low: float, high: float) -> tuple[list[float], list[float]]:
-    """Edges and heights: the output jumps midway between two neighbouring values that differ in it."""
-    x, order = result.values.sort()
-    out = result.outputs[order]
-    jumps = (out[1:] != out[:-1]).nonzero()[:, 0]
-    edges = ((x[jumps] + x[jumps + 1]) / 2).tolist()
-    return [low, *edges, high], [*out[jumps].tolist(), float(out[-1])]
+# --- in words --------------------------------------------------------------------------------------------------
 
 
-def _marks(plot: Plot, result: PlaygroundResult) -> None:
-    """The levels in use on the output axis, and the outermost levels as limits of the input."""
-    low, high = plot.x_range
-    for left, y in (plot.at(low, level) for level in result.levels):
-        plot.parts.append(svg.segment(left, y, left + 9, y, LEVEL))
-    for limit in result.limits:
-        if low < limit < high:
-            plot.line([limit, limit], [low, high], LIMIT)
-
-
-def _error_curve(result: PlaygroundResult, against: str) -> str:
-    """Error over the mean square of the values, on a logarithmic axis, in its parts."""
-    by_clip = against == "clip" and result.clip is not None
-    curve: Mapping[float, Errors] = result.by_clip if by_clip else result.by_bits  # type: ignore[assignment]
-    plot = Plot(ERROR_AREA, (0, 6.2) if by_clip else (0.7, 8.3), DECADES)
-    ticks = [(x, str(x)) for x in (range(7) if by_clip else BITS)]
-    decades = [(y, f"1e{y}" if y else "1") for y in range(DECADES[0], DECADES[1] + 1)]
-    x_label = "clip (standard deviations)" if by_clip else "bitwidth (bits)"
-    plot.axes(x_label, "mean squared error / mean square of input", ticks, decades)
-    entries = [("total", TOTAL), ("rounding", ROUNDING), ("clipping", CLIPPING)]
-    for name, style in entries:
-        heights = [_decade(getattr(errors, name) / result.power) for errors in curve.values()]
-        plot.line(list(curve), heights, style)
-    if not result.message:
-        now = result.clip if by_clip else result.bits
-        plot.parts.append(svg.marker(*plot.at(now or 0, _decade(result.mse / result.power)), NOW, hollow=True))
-    return "".join(plot.parts) + svg.legend(512, 31, entries, 98, 3)
-
-
-def _decade(value: float) -> float:
-    return math.log10(value) if value > 0 else -math.inf
+def say(result: PlaygroundResult) -> str:
+    """The picture in one sentence."""
+    clip = "" if result.clip is None else f", clip {result.clip:.1f} standard deviations"
+    found = f"{len(result.levels)} levels in use, error {result.sqnr_db:.1f} dB below the signal"
+    return f"{CHOICES[result.quantizer].title}, bitwidth {result.bits}{clip}: {result.message or found}"
 
 
 def describe(result: PlaygroundResult) -> str:
@@ -272,27 +328,59 @@ def describe(result: PlaygroundResult) -> str:
     return card(*lines)
 
 
-def playground(values: Tensor) -> Live:
-    """The widget for ``values``: weights of a layer, or activations. At most 20,000 of them, evenly spaced."""
+# --- the widget ------------------------------------------------------------------------------------------------
+
+
+def playground(weights: Tensor, activations: Tensor) -> LiveFigure:
+    """The widget: a quantizer, its bits and its clip, which can be dragged on the values.
+
+    Args:
+        weights: of a layer, in any shape; they are shown to the quantizers of weights.
+        activations: inputs of a layer, in any shape; they are shown to the quantizers of activations.
+
+    Of each at most 10,000 values are used, evenly spaced.
+    """
+    samples, controls, drawing = {"weight": _some(weights), "activation": _some(activations)}, _controls(), picture()
+    clip = controls["clip"]
+
+    def run(quantizer: str, bits: int, clip: float) -> PlaygroundResult:
+        controls["clip"].disabled = not CHOICES[quantizer].has_clip
+        return compute(samples[CHOICES[quantizer].kind], quantizer, bits, round(clip, 1))
+
+    def drag(x: float, _y: float) -> None:
+        clip.value = abs(x) / live.result.unit
+
+    def step(right: int, up: int) -> None:
+        clip.value += clip.step * (right + up)
+
+    live = LiveFigure(controls, run, drawing, words=describe)
+    label = "the clip: drag it, or move it with the arrow keys"
+    live.touch(drawing.figure.axes[0], label, drag, step, can_touch=lambda: not clip.disabled)
+    return live
+
+
+def inputs_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
+    """Return what a layer reads at full precision when the model is shown ``images``."""
+    seen: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad(), evaluating(model), at(model, FP):
+            model(images)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _some(values: Tensor) -> Tensor:
     x = values.detach().flatten().float().cpu()
-    x = x[:: -(-x.numel() // MOST_VALUES) or 1]
-    controls = _controls("uniform" if bool((x < 0).any()) else "pact")
-
-    def render(quantizer: str, bits: int, clip: float, against: str) -> str:
-        for name in ("clip", "against"):
-            controls[name].disabled = not CHOICES[quantizer].has_clip
-        result = compute(x, quantizer, bits, clip)
-        return picture(result, against) + describe(result)
-
-    return Live(controls, render)
+    return x[:: -(-x.numel() // MOST_VALUES) or 1]
 
 
-def _controls(quantizer: str) -> dict[str, ipywidgets.Widget]:
+def _controls() -> dict[str, ipywidgets.Widget]:
     menu = [(choice.title, key) for key, choice in CHOICES.items()]
-    clips = {"min": CLIPS[0], "max": CLIPS[-1], "step": CLIPS[0], "readout_format": ".1f"}
+    clips = {"min": CLIPS[0], "max": CLIPS[-1], "step": 0.1, "readout_format": ".1f"}
     return {
-        "quantizer": buttons("quantizer", menu, quantizer),
+        "quantizer": buttons("quantizer", menu, "uniform"),
         "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(4, BITS[0], BITS[-1])),
-        "clip": labelled("clip (standard deviations)", ipywidgets.FloatSlider(3.0, **clips)),
-        "against": buttons("show the error against", ["bits", "clip"], "bits"),
+        "clip": labelled("clip (std. deviations)", ipywidgets.FloatSlider(3.0, **clips)),
     }
