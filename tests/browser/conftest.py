@@ -4,28 +4,17 @@ import contextlib
 import importlib.util
 import json
 import os
-import secrets
+import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
-from pathlib import Path
-from statistics import median, quantiles
 
 import pytest
 
+from benchmarks.lab import SECONDS, chromium, free_port, jupyterlab, serving, summarize
 from mebqat_lite import paths
 
 ROOT = paths.checkout()
-
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-QUIET = {"fetchNews": "false", "checkForUpdates": False}  # JupyterLab asks nobody and shows no question
-FOLDERS = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")  # of Jupyter, so that the user's own are left alone
 
 
 def missing(reason: str) -> None:
@@ -38,17 +27,12 @@ def missing(reason: str) -> None:
 @pytest.fixture(scope="session")
 def browser():
     """Chromium, driven by playwright."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
-    if not Path(path).exists():
-        missing("there is no Chromium: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        missing('there is no playwright: pip install -e ".[test]"')
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with contextlib.ExitStack() as stack:
+        try:
+            driven = stack.enter_context(chromium())
+        except RuntimeError as error:
+            missing(str(error))
+        yield driven
 
 
 @pytest.fixture(scope="session")
@@ -56,13 +40,8 @@ def server(browser, tmp_path_factory):
     """A JupyterLab over copies of the lessons: its folder, its address, its token."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "root")
-    settings = folder / "config_dir" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET), encoding="utf-8")
-    token = secrets.token_hex(16)
-    port = free_port()
-    with running(command(port, token, folder), folder, f"http://127.0.0.1:{port}/api?token={token}"):
-        yield folder / "root", f"http://127.0.0.1:{port}", token
+    with jupyterlab(folder) as (address, token):
+        yield folder / "root", address, token
 
 
 @pytest.fixture
@@ -84,7 +63,7 @@ def voila(tmp_path):
         missing('there is no Voila: pip install -e ".[test]"')
     port, lesson = free_port(), ROOT / "notebooks" / "01_quantization.ipynb"
     options = [f"--port={port}", "--no-browser", "--Voila.ip=127.0.0.1"]
-    with running(
+    with serving(
         [sys.executable, "-m", "voila", str(lesson), *options],
         tmp_path,
         f"http://127.0.0.1:{port}/voila/static/voila.js",
@@ -92,50 +71,20 @@ def voila(tmp_path):
         yield f"http://127.0.0.1:{port}/"
 
 
-def free_port() -> int:
-    """A port that nobody uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-@contextlib.contextmanager
-def running(words: list[str], folder: Path, url: str):
-    """A server, up when ``url`` answers."""
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(words, env=environment(folder), stdout=log, stderr=log)
-        try:
-            wait_for_server(url, server, folder / "server.log")
-            yield
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def command(port: int, token: str, folder: Path) -> list[str]:
-    """JupyterLab over ``folder/root``, with the application object within the page's reach."""
-    options = [f"--port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder / 'root'}"]
-    flags = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--LabApp.expose_app_in_browser=True"]
-    return [sys.executable, "-m", "jupyterlab", *flags, *options]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """The present variables, one thread, and Jupyter's and IPython's folders below ``folder``."""
-    own = {f"JUPYTER_{name}": str(folder / name.lower()) for name in FOLDERS}
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    fixed = {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": path}
-    return os.environ | own | fixed
-
-
-def wait_for_server(url: str, server: subprocess.Popen, log: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-2000:]}")
+@pytest.fixture
+def page(browser, request):
+    """A fresh profile's page; it must not have logged an error when the test ends."""
+    errors = []
+    context = browser.new_context(viewport={"width": 1250, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(30 * SECONDS)
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    known = getattr(request.module, "NOISE", ())  # what the server itself writes as errors, whatever the notebook holds
+    unknown = [error for error in errors if not any(re.search(pattern, error) for pattern in known)]
+    assert not unknown, f"the browser's console: {unknown}"
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +98,3 @@ def latencies():
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}  # another worker's, or older
         known |= {name: summarize(values) for name, values in measured.items() if values}
         file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def summarize(values: list[float]) -> dict[str, float]:
-    p95 = quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
-    return {"moves": len(values), "median_ms": round(median(values), 1), "p95_ms": round(p95, 1)}

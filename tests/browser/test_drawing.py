@@ -6,23 +6,10 @@ import re
 
 import pytest
 
+from benchmarks.lab import notebook, run_all
+
 pytestmark = pytest.mark.browser
-SECONDS = 1000  # playwright counts milliseconds
 CODE = "from mebqat_lite.course.widgets import draw_your_own\n\ndraw_your_own()"
-NOTEBOOK = {
-    "cells": [
-        {"id": "pad", "cell_type": "code", "metadata": {}, "source": CODE, "outputs": [], "execution_count": None}
-    ],
-    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
-    "nbformat": 4,
-    "nbformat_minor": 5,
-}
-RUN = """async () => {
-  const context = jupyterapp.shell.currentWidget.sessionContext;
-  await context.ready;
-  await context.session.kernel.info;
-  await jupyterapp.commands.execute('notebook:run-all-cells');
-}"""
 CROSS = [[(0.2, 0.2), (0.8, 0.8)], [(0.8, 0.2), (0.2, 0.8)]]
 RING = [[(0.5 + 0.35 * math.cos(i / 5), 0.5 + 0.35 * math.sin(i / 5)) for i in range(33)]]
 STROKE = [[(0.5, 0.15), (0.5, 0.85)]]
@@ -30,23 +17,15 @@ TITLE = "() => document.querySelector('.mq-widget svg title')?.textContent"
 
 
 @pytest.fixture
-def pad(browser, server, lab):
-    """A page with the widget alone, emptied; it must not have logged an error when the test ends."""
-    (server[0] / "pad.ipynb").write_text(json.dumps(NOTEBOOK), encoding="utf-8")
-    errors = []
-    context = browser.new_context(viewport={"width": 1250, "height": 1400})
-    page = context.new_page()
-    page.set_default_timeout(30 * SECONDS)
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
+def pad(page, server, lab):
+    """A page with the widget alone."""
+    (server[0] / "pad.ipynb").write_text(json.dumps(notebook(CODE)), encoding="utf-8")
+    page.set_viewport_size({"width": 1250, "height": 1400})
     page.goto(lab("pad.ipynb"))
-    page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
-    page.evaluate(RUN)
+    run_all(page)
     page.locator(".mq-pad canvas").nth(15).wait_for()
     wait_for(page, "answers")
-    yield page
-    context.close()
-    assert errors == []
+    return page
 
 
 def wait_for(page, words: str) -> str:

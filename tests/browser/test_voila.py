@@ -1,7 +1,9 @@
 """A lesson as a page of its own, by Voila: its widgets follow the keyboard there too."""
 
 import pytest
-from test_lessons import READY, SECONDS, move_everything, page  # noqa: F401 (a fixture)
+from test_lessons import move_everything
+
+from benchmarks.lab import READY, SECONDS
 
 pytestmark = pytest.mark.browser
 # Voila's page asks a host on the network for its mathematics; without one the formulas stay as they are written.
@@ -9,7 +11,7 @@ pytestmark = pytest.mark.browser
 NOISE = (r"^Failed to load resource: net::", r"(?is)shared module.*/labextensions/@jupyter(-notebook)?/")
 
 
-def test_a_lesson_runs_without_its_code(voila, page):  # noqa: F811
+def test_a_lesson_runs_without_its_code(voila, page):
     page.goto(voila, timeout=120 * SECONDS)
     widget = page.locator(".mq-widget").first
     widget.wait_for(timeout=120 * SECONDS)

@@ -13,8 +13,7 @@ import ipywidgets
 
 LOG = logging.getLogger(__name__)
 CARD = "background:#fff;color:#000;padding:4px 8px;max-width:784px;line-height:1.5"
-GRID = {"grid_template_columns": "repeat(auto-fit, minmax(min(100%, 380px), 1fr))", "grid_gap": "0 16px"}
-LABEL = "175px"  # the width of all labels, so that all controls begin beneath each other
+LABEL = "195px"  # the width of all labels, so that all controls begin beneath each other
 ALERT = "background:#fff;color:#a00000;border:2px solid #a00000;padding:4px 8px;max-width:784px"
 
 
@@ -32,8 +31,7 @@ class Live(ipywidgets.VBox):
         self.picture, self.error = self.empty(), ipywidgets.HTML()
         self.problems: dict[str, str] = {}
         self._busy = self._stale = False
-        grid = ipywidgets.GridBox(list(self.controls.values()), layout=GRID)
-        self.parts = [grid, self.error, self.picture]
+        self.parts = [ipywidgets.VBox(list(self.controls.values())), self.error, self.picture]
         super().__init__(self.parts)
         self.add_class("mq-widget")
         for control in self.controls.values():
@@ -103,15 +101,15 @@ class Live(ipywidgets.VBox):
 
 
 def labelled(words: str, slider: ipywidgets.Widget) -> ipywidgets.Widget:
-    """Give a slider its label and the width of its place in the grid."""
+    """Give a slider its label, and the width of the page."""
     slider.description, slider.style.description_width, slider.layout.width = words, LABEL, "auto"
     return slider
 
 
 def buttons(words: str, options: Sequence[Any], value: Any) -> ipywidgets.ToggleButtons:
-    """Offer a choice by buttons, in a row of its own. (JupyterLab takes a menu's arrow keys to move between cells.)"""
+    """Make a labelled choice by buttons. (Not a menu: JupyterLab takes its arrow keys to move between cells.)"""
     style = {"description_width": LABEL, "button_width": "auto"}
-    layout = {"grid_column": "1 / -1", "width": "auto"}
+    layout = {"width": "auto", "display": "flex"}  # the label beside the buttons
     return ipywidgets.ToggleButtons(options=options, value=value, description=words, style=style, layout=layout)
 
 

@@ -95,7 +95,8 @@ class LiveFigure(Live):
         words: Callable[[Any], str] = lambda result: "",
     ) -> None:
         self.drawings, self.describe = drawings, words
-        self.pictures = [Touch(width=drawing.width) for drawing in drawings]
+        narrower = {"flex": "0 1 auto", "min_width": "0"}  # on a narrow page
+        self.pictures = [Touch(width=drawing.width, layout=narrower) for drawing in drawings]
         self.words = ipywidgets.HTML()
         self._touched: dict[int, tuple[Axes, Callable[[], bool]]] = {}
         super().__init__(controls, compute)
@@ -103,8 +104,7 @@ class LiveFigure(Live):
 
     def empty(self) -> ipywidgets.Widget:
         """Make the widget that the drawings and the words go to."""
-        row = ipywidgets.HBox(self.pictures, layout={"flex_flow": "row wrap", "overflow": "visible"})
-        return ipywidgets.VBox([row, self.words], layout={"overflow": "visible"})
+        return ipywidgets.VBox([ipywidgets.HBox(self.pictures), self.words])
 
     def _draw(self) -> None:
         for picture in self.pictures:

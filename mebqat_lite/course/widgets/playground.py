@@ -345,13 +345,13 @@ def playground(weights: Tensor, activations: Tensor) -> LiveFigure:
 
     def run(quantizer: str, bits: int, clip: float) -> PlaygroundResult:
         controls["clip"].disabled = not CHOICES[quantizer].has_clip
-        return compute(samples[CHOICES[quantizer].kind], quantizer, bits, round(clip, 1))
+        return compute(samples[CHOICES[quantizer].kind], quantizer, bits, clip)
 
     def drag(x: float, _y: float) -> None:
-        clip.value = abs(x) / live.result.unit
+        clip.value = round(abs(x) / live.result.unit, 1)
 
     def step(right: int, up: int) -> None:
-        clip.value += clip.step * (right + up)
+        clip.value = round(clip.value + clip.step * (right + up), 1)
 
     live = LiveFigure(controls, run, drawing, words=describe)
     label = "the clip: drag it, or move it with the arrow keys"
