@@ -1,14 +1,19 @@
-"""Exercises of lesson 03: when one network pays, statistics over several batches, and a norm as two numbers."""
+"""Exercises of lesson 03: statistics over several batches, a network recalibrated, and a norm as two numbers."""
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
+import mebqat_lite as mq
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
+from mebqat_lite.course.exercises.lesson_00 import left_alone, state_of
 
 Student = Callable[..., Any]
 Two = tuple[Tensor, Tensor]
@@ -19,15 +24,15 @@ def _uniform(low: float, high: float, size: Sequence[int], rng: Generator) -> Te
 
 
 def _two(value: Any, names: str, like: Tensor) -> Two:
-    """Two tensors of the shape of ``like``; a Mistake that says what else ``value`` is."""
-    if isinstance(value, Tensor) and value.dim() > like.dim() and len(value) == 2:
+    """Two tensors of the shape of ``like``, in float64; a Mistake that says what else ``value`` is."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim > like.dim() and len(value) == 2:
         value = tuple(value)  # stacked
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         what = f"{len(value)} values" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
         raise Mistake(f"it returns {what}: return two tensors, {names}")
-    first, second = value
+    first, second = (numbers(part) for part in value)
     for part in (first, second):
-        if isinstance(part, Tensor) and part.shape != like.shape:
+        if part.shape != like.shape:
             raise Mistake(_wrong_shape(part, like))
         checked(part, like)
     return first, second
@@ -47,87 +52,6 @@ def _wrong_shape(part: Tensor, like: Tensor) -> str:
 # --- 3.1 -------------------------------------------------------------------------------------------------------
 
 
-def _break_even(warm: int, steps: int, one: int) -> int:
-    """The smallest K for which ``warm + K * steps`` back-propagations are more than ``one``."""
-    k = 1
-    while warm + k * steps <= one:
-        k += 1
-    return k
-
-
-def _grade_break_even(student: Student, rng: Generator) -> None:
-    for warm, steps, one in _budgets(rng):
-        want = max((one - warm) // steps + 1, 1)
-        got = float(checked(student(warm, steps, one), 0.0))
-        where = f"warm = {warm}, steps = {steps} and one = {one}"
-        if got < 1:
-            raise Mistake(f"for {where}: it returns {got:g}; K counts delivered pairs, at least 1")
-        if got != int(got) and want - 1 < got < want:
-            raise Mistake("this is where the two costs meet: return the next whole number of pairs")
-        expect(got, want, where, _wrong_break_evens(warm, steps, one, want))
-
-
-def _budgets(rng: Generator) -> list[tuple[int, int, int]]:
-    """The lesson's numbers; random ones between two pairs; equal costs; and one network that is cheap at once."""
-    found = []
-    for _ in range(4):
-        steps, pairs = (int(torch.randint(low, high, (), generator=rng)) for low, high in ((200, 400), (5, 40)))
-        warm, rest = (int(steps * _uniform(low, high, (), rng)) for low, high in ((1.8, 3.4), (0.3, 0.7)))
-        found.append((warm, steps, warm + pairs * steps + rest))
-    warm, steps, _ = found[0]
-    equal = (warm, steps, warm + int(torch.randint(3, 30, (), generator=rng)) * steps)
-    return [*found, (300, 300, 1500), equal, (warm, steps, warm + steps // 2), (warm, steps, warm // 2)]
-
-
-def _wrong_break_evens(warm: int, steps: int, one: int, want: int) -> list[tuple[str, float]]:
-    def up(cost: int, each: int) -> int:
-        """The smallest K >= 1 with K * each > cost."""
-        return max(cost // each + 1, 1)
-
-    low = f"{want - 1} dedicated runs still cost"
-    both = "the dedicated runs need the FP start too, once; the total of the one network has its own already"
-    once = "the FP start is paid once, not by each dedicated run"
-    few = f"{low} no more than the one network: round up, and equal costs do not pay yet"
-    return [
-        (f"at K = {want - 1} both cost the same, which saves nothing: it must cost less", -(-(one - warm) // steps)),
-        (both, up(one, steps)),
-        (both, one / steps),
-        (once, up(one, warm + steps)),
-        (once, one / (warm + steps)),
-        (f"the FP start is added to one, but it belongs to the dedicated runs. {few}", up(one + warm, steps)),
-        (few, want - 1),
-        (f"at K = {want} the one network already costs less: that is the smallest", want + 1),
-        (both, one // steps),
-        ("this is a cost: return the number of pairs", warm + want * steps),
-        ("this is a difference of costs: divide by the cost of a dedicated run", one - warm),
-    ]
-
-
-break_even = Exercise(
-    "break_even",
-    "3.1: From how many pairs on does one network pay?",
-    difficulty=1,
-    minutes=10,
-    question="""
-    You want to deliver K bitwidth pairs. Dedicated networks all start from one full-precision network, which took
-    `warm` back-propagations, paid once; then each of the K takes `steps` more. The one network that serves every pair
-    takes `one` back-propagations in all, its own start included.
-
-    Write `break_even(warm, steps, one)`: the smallest whole number K >= 1 for which the K dedicated networks take
-    **more** back-propagations than the one. With equal costs nothing is saved yet. `break_even(300, 300, 1500)` is 5.
-    """,
-    hints=[
-        "Write down the cost of K dedicated networks: what is paid once, what K times?",
-        "Try K = 1, 2, 3, ... and stop at the first that costs more than one.",
-        "while warm + k * steps <= one: k += 1",
-    ],
-    solution=_break_even,
-    grade=_grade_break_even,
-)
-
-# --- 3.2 -------------------------------------------------------------------------------------------------------
-
-
 def _pooled_stats(batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance, (channels,) each, of all values of a channel in all batches together."""
     channels = batches[0].shape[1]
@@ -143,14 +67,11 @@ def _pooled_stats(batches: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 def _grade_pooled_stats(student: Student, rng: Generator) -> None:
     for count in (3, 4, 1):
         batches = _batches(count, rng)
-        given = [x.clone() for x in batches]
-        mean, var = _two(student(given), "mean and variance", batches[0][0, :, 0, 0])
-        if len(given) != len(batches) or any(not torch.equal(a, b) for a, b in zip(given, batches, strict=True)):
-            raise Mistake("it changes the batches: leave its input as it is")
+        mean, var = _two(student(batches), "mean and variance", batches[0][0, :, 0, 0])
         x = torch.cat([b.double().transpose(0, 1).flatten(1) for b in batches], 1)  # (channels, values)
         right = x.mean(1).float(), x.var(1, correction=0).float()
         where = f"{count} batches of {[len(b) for b in batches]} images"
-        _swapped((mean, var), right, "the variance comes back first: return mean, var")
+        _swapped((mean, var), right, f"for {where}: the variance comes back first. Return mean, var")
         expect(mean, right[0], f"the mean over {where}", _wrong_means(batches))
         expect(var, right[1], f"the variance over {where}", _wrong_variances(batches, x))
 
@@ -167,8 +88,7 @@ def _batches(count: int, rng: Generator) -> list[Tensor]:
 
 
 def _swapped(got: Two, right: Two, message: str) -> None:
-    a, b = (part.detach().double() for part in got)
-    if torch.allclose(a, right[1].double(), rtol=1e-3) and torch.allclose(b, right[0].double(), rtol=1e-3):
+    if all(torch.allclose(a, b.double(), rtol=1e-3) for a, b in zip(got, right[::-1], strict=True)):
         raise Mistake(message)
 
 
@@ -188,7 +108,9 @@ def _moving(batches: list[Tensor]) -> Two:
 
 def _wrong_means(batches: list[Tensor]) -> list[tuple[str, Tensor]]:
     means = _each(batches)[0]
+    every = torch.cat([b.double().flatten(2).mean(2) for b in batches])  # (images, channels)
     return [
+        ("this is the median of the images: take the mean of all values", every.median(0).values),
         ("this is the mean of the batches' means, but they differ in size: weigh each by its count", means.mean(0)),
         ("this is the mean of the last batch only: use all batches", means[-1]),
         ("this is the mean of the first batch only: use all batches", means[0]),
@@ -214,6 +136,12 @@ def _wrong_variances(batches: list[Tensor], x: Tensor) -> list[tuple[str, Tensor
     plain = "each batch counts the same here, but they differ in size: weigh by the count"
     return [
         (biased, x.var(1)),
+        ("the sign is turned: it is the mean of squares minus the squared mean", -x.var(1, correction=0)),
+        ("the mean is not squared: it is the mean of squares minus the squared mean", x.square().mean(1) - x.mean(1)),
+        (
+            "the squared mean is added: it is the mean of squares minus the squared mean",
+            x.square().mean(1) + x.mean(1) ** 2,
+        ),
         ("this is the standard deviation: return its square", x.std(1, correction=0)),
         ("this is the standard deviation, and unbiased: return the variance, divided by the count", x.std(1)),
         (forgot, inside),
@@ -236,15 +164,15 @@ def _wrong_variances(batches: list[Tensor], x: Tensor) -> list[tuple[str, Tensor
 
 pooled_stats = Exercise(
     "pooled_stats",
-    "3.2: Recalibrate by hand",
+    "3.1: Statistics over several batches",
     difficulty=2,
     minutes=15,
     question="""
-    The calibration images do not fit into memory at once. So a batch norm sees them batch by batch, and needs the mean
-    and the variance of **all** values of a channel, as if they had come in one batch.
+    The calibration images may not fit into memory at once. So a batch norm sees them batch by batch, and it still needs
+    the mean and the variance of **all** values of a channel, as if they had come in one batch.
 
-    Write `pooled_stats(batches)`. `batches` is a list of activations, each `(batch, channels, height, width)`; the last
-    one may be smaller. Return `(mean, var)`, both of shape `(channels,)`. The variance is the one that batch norm
+    Write `pooled_stats(batches)`. `batches` is a list of activations, each `(batch, channels, height, width)`, and they
+    may differ in size. Return `(mean, var)`, both of shape `(channels,)`. The variance is the one that batch norm
     divides by: squared deviations from the common mean, divided by the count (*biased*), not by the count - 1.
     """,
     hints=[
@@ -254,6 +182,145 @@ pooled_stats = Exercise(
     ],
     solution=_pooled_stats,
     grade=_grade_pooled_stats,
+)
+
+# --- 3.2 -------------------------------------------------------------------------------------------------------
+
+
+def _recalibrate(
+    model: torch.nn.Module, batches: list[torch.Tensor], bits: str, pooled_stats: Callable[[list], tuple]
+) -> torch.nn.Module:
+    """Give each batch norm the statistics of its input at ``bits``, over all batches of images; returns the model."""
+    seen: dict = {module: [] for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen[norm].append(inputs[0])) for norm in seen]
+    with mq.at(model, bits, "batch"), torch.no_grad():
+        for images in batches:
+            model(images)
+    for hook in hooks:
+        hook.remove()
+    for norm, inputs in seen.items():
+        norm.running_mean, norm.running_var = pooled_stats(inputs)
+    return model
+
+
+def _grade_recalibrate(student: Student, rng: Generator) -> None:
+    for bits, start in (("W2A2", "W1A1"), ("FP", "W2A2")):
+        model, batches = _small_network(rng)
+        mq.set_bits(model, start)
+        before, copied = state_of(model), copy.deepcopy(model)
+        student(model, batches, bits, _pooled_stats)
+        right, mistakes = _measured(copied, batches, bits), _other_statistics(copied, batches, bits, start)
+        norms = _norms(model)
+        for i, norm in enumerate(norms):
+            where = f"{len(batches)} batches at {bits}, the model standing at {start}, norm {i + 1} of {len(norms)}"
+            for name, k in (("mean", 0), ("variance", 1)):
+                named = [(message, found[i][k]) for message, found in mistakes]
+                got = norm.running_var if k else norm.running_mean
+                expect(got, right[i][k].float(), f"{where}, the {name}", named)
+        left_alone(before, state_of(model), f"for bits = {bits} the statistics are right, but", changes="statistics")
+
+
+def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _small_network(rng: Generator) -> tuple[nn.Module, list[Tensor]]:
+    """Three convolutions with a norm each and a linear layer, in evaluation mode, and batches of different sizes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        layers = [(nn.Conv2d(a, b, 3, bias=False), nn.BatchNorm2d(b), nn.ReLU()) for a, b in ((1, 4), (4, 5), (5, 6))]
+        model = nn.Sequential(*itertools.chain(*layers), nn.Flatten(), nn.Linear(24, 3))
+        sizes = (torch.randperm(6, generator=rng)[:3] + 4).tolist()
+        batches = [torch.rand(()) + torch.rand(size, 1, 8, 8) for size in sizes]
+        mq.quantize(model, "dorefa", sample=batches[0])
+    for norm in _norms(model):  # statistics that do not suit
+        norm.running_mean, norm.running_var = norm.running_mean + 0.2, norm.running_var * 2
+    return model.eval(), batches
+
+
+def _measured(model: nn.Module, batches: list[Tensor], bits: str) -> list[Two]:
+    """Mean and variance of each norm's input as the package measures them."""
+    measured = mq.recalibrate(copy.deepcopy(model), lambda net: [net(x) for x in batches], bits)
+    return [tuple(norm.get_buffer(f"stats_{bits}").double()) for norm in _norms(measured)]  # type: ignore[misc]
+
+
+def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> list[list[Tensor]]:
+    """What each norm reads, batch by batch."""
+    seen: list[list[Tensor]] = []
+    hooks = []
+    for norm in _norms(model):
+        seen.append(mine := [])
+        hooks.append(norm.register_forward_pre_hook(lambda norm, x, mine=mine: mine.append(x[0])))
+    with mq.at(model, bits, policy), torch.no_grad():
+        for x in batches:
+            model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def _other_statistics(
+    model: nn.Module, batches: list[Tensor], bits: str, start: str
+) -> list[tuple[str, list[Two]]]:  # fmt: skip
+    """What common mistakes would store in the norms: (message, mean and variance of each norm)."""
+    here = _inputs(model, batches, bits, "batch")
+    moved = copy.deepcopy(model).train()
+    with mq.at(moved, bits):
+        for x in batches:
+            moved(x)
+    means = "this is the mean of the batches' statistics: pool them with pooled_stats, over all batches of a norm"
+    policy = "each norm still uses its old statistics while you measure, so that the next one reads something else: "
+    return [
+        ("the statistics are the old ones: store what you measured in running_mean and running_var",
+         [(n.running_mean, n.running_var) for n in _norms(model)]),
+        ("these are the statistics at the bits at which the model stood: run it inside mq.at(model, bits, 'batch')",
+         _measured(model, batches, start)),
+        (policy + "run the model under the norm policy 'batch'",
+         [_pooled_stats(x) for x in _inputs(model, batches, bits, "running")]),
+        ("only the last batch is used: collect what a norm reads from all", [_pooled_stats(x[-1:]) for x in here]),
+        ("only the first batch is used: collect what a norm reads from all", [_pooled_stats(x[:1]) for x in here]),
+        ("all batches are run as one, for which there may be no memory: run them one after the other",
+         _measured(model, [torch.cat(batches)], bits)),
+        ("this is the exponential average that training keeps: pool all batches with pooled_stats",
+         [(n.running_mean, n.running_var) for n in _norms(moved)]),
+        *((means, [(m.mean(0), v.mean(0)) for m, v in (_each(x, correction) for x in here)]) for correction in (0, 1)),
+        ("mean and variance are swapped: pooled_stats returns the mean first", [_pooled_stats(x)[::-1] for x in here]),
+        ("this is the standard deviation: running_var holds the variance",
+         [(m, v.sqrt()) for m, v in map(_pooled_stats, here)]),
+        ("these are the statistics of what a norm returns: take its input, by register_forward_pre_hook",
+         [_pooled_stats([_normalized(norm, part) for part in x]) for norm, x in zip(_norms(model), here, strict=True)]),
+    ]  # fmt: skip
+
+
+def _normalized(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What a norm makes of a batch by the batch's own statistics."""
+    return nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, 0.0, norm.eps).detach()
+
+
+recalibrate = Exercise(
+    "recalibrate",
+    "3.2: Recalibrate a network",
+    difficulty=3,
+    minutes=20,
+    question="""
+    Write `recalibrate(model, batches, bits, pooled_stats)`, which gives each batch norm of a quantized `model` the
+    statistics of its own input at `bits`, over all `batches` of images, and returns the model. `pooled_stats` is the
+    function of exercise 3.1.
+
+    Each batch runs through the network once, under the norm policy `"batch"`, so that every norm normalizes by the
+    batch at hand while you measure. What each norm reads is collected; its pooled mean and variance then take the place
+    of `running_mean` and `running_var`. Nothing else may change: not the weights, not the mode (the model is in
+    evaluation mode), not the bits at which the model stands.
+    """,
+    hints=[
+        "The norms are those of model.modules() for which isinstance(module, torch.nn.BatchNorm2d) is true.",
+        "hook = norm.register_forward_pre_hook(lambda norm, inputs: seen[norm].append(inputs[0])) collects what a norm "
+        "reads; seen is a dictionary with a list for each norm. Call hook.remove() when you have measured.",
+        'with mq.at(model, bits, "batch"), torch.no_grad(): run model(images) for each batch. Then, for each norm, '
+        "norm.running_mean, norm.running_var = pooled_stats(seen[norm]).",
+    ],
+    solution=_recalibrate,
+    grade=_grade_recalibrate,
 )
 
 # --- 3.3 -------------------------------------------------------------------------------------------------------
@@ -268,7 +335,7 @@ def _fold_norm(
 
 
 def _grade_fold_norm(student: Student, rng: Generator) -> None:
-    for low in (0.001, 0.5):
+    for low in (0.5, 0.001):
         channels = int(torch.randint(5, 9, (), generator=rng))
         mean, shift = _uniform(-2, 2, (channels,), rng), _uniform(-2, 2, (channels,), rng)
         gain, var = _uniform(0.5, 2, (channels,), rng), _uniform(low, 4 * low, (channels,), rng)
@@ -280,7 +347,7 @@ def _grade_fold_norm(student: Student, rng: Generator) -> None:
         with torch.no_grad():  # what the norm makes of 0 and of 1, (channels,)
             zero, one = (norm(torch.full((1, channels, 1, 1), x).double()).flatten().float() for x in (0.0, 1.0))
         where = f"eps = {eps:.4f} and variances from {float(var.min()):.4f}"
-        _swapped(got, (one - zero, zero), "offset and scale are swapped: return scale, offset")
+        _swapped(got, (one - zero, zero), f"for {where}: offset and scale are swapped. Return scale, offset")
         expect(got[0], one - zero, f"the scale with {where}", _wrong_scales(var, gain, eps))
         expect(got[1], zero, f"the offset with {where}", _wrong_offsets(mean, gain, shift, one - zero))
 
@@ -290,6 +357,11 @@ def _wrong_scales(var: Tensor, gain: Tensor, eps: float) -> list[tuple[str, Tens
     return [
         ("it divides by the variance: divide by the standard deviation, sqrt(var + eps)", gain / (var + eps)),
         ("it divides by the variance: divide by the standard deviation, sqrt(var + eps)", gain / var),
+        ("the variance is squared: divide by its root, sqrt(var + eps)", gain / (var + eps) ** 2),
+        ("the variance is squared: divide by its root, sqrt(var + eps)", gain / (var**2 + eps).sqrt()),
+        ("the variance is squared: divide by its root, sqrt(var + eps)", gain / (var**2 + eps)),
+        ("eps is subtracted: sqrt(var + eps)", gain / (var - eps).sqrt()),
+        ("the root is taken twice: sqrt(var + eps)", gain / (var + eps) ** 0.25),
         ("eps is forgotten: sqrt(var + eps)", gain / var.sqrt()),
         ("eps stands outside the root: sqrt(var + eps)", gain / (var.sqrt() + eps)),
         ("eps is an argument: this takes 1e-5, whatever it is", gain / (var + 1e-5).sqrt()),
@@ -328,9 +400,9 @@ fold_norm = Exercise(
 
     $$\gamma\,\frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} + \beta \;=\; \mathrm{scale}\cdot x + \mathrm{offset}$$
 
-    On a device only these two are kept, and a pair that the network is to serve costs two numbers a channel. Write
-    `fold_norm(mean, var, gain, shift, eps)`: four tensors of shape `(channels,)`, mu, sigma squared, gamma and beta,
-    and a number. Return `(scale, offset)`, both `(channels,)`.
+    A device keeps only these two, so a pair that the network is to serve costs two numbers for each channel. Write
+    `fold_norm(mean, var, gain, shift, eps)`. The first four are tensors of shape `(channels,)`: mu, sigma squared,
+    gamma and beta. `eps` is a number. Return `(scale, offset)`, both of shape `(channels,)`.
     """,
     hints=[
         "What is in front of x if you multiply out? That is the scale.",
@@ -341,4 +413,4 @@ fold_norm = Exercise(
     grade=_grade_fold_norm,
 )
 
-EXERCISES = (break_even, pooled_stats, fold_norm)
+EXERCISES = (pooled_stats, recalibrate, fold_norm)
