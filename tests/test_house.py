@@ -296,7 +296,7 @@ DECLARED_AS |= {
     "jupyter_core": "jupyterlab",
     "nbformat": "nbclient",
 }
-OWN = {"mebqat_lite", "benchmarks", "__future__", "answers"}
+OWN = {"mebqat_lite", "benchmarks", "notebooks", "__future__", "answers"}
 OWN |= {path.stem for folder in ("tests", "data") for path in (ROOT / folder).rglob("*.py")}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lessons import code, markdown, read
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -40,15 +41,7 @@ def words(name: str) -> str:
 
 @pytest.fixture(params=HOWTOS, ids=lambda path: path.stem)
 def howto(request):
-    return json.loads(request.param.read_text(encoding="utf-8"))
-
-
-def code(howto: dict) -> list[dict]:
-    return [cell for cell in howto["cells"] if cell["cell_type"] == "code"]
-
-
-def prose(howto: dict) -> str:
-    return "\n".join("".join(cell["source"]) for cell in howto["cells"] if cell["cell_type"] == "markdown")
+    return read(request.param.stem)
 
 
 def test_there_are_two():
@@ -83,7 +76,7 @@ def test_most_text_is_checked_by_nbval(howto):
 
 
 def test_links_of_the_notebook_lead_somewhere(howto):
-    for target in links(prose(howto)):
+    for target in links("\n".join(markdown(howto))):
         assert (ROOT / "notebooks" / target).exists(), target
 
 
@@ -155,7 +148,7 @@ def test_the_glossary_says_for_every_word_its_code_and_its_lesson():
 
 def commands() -> list[list[str]]:
     """The words of every ``mebqat-lite ...`` of the how-tos and of troubleshooting."""
-    text = words("TROUBLESHOOTING.md") + "".join(prose(json.loads(path.read_text(encoding="utf-8"))) for path in HOWTOS)
+    text = words("TROUBLESHOOTING.md") + "\n".join("\n".join(markdown(read(path.stem))) for path in HOWTOS)
     return [shlex.split(line) for line in re.findall(r"`mebqat-lite ([^`]+)`", text)]
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mebqat_lite import quantizers
 from mebqat_lite.course import exercises
 from mebqat_lite.course.exercises import Exercise, expect, lesson_01
-from mebqat_lite.quantizers import ptq
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
 LESSONS = [importlib.import_module(f"mebqat_lite.course.exercises.{name}") for name in NAMES]
@@ -101,10 +101,10 @@ def test_a_function_that_changes_its_input_is_not_used(capsys):
 
 
 def test_the_packages_public_function_is_named_and_used(capsys):
-    assert lesson_01.uniform.package is ptq.fake_quantize
-    lesson_01.uniform.check()
-    assert whose(lesson_01.uniform, capsys) == "the package's `fake_quantize`: yours is not attempted yet."
-    assert lesson_01.uniform.use() is ptq.fake_quantize
+    assert lesson_01.fake_quantize.package is quantizers.fake_quantize
+    lesson_01.fake_quantize.check()
+    assert whose(lesson_01.fake_quantize, capsys) == "the package's `fake_quantize`: yours is not attempted yet."
+    assert lesson_01.fake_quantize.use() is quantizers.fake_quantize
 
 
 @pytest.mark.parametrize("one", EXERCISES, ids=lambda one: one.name)

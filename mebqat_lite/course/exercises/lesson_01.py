@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
+from mebqat_lite.quantizers import fake_quantize as package_fake_quantize
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
@@ -117,6 +118,7 @@ fake_quantize = Exercise(
     ],
     solution=_fake_quantize,
     grade=_grade_fake_quantize,
+    package=package_fake_quantize,
 )
 
 # --- 1.2 -------------------------------------------------------------------------------------------------------

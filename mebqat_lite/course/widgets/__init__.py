@@ -3,7 +3,9 @@
 ``import mebqat_lite`` leaves this package alone, so everything but the lessons works without ipywidgets.
 """
 
-try:
+from mebqat_lite.course import of_the_lab
+
+with of_the_lab():
     from mebqat_lite.course.widgets.comparison import method_comparison
     from mebqat_lite.course.widgets.costs import cost_calculator
     from mebqat_lite.course.widgets.deploy import deployment
@@ -14,10 +16,6 @@ try:
     from mebqat_lite.course.widgets.norm_policies import norm_policies
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("anywidget", "ipywidgets"):
-        raise
-    raise ModuleNotFoundError('the widgets need ipywidgets: pip install "mebqat_lite[lab]"', name=error.name) from error
 
 __all__ = [
     "cost_calculator",

@@ -1,0 +1,76 @@
+"""How a lesson is stored: with its tags, its hidden answers and words in the place of widgets; nbval reads the tags."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from notebooks.store import ANSWER, STATIC, store
+
+pytestmark = pytest.mark.slow
+CHECKED = {"tags": ["nbval-check-output"]}
+HIDDEN = {"jupyter": {"outputs_hidden": True}}
+CELLS = [
+    ("import ipywidgets\nfrom mebqat_lite.course import guess\n\nmy = guess.number('How many?', unit='%')", {}),
+    ("print(guess.said(my, 31.4))", HIDDEN),
+    ("print(2 + 2)", CHECKED),
+    ("ipywidgets.VBox([ipywidgets.IntSlider()])", {}),
+    ("my = None", HIDDEN),
+    ("from mebqat_lite.course.exercises import lesson_01\n\nuniform = lesson_01.uniform.use()", {}),
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A small notebook that was stored twice."""
+    path = tmp_path_factory.mktemp("store") / "lesson.ipynb"
+    cells = [nbformat.v4.new_code_cell(source, metadata=metadata) for source, metadata in CELLS]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    assert store(path) > 0 and store(path) > 0
+    return path
+
+
+@pytest.fixture
+def cells(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def plain(cell) -> list[str]:
+    """The text of each output."""
+    return [output.text if "text" in output else output.data["text/plain"] for output in cell.outputs]
+
+
+def test_cells_keep_their_metadata(cells):
+    assert [cell.metadata for cell in cells] == [metadata for _, metadata in CELLS]
+
+
+def test_guesses_and_exercises_are_left_unanswered(cells):
+    assert plain(cells[0]) == ["How many?", "Run the notebook to answer with a guess."]
+    assert plain(cells[5])[0].endswith("yours is not attempted yet.\n")
+
+
+def test_the_first_line_of_a_hidden_answer_gives_nothing_away(cells):
+    assert plain(cells[1]) == [ANSWER, "It is 31.4 %.\n"]
+    assert plain(cells[4]) == []
+
+
+def test_words_stand_in_the_place_of_a_widget(cells):
+    assert plain(cells[3]) == [STATIC]
+
+
+def nbval(path, **outputs) -> str:
+    """What pytest says about a copy with other stored outputs, by the index of the cell."""
+    notebook = nbformat.read(path, as_version=4)
+    for index, text in outputs.items():
+        notebook.cells[int(index.removeprefix("cell_"))].outputs[-1].text = text
+    copy = path.with_name("copy.ipynb")
+    nbformat.write(notebook, copy)
+    command = ["pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider", str(copy)]
+    run = subprocess.run([sys.executable, "-m", *command], check=False, capture_output=True, text=True, cwd=path.parent)
+    return run.stdout.splitlines()[-1]
+
+
+def test_nbval_checks_the_cells_with_the_tag_and_no_others(path):
+    assert "6 passed" in nbval(path, cell_1="It is 99 %.\n")
+    assert "1 failed, 5 passed" in nbval(path, cell_2="5\n")
