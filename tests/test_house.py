@@ -41,7 +41,7 @@ KNOWS = {
     "loop": "bits datasets files methods models optim recipe switching tensors",
     "resume": "checkpoint files loop recipe switching",
     "train": "bits datasets loop methods optim recipe resume samplers switching tensors",
-    "measure": "bits datasets files learners methods quantizers recipe switching tensors",
+    "measure": "bits datasets files learners methods quantizers recipe samplers switching tensors",
     "deploy": "bits checkpoint datasets files learners measure methods paths quantizers switching tensors",
     "scale": "bits datasets learners loop quantizers switching tensors",
     "experiments": "bits checkpoint datasets files learners loop measure methods models paths quantizers recipe "

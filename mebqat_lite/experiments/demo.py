@@ -68,7 +68,7 @@ def draw(outcome: dict[str, Any], pictures: Mapping[str, Mapping[str, Any]]) -> 
     left = (outcome["accuracy"], PAIRS, TITLES, f"Digits: {seeds} seed{'s' * (seeds > 1)}, test images")
     right = (pictures, outcome["painted"], PAINTED, "A photograph, painted at five bitwidths, and its PSNR")
     parts = (functools.partial(plots.accuracy_curves, *left), functools.partial(plots.paintings, *right))
-    return plots.beside(parts, widths=(5.6, 6.4), height=5.4, note=ORIGIN)
+    return plots.beside(parts, widths=(5.2, 5.8), height=4.95, note=ORIGIN)
 
 
 def count(checkpoint: Path) -> dict[str, int]:

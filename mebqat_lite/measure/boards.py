@@ -108,10 +108,11 @@ class Board:
         """The cells, their numbers and the frame, in the order in which they are drawn."""
         return [self.cells, *self.texts.values(), self.frame]
 
-    def update(self, values: Mapping[Any, float], chosen: BitsLike | None = None) -> None:
-        """Show other values, by pair, and a frame around the ``chosen`` pair.
+    def update(self, values: Mapping[Any, float], chosen: BitsLike | None = None) -> str:
+        """Show other values, by pair, and a frame around the ``chosen`` pair, and say in words what is shown.
 
-        A pair without a value, or with NaN, is an empty cell.
+        A pair without a value, or with NaN, is an empty cell. The words are also the figure's label, which `plots.show`
+        takes as alternative text.
 
         Raises:
             ValueError: a pair has a width that is not on the board.
@@ -134,6 +135,20 @@ class Board:
         if chosen is not None:
             pair = _on_board(chosen)
             self.frame.set(xy=_corner(pair), linestyle="-" if pair.is_candidate else "--")
+        words = self._words({pair: value for pair, value in known.items() if np.isfinite(value)}, chosen)
+        self.figure.set_label(words)
+        return words
+
+    def _words(self, known: Mapping[Bits, float], chosen: BitsLike | None) -> str:
+        """Say how many pairs there are, the lowest and the highest value, and that of the chosen pair."""
+        told = f"{self.axes.get_title()}: {len(known)} pairs".removeprefix(": ")
+        if known:
+            low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+            told += f", from {known[low]:.{self.decimals}f} at {low} to {known[high]:.{self.decimals}f} at {high}"
+        if chosen is None:
+            return told
+        pair = Bits.parse(chosen)
+        return f"{told}; {pair}: {known[pair]:.{self.decimals}f}" if pair in known else f"{told}; {pair}: no value"
 
     def at(self, x: float, y: float) -> Bits | None:
         """Find the pair at a point, as `pair_at` does."""

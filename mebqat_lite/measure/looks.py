@@ -79,6 +79,7 @@ def _sister(name: str) -> Look:
 LOOKS: dict[str, Look] = SUPERVISED | {name: _sister(name) for name in SISTERS}
 # Methods by the words that figures and lessons write for them.
 NAMES = {method.title: name for name, method in METHODS.items()}
+NAMES |= {title.removeprefix("FP + "): name for title, name in NAMES.items()}
 NAMES |= {f"QAT for {name[4:].upper()}": name for name in LOOKS if name.startswith("qat_")}
 KNOWN = "|".join(map(re.escape, sorted([*LOOKS, *NAMES], key=len, reverse=True)))
 METHOD = re.compile(rf"({KNOWN})(?:$|\+|, | \(| x )")  # a method, and what separates it from how it was changed

@@ -130,8 +130,12 @@ def show(figure: Figure, alt: str = "") -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PIXELS / PAGE, facecolor=WHITE, transparent=False)
     plt.close(figure)
-    width, _ = figure.get_size_inches()
-    display(Image(buffer.getvalue(), format="png", alt=words, width=round(PIXELS * min(width / PAGE, 1))))
+    display(Image(buffer.getvalue(), format="png", alt=words, width=pixels(figure)))
+
+
+def pixels(figure: Figure) -> int:
+    """Compute the width in pixels that a figure has in a notebook, at most that of the page."""
+    return round(PIXELS * min(figure.get_size_inches()[0] / PAGE, 1))
 
 
 def images_row(images: Tensor, titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
@@ -450,7 +454,7 @@ def paintings(
         for cell, pair in zip(axes[0], pairs, strict=True):
             cell.set_title(pair, fontsize=10)
         if title:
-            drawn.suptitle(title, fontsize="large")
+            drawn.suptitle(title, fontsize=11)
     return drawn
 
 

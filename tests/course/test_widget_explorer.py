@@ -12,9 +12,11 @@ import mebqat_lite as mq
 from mebqat_lite.course.widgets import explorer as explorer_widget
 from mebqat_lite.course.widgets import svg
 from mebqat_lite.course.widgets.explorer import DIAGONAL, SHIPPED, Explorer
+from mebqat_lite.course.widgets.explorer import _styles as explorer_styles
 from mebqat_lite.course.widgets.explorer import compute as explore
 from mebqat_lite.course.widgets.explorer import picture as map_picture
 from mebqat_lite.datasets.base import Data
+from mebqat_lite.measure.looks import LOOKS
 from mebqat_lite.switching.state import setting_of
 
 EXPLORER = importlib.import_module("mebqat_lite.course.widgets.explorer")
@@ -140,3 +142,10 @@ def test_the_shipped_models_are_there_and_work():
     live = explorer_widget()
     assert list(live.curves) == list(SHIPPED) and live.controls["method"].value == "MEBQAT"
     assert min(map(min, live.curves.values())) > 50 and live.error.value == ""
+
+
+def test_the_shipped_networks_have_the_looks_of_their_methods():
+    styles = explorer_styles({title: [] for title in SHIPPED}, "MEBQAT")
+    names = {title: file.rpartition("-")[2] for title, file in SHIPPED.items()}
+    assert {title: style.colour for title, style in styles.items()} == {t: LOOKS[n]["color"] for t, n in names.items()}
+    assert styles["MEBQAT"].width > max(style.width for title, style in styles.items() if title != "MEBQAT")

@@ -11,6 +11,7 @@ import torch
 from drawings import alternative_text
 
 from mebqat_lite.course.widgets import svg
+from mebqat_lite.measure import looks
 
 
 def test_a_figure_is_well_formed_and_has_an_alternative_text():
@@ -46,3 +47,25 @@ def test_a_gray_image_holds_its_pixels():
     length = struct.unpack(">I", png[33:37])[0]
     assert struct.unpack(">II", png[16:24]) == (3, 2) and png[37:41] == b"IDAT"
     assert zlib.decompress(png[41 : 41 + length]) == bytes([0, 255, 204, 153, 0, 102, 51, 0])
+
+
+@pytest.mark.parametrize(
+    "names", [list(looks.LOOKS), ["FP + PTQ-MSE", "QAT for W4A4", "MEBQAT"], ["mebqat_pn", "other"]]
+)
+def test_methods_look_as_in_all_figures(names):
+    for name, style in svg.styles(names).items():
+        look = looks.looks(names)[name]
+        assert (style.colour, style.shape, style.width) == (look["color"], look["marker"], look["linewidth"])
+        assert style.face == look.get("markerfacecolor", "")
+        dashes = [float(part) / 2 for part in style.dash.split()]
+        assert dashes == ([] if look["linestyle"] == "-" else list(look["linestyle"][1]))
+        drawn = ET.fromstring(svg.marker(5, 5, style))
+        assert drawn.get("fill") == (style.face or style.colour)
+        assert drawn.get("stroke") == (style.colour if style.face else None)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in svg.OUTLINES if shape != "circle"])
+def test_markers_have_size_one_around_their_point(shape):
+    xs, ys = zip(*svg.OUTLINES[shape], strict=True)
+    for places in (xs, ys):
+        assert min(places) < -0.4 and max(places) > 0.4 and max(map(abs, places)) < 1.5

@@ -72,6 +72,14 @@ def test_a_board_can_be_changed_to_any_values(used, values):
     assert {found[pair][-2:] for pair in set(found) - set(known)} <= {"00"}  # an empty cell is transparent
 
 
+def test_the_board_says_what_it_shows():
+    board = plots.board({"W2A2": 80.25, "W4A4": 97.0, "FP": math.nan}, "A network", decimals=1)
+    told = "A network: 2 pairs, from 80.2 at W2A2 to 97.0 at W4A4"
+    assert board.figure.get_label() == told
+    assert board.update({"W2A2": 80.25, "W4A4": 97.0}, "W4A4") == f"{told}; W4A4: 97.0" == board.figure.get_label()
+    assert board.update({}, "W3A1") == "A network: 0 pairs; W3A1: no value"
+
+
 def test_only_the_moving_artists_move():
     board = plots.board(VALUES, chosen="W2A4", limits=(0, 100))
     for artist in board.moving:

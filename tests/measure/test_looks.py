@@ -100,7 +100,7 @@ def test_a_method_is_known_by_its_name_its_title_and_as_a_variant(name):
 
 def test_what_is_no_method_is_none():
     assert [looks.method_of(words) for words in ("", "clipping", "MEBQATs", "w", "a qat")] == [""] * 5
-    assert looks.method_of("QAT for W4A4") == "qat_w4a4"
+    assert looks.method_of("QAT for W4A4") == "qat_w4a4" and looks.method_of("PTQ-MSE, own") == "ptq_mse"
 
 
 @given(st.lists(st.sampled_from([*LOOKS, "mebqat+m=2", "mebqat+m=8", "MEBQAT, own", "a", "b", "c", "d"]), unique=True))

@@ -46,7 +46,7 @@ FIGURES = {
     "swings": lambda: plots.swings([0.1, 0.2, 0.3], [0.0, 1.0, 0.0], 0.5, 0.4, "title"),
     "tables": lambda: plots.tables(dict.fromkeys("abcd", ONES), [*PAIRS, *"abcd"], [*"0123456789"], label="x"),
 }
-DRAW_NOTHING = {"beside", "save", "show", "style", "heat_map"}  # or what another one draws
+DRAW_NOTHING = {"beside", "save", "show", "pixels", "style", "heat_map"}  # or what another one draws
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,7 @@ def sizes(network: str) -> tuple[int, int, int]:
 # --- the picture -----------------------------------------------------------------------------------------------
 
 EACH, SAMPLED = (replace(style, shape="") for style in svg.styles(["qat", "mebqat"]).values())
-EVEN = Style(svg.BLACK, "2 3", width=1.5)
+EVEN = Style(svg.DARK, "6 4", width=1.2)
 
 
 def picture(result: CostResult) -> str:
