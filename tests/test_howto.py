@@ -305,8 +305,8 @@ def scene(digits, tmp_path, monkeypatch, home):
         "widgets": without_ipywidgets,
         "module": lambda: importlib.import_module("mebqat_lite_absent"),
         "summary": lambda: mq.summary(mq.quantize(Odd(), sample=torch.randn(4, 8))),
-        "dots": lambda: lesson_01.uniform.check(lambda x, step, low, high: ...).line,
-        "wrong": lambda: lesson_01.uniform.check(lambda x, step, low, high: x, seed=0).line,
+        "dots": lambda: lesson_01.fake_quantize.check(lambda x, step, low, high: ...).line,
+        "wrong": lambda: lesson_01.fake_quantize.check(lambda x, step, low, high: x, seed=0).line,
     }
 
 

@@ -12,6 +12,7 @@ RIGHT = {
             round(float(-min(x.amin(), 0)) / step),
         ),
         lambda x, bits: numpy_range(x.numpy().astype(float), bits),
+        lambda x, bits: list(map(np.array, numpy_range(x.numpy().astype(float), bits))),
     ],
     "affine_quantize": [
         lambda x, s, z, bits: s * (through((x / s + z).clamp(0, 2**bits - 1)) - z),
@@ -20,6 +21,7 @@ RIGHT = {
     "sqnr": [
         lambda x, y: 10 * torch.log10(x.double().pow(2).mean() / (x - y).double().pow(2).mean()),
         lambda x, y: -20 * math.log10(float((x - y).norm() / x.norm())),
+        lambda x, y: 10 * np.log10(np.array((x**2).sum()) / np.array(((x - y) ** 2).sum())),
     ],
 }
 

@@ -259,7 +259,7 @@ WRONG = {
         ("swapped", lambda used, baseline: saved(baseline, used)),
         ("swapped.*fraction", lambda used, baseline: saved(baseline, used) / 100),
         ("stops at zero", lambda used, baseline: max(0, saved(used, baseline))),
-        ("for used = .*: the result is rounded", lambda used, baseline: round(saved(used, baseline))),
+        ("the result is rounded.*for used = ", lambda used, baseline: round(saved(used, baseline))),
         ("rounded", lambda used, baseline: round(saved(used, baseline), 1)),
         ("rounded", lambda used, baseline: round(saved(used, baseline), 2)),
         ("rounded", lambda used, baseline: int(saved(used, baseline))),

@@ -309,9 +309,9 @@ WRONG = {
         ("the sum overflows in int16", exactly(lambda x, w: product(x, w, torch.int16))),
         ("single products overflow", exactly(lambda x, w: (x[:, None] * w).sum(2))),
         ("range of int8", exactly(lambda x, w: product(x, w).clamp(-128, 127))),
-        ("for the sums with in = .* they are floats", exactly(lambda x, w: x.float() @ w.float().T)),
-        ("they are floats", exactly(lambda x, w: x.double() @ w.double().T)),
-        ("they are floats", exactly(lambda x, w: (x.numpy().astype(float) @ w.numpy().astype(float).T).tolist())),
+        ("the sums are floats.*for in = ", exactly(lambda x, w: x.float() @ w.float().T)),
+        ("the sums are floats", exactly(lambda x, w: x.double() @ w.double().T)),
+        ("the sums are floats", exactly(lambda x, w: (x.numpy().astype(float) @ w.numpy().astype(float).T).tolist())),
         ("float32 is not exact beyond 2.24", exactly(lambda x, w: (x.float() @ w.float().T).int())),
         ("float32 is not exact beyond 2.24", exactly(
             lambda x, w: torch.nn.functional.linear(x.float(), w.float()).round().long())),

@@ -2,11 +2,12 @@
 
 import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import mebqat_lite as mq
-from mebqat_lite.optim import GradientMean
+from answers import lesson_04_step
 
 # --- sample_pairs
 
@@ -30,6 +31,48 @@ def by_python(pool, m, guaranteed, rng):
 
 def by_the_package(pool, m, guaranteed, rng):
     return mq.Sampled(pool, m, guaranteed, seed=int(torch.randint(2**62, (), generator=rng))).draw()[0]
+
+
+def by_rounding_down(pool, m, guaranteed, rng):
+    places = (torch.rand(m - len(guaranteed), generator=rng, dtype=torch.float64) * len(pool)).floor().long()
+    return [*guaranteed, *[pool[place] for place in places]]
+
+
+def by_numpy(pool, m, guaranteed, rng):
+    chance = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
+    table = np.empty(len(pool), dtype=object)
+    table[:] = pool
+    return np.concatenate([np.array([*guaranteed, None], dtype=object)[:-1], chance.choice(table, m - len(guaranteed))])
+
+
+def by_shuffling_each_time(pool, m, guaranteed, rng):
+    return guaranteed + [pool[torch.randperm(len(pool), generator=rng)[0]] for _ in range(m - len(guaranteed))]
+
+
+def by_growing_a_copy(pool, m, guaranteed, rng):
+    pairs = guaranteed.copy()
+    for _ in range(len(guaranteed), m):
+        pairs += [pool[torch.randint(0, len(pool), (1,), generator=rng).item()]]
+    return pairs
+
+
+def by_names(pool, m, guaranteed, rng):
+    names = [str(pair) for pair in guaranteed]
+    names += [str(pool[i]) for i in torch.randint(len(pool), (m - len(guaranteed),), generator=rng)]
+    return [mq.Bits.parse(name) for name in names]
+
+
+def by_cumulated_weights(pool, m, guaranteed, rng):
+    edges = torch.linspace(0, 1, len(pool) + 1, dtype=torch.float64)[1:]
+    found = torch.bucketize(torch.rand(m - len(guaranteed), generator=rng, dtype=torch.float64), edges, right=True)
+    return tuple(guaranteed) + tuple(pool[i] for i in found.tolist())
+
+
+def by_extending(pool, m, guaranteed, rng):
+    pairs = []
+    pairs.extend(guaranteed)
+    pairs.extend(map(pool.__getitem__, torch.randint(high=len(pool), size=(m - len(pairs),), generator=rng)))
+    return pairs
 
 
 def picks(pool, count, rng):
@@ -80,170 +123,142 @@ def grows_guaranteed(pool, m, guaranteed, rng):
     return guaranteed
 
 
-# --- distillation_loss
+# --- mebqat_loss
 
 
-def of_the_package(logits, teacher, labels):
+def hard_or(soft):
+    """A loss that is the labels' term alone without a teacher, and ``soft(logits, labels, teacher)`` with one."""
+    return lambda z, y, t: F.cross_entropy(z, y) if t is None else soft(z, y, t)
+
+
+@hard_or
+def of_the_package(logits, labels, teacher):
     return mq.learners.cross_entropies(logits, labels, teacher.detach().softmax(1))
 
 
-def with_no_grad(logits, teacher, labels):
+@hard_or
+def with_no_grad(logits, labels, teacher):
     with torch.no_grad():
         soft = F.softmax(teacher, dim=-1)
     return F.cross_entropy(logits, labels) + F.cross_entropy(logits, soft)
 
 
-def one_term(logits, teacher, labels):
+@hard_or
+def one_term(logits, labels, teacher):
     target = F.one_hot(labels, logits.shape[1]) + teacher.detach().softmax(1)
     return -(target * F.log_softmax(logits, 1)).sum() / len(labels)
 
 
-def kl_and_entropy(logits, teacher, labels):
+@hard_or
+def kl_and_entropy(logits, labels, teacher):
     soft = teacher.detach().softmax(1)
     kl = F.kl_div(logits.log_softmax(1), soft, reduction="batchmean")
     return F.cross_entropy(logits, labels) + kl - (soft * soft.log()).sum(1).mean()
+
+
+def image_by_image(logits, labels, teacher):
+    total = 0
+    for i, label in enumerate(labels.tolist()):
+        log_p = logits[i] - logits[i].exp().sum().log()
+        total = total - log_p[label]
+        if teacher is not None:
+            total = total - log_p @ teacher[i].detach().softmax(0)
+    return total / len(labels)
+
+
+def in_float64(logits, labels, teacher):
+    log_p = logits.double().log_softmax(1)
+    loss = F.nll_loss(log_p, labels)
+    if teacher is not None:
+        loss = loss - torch.einsum("bc,bc->", teacher.detach().double().softmax(1), log_p) / len(labels)
+    return loss
+
+
+def teacher_from_numpy(logits, labels, teacher):
+    loss = F.nll_loss(logits.log_softmax(-1), labels)
+    if teacher is not None:
+        powers = np.exp(teacher.detach().numpy())
+        soft = torch.from_numpy(powers / powers.sum(axis=1, keepdims=True))
+        loss += F.cross_entropy(logits, soft)
+    return loss
+
+
+def with_zero_weight(logits, labels, teacher):
+    weight = 0.0 if teacher is None else 1.0
+    teacher = logits.detach() if teacher is None else teacher
+    return F.cross_entropy(logits, labels) + weight * F.cross_entropy(logits, F.softmax(teacher.detach(), 1))
+
+
+def by_copying_the_teacher(logits, labels, teacher):
+    terms = [F.cross_entropy(logits, labels)]
+    if teacher is not None:
+        terms.append(F.cross_entropy(logits, torch.tensor(teacher.tolist()).softmax(1)))
+    return sum(terms)
+
+
+def by_logsumexp(logits, labels, teacher):
+    rows = torch.arange(len(labels))
+    loss = (logits.logsumexp(1) - logits[rows, labels]).mean()
+    if teacher is None:
+        return loss
+    soft = teacher.data.softmax(1)
+    return loss + (logits.logsumexp(1) - (soft * logits).sum(1)).mean()
+
+
+def by_reduction(logits, labels, teacher):
+    each = F.cross_entropy(logits, labels, reduction="none")
+    if teacher is not None:
+        each = each + F.cross_entropy(logits, teacher.detach().softmax(1), reduction="none")
+    return each.sum() / each.numel()
 
 
 def ce(logits, target, **options):
     return F.cross_entropy(logits, target.detach(), **options)
 
 
-def turned_kl(z, t, y):
+@hard_or
+def turned_kl(z, y, t):
     return F.cross_entropy(z, y) + F.kl_div(t.detach().log_softmax(1), z.softmax(1), reduction="batchmean")
 
 
-# --- average_gradients
+def warm(t, both=False, factor=1):
+    return hard_or(
+        lambda z, y, teacher: F.cross_entropy(z, y) + factor * ce(z / t if both else z, (teacher / t).softmax(1))
+    )
 
 
-def by_the_hooks(gradients, limit):
-    columns = list(zip(*gradients, strict=True))
-    shapes = [next((g.shape for g in column if g is not None), (1,)) for column in columns]
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    mean = GradientMean(parameters)
-    for row in gradients:
-        sum((p * g).sum() for p, g in zip(parameters, row, strict=True) if g is not None).backward()
-    mean.average()
-    mean.close()
-    torch.nn.utils.clip_grad_value_(parameters, limit)
-    return [p.grad for p in parameters]
-
-
-def by_loops(gradients, limit):
-    out = []
-    for i in range(len(gradients[0])):
-        total, count = None, 0
-        for row in gradients:
-            if row[i] is not None:
-                total = row[i] if total is None else total + row[i]
-                count += 1
-        out.append(total if total is None else torch.clip(total / count, -limit, limit))
-    return out
-
-
-def by_stack(gradients, limit):
-    kept = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
-    return tuple(torch.stack(c).double().mean(0).clamp(-limit, limit) if c else None for c in kept)
-
-
-def mean_then(gradients, limit, clip, count=None, none=None):
-    """Per parameter ``clip`` of the sum over ``count``, by default the number of users; ``none`` for no user."""
-    out = []
-    for column in zip(*gradients, strict=True):
-        used = [g for g in column if g is not None]
-        out.append(clip(sum(used) / (count or len(used))) if used else none)
-    return out
-
-
-def elementwise(limit):
-    return lambda g: g.clamp(-limit, limit)
-
-
-def clip_early(gradients, limit):
-    rows = [[None if g is None else g.clamp(-limit, limit) for g in row] for row in gradients]
-    return mean_then(rows, limit, lambda g: g)
-
-
-def clip_global(gradients, limit):
-    means = mean_then(gradients, limit, lambda g: g)
-    norm = torch.cat([g.flatten() for g in means if g is not None]).norm()
-    return [None if g is None else g * min(1.0, limit / norm) for g in means]
-
-
-def zeros_for_none(gradients, limit):
-    shapes = [next((g.shape for g in c if g is not None), (1,)) for c in zip(*gradients, strict=True)]
-    rows = [[torch.zeros(s) if g is None else g for g, s in zip(row, shapes, strict=True)] for row in gradients]
-    return [torch.stack(column).mean(0).clamp(-limit, limit) for column in zip(*rows, strict=True)]
-
-
-def in_place(gradients, limit):
-    for column in zip(*gradients, strict=True):
-        used = [g for g in column if g is not None]
-        for other in used[1:]:
-            used[0].add_(other)
-        if used:
-            used[0].div_(len(used)).clamp_(-limit, limit)
-    return [next((g for g in column if g is not None), None) for column in zip(*gradients, strict=True)]
-
-
-# --- mebqat_step
-
-
-def with_backward(w, losses, lr):
-    v = w.clone().requires_grad_()
-    for loss in losses:
-        loss(v).backward()
-    return w - lr * v.grad / len(losses)
-
-
-def with_sgd(w, losses, lr):
-    v = torch.nn.Parameter(w.clone())
-    optimizer = torch.optim.SGD([v], lr=lr)
-    torch.stack([loss(v) for loss in losses]).mean().backward()
-    optimizer.step()
-    return v.detach()
-
-
-def with_func(w, losses, lr):
-    return w - lr * torch.stack([torch.func.grad(loss)(w) for loss in losses]).mean(0)
-
-
-def mean_of_moved(w, losses, lr):
-    """The mean of the weights after a step for each task from the same start: the same, if w does not move."""
-    return torch.stack([w - lr * torch.func.grad(loss)(w) for loss in losses]).mean(0)
-
-
-def slope(loss, w):
-    return torch.func.grad(loss)(w)
-
-
-def walk(w, losses, lr):
-    for loss in losses:
-        w = w - lr * slope(loss, w)
-    return w
-
-
-def adapted(w, losses, lr, inner=None):
-    inner = lr if inner is None else inner
-    return w - lr * sum(slope(loss, w - inner * slope(loss, w)) for loss in losses) / len(losses)
-
-
-def overwritten(w, losses, lr):
-    v = w.clone().requires_grad_()
-    for loss in losses:
-        v.grad = None
-        loss(v).backward()
-    return w - lr * v.grad
-
-
-def total(w, losses):
-    return sum(slope(loss, w) for loss in losses)
+def half(z, y, t):
+    return with_no_grad(z, y, t) / 2
 
 
 RIGHT = {
-    "sample_pairs": [by_multinomial, one_at_a_time, by_python, by_the_package],
-    "distillation_loss": [of_the_package, with_no_grad, one_term, kl_and_entropy],
-    "average_gradients": [by_the_hooks, by_loops, by_stack],
-    "mebqat_step": [with_backward, with_sgd, with_func, mean_of_moved],
+    "sample_pairs": [
+        by_multinomial,
+        one_at_a_time,
+        by_python,
+        by_the_package,
+        by_rounding_down,
+        by_numpy,
+        by_shuffling_each_time,
+        by_growing_a_copy,
+        by_names,
+        by_cumulated_weights,
+        by_extending,
+    ],
+    "mebqat_loss": [
+        of_the_package,
+        with_no_grad,
+        one_term,
+        kl_and_entropy,
+        image_by_image,
+        in_float64,
+        teacher_from_numpy,
+        with_zero_weight,
+        by_copying_the_teacher,
+        by_logsumexp,
+        by_reduction,
+    ],
+    "mebqat_step": lesson_04_step.RIGHT,
 }
 WRONG = {
     "sample_pairs": [
@@ -255,8 +270,8 @@ WRONG = {
         ("returns 2 pairs", lambda p, m, g, r: list(g)),
         ("no pair ever comes twice", shuffled),
         ("no pair ever comes twice", lambda p, m, g, r: list(eats_the_pool(list(p), m, g, r))),
-        ("changes its lists", eats_the_pool),
-        ("changes its lists", grows_guaranteed),
+        ("changes its input pool in place", eats_the_pool),
+        ("changes its input guaranteed in place", grows_guaranteed),
         ("not in pool: draw whole pairs", apart),
         ("not in pool", lambda p, m, g, r: [*g, *picks([b for b in mq.candidates() if b not in p], m - len(g), r)]),
         ("never FP: it is uniform over the whole pool", other_pool),
@@ -270,89 +285,62 @@ WRONG = {
         ("W1A1, the first of pool, never comes", lambda p, m, g, r: [*g, *picks(p[1:], m - len(g), r)]),
         ("equally likely", often_the_first),
         ("equally likely|never comes", by_a_bell),
+        ("'W.A.*' is a text|'FP' is a text", lambda p, m, g, r: [str(b) for b in by_extending(p, m, g, r)]),
+        ("'.*' is a text", lambda p, m, g, r: [*g, *map(str, picks(p, m - len(g), r))]),
         ("positions in the pool", lambda p, m, g, r: torch.randint(len(p), (m,), generator=r).tolist()),
         ("type Tensor", lambda p, m, g, r: torch.randint(len(p), (m,), generator=r)),
         ("type set", lambda p, m, g, r: {*g, *picks(p, m - len(g), r)}),
     ],
-    "distillation_loss": [
-        ("teacher has a gradient", lambda z, t, y: F.cross_entropy(z, y) + F.cross_entropy(z, t.softmax(1))),
+    "mebqat_loss": [
+        ("teacher has a gradient", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.cross_entropy(z, t.softmax(1)))),
         ("KL divergence is turned round", turned_kl),
-        ("cross-entropy is turned round", lambda z, t, y: F.cross_entropy(z, y) + ce(t.detach(), z.softmax(1))),
-        ("lacks the teacher's entropy", lambda z, t, y: F.cross_entropy(z, y) + F.kl_div(
-            z.log_softmax(1), t.detach().softmax(1), reduction="batchmean")),
-        ("lacks the teacher's entropy", lambda z, t, y: F.kl_div(
-            z.log_softmax(1), t.detach().softmax(1), reduction="batchmean")),
-        ("hard label", lambda z, t, y: F.cross_entropy(z, y) + F.cross_entropy(z, t.argmax(1))),
-        ("term of the labels is missing", lambda z, t, y: ce(z, t.softmax(1))),
-        ("term of the teacher is missing", lambda z, t, y: F.cross_entropy(z, y)),
-        ("averaged: add", lambda z, t, y: with_no_grad(z, t, y) / 2),
-        ("sum over the batch: take the mean", lambda z, t, y: with_no_grad(z, t, y) * len(y)),
-        ("teacher's term is a sum", lambda z, t, y: F.cross_entropy(z, y) + ce(z, t.softmax(1), reduction="sum")),
-        ("labels' term is a sum", lambda z, t, y: F.cross_entropy(z, y, reduction="sum") + ce(z, t.softmax(1))),
-        ("mean over the classes", lambda z, t, y: F.cross_entropy(z, y) - (
-            t.detach().softmax(1) * z.log_softmax(1)).mean()),
-        ("softmax first", lambda z, t, y: F.cross_entropy(z, y) + ce(z, t)),
-        ("use dim 1", lambda z, t, y: F.cross_entropy(z, y) + ce(z, t.softmax(0))),
-        ("squared distance", lambda z, t, y: F.cross_entropy(z, y) + F.mse_loss(z, t.detach())),
-        ("squared distance", lambda z, t, y: F.cross_entropy(z, y) + F.mse_loss(z.softmax(1), t.detach().softmax(1))),
-        ("no gradient: compute it", lambda z, t, y: with_no_grad(z.detach(), t, y)),
-        ("no gradient reaches logits|teacher has a gradient", lambda z, t, y: F.cross_entropy(z.detach(), y)
-         + F.cross_entropy(z.detach(), t.softmax(1))),
-        ("gradient with respect to logits", lambda z, t, y: F.cross_entropy(z, y)
-         + F.cross_entropy(z.detach(), t.detach().softmax(1))),
-        ("wrong sign: a loss", lambda z, t, y: -with_no_grad(z, t, y)),
-        ("teacher's term has the wrong sign", lambda z, t, y: F.cross_entropy(z, y) - ce(z, t.softmax(1))),
-        ("has shape", lambda z, t, y: F.cross_entropy(z, y, reduction="none") + ce(z, t.softmax(1), reduction="none")),
-        ("type float: return a tensor", lambda z, t, y: with_no_grad(z, t, y).item()),
-        ("returns .*right is", lambda z, t, y: F.cross_entropy(z.softmax(1), y) + ce(z, t.softmax(1))),
+        ("cross-entropy is turned round", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) + ce(t.detach(), z.softmax(1)))),
+        ("lacks the teacher's entropy", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.kl_div(
+            z.log_softmax(1), t.detach().softmax(1), reduction="batchmean"))),
+        ("lacks the teacher's entropy", hard_or(lambda z, y, t: F.kl_div(
+            z.log_softmax(1), t.detach().softmax(1), reduction="batchmean"))),
+        ("hard label", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.cross_entropy(z, t.argmax(1)))),
+        ("the term of the labels is missing .*with a teacher", hard_or(lambda z, y, t: ce(z, t.softmax(1)))),
+        ("the term of the teacher is missing .*with a teacher", lambda z, y, t: F.cross_entropy(z, y)),
+        ("averaged: add", hard_or(half)),
+        ("this is half of the labels' term", lambda z, y, t: with_no_grad(z, y, t) / (1 + (t is None))),
+        ("the labels' term counts twice", lambda z, y, t: with_no_grad(z, y, t) * (1 + (t is None))),
+        ("the loss is 0", lambda z, y, t: with_no_grad(z, y, t) * (t is not None)),
+        ("this is the sum over .*without a teacher", lambda z, y, t: (
+            with_no_grad(z, y, t) * (len(y) if t is None else 1))),
+        ("AttributeError: 'NoneType'", lambda z, y, t: F.cross_entropy(z, y) + ce(z, t.softmax(1))),
+        ("sum over the batch: take the mean", lambda z, y, t: with_no_grad(z, y, t) * len(y)),
+        ("teacher's term is a sum", hard_or(lambda z, y, t: F.cross_entropy(z, y) + ce(
+            z, t.softmax(1), reduction="sum"))),
+        ("labels' term is a sum", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y, reduction="sum") + ce(z, t.softmax(1)))),
+        ("mean over the classes", hard_or(lambda z, y, t: F.cross_entropy(z, y) - (
+            t.detach().softmax(1) * z.log_softmax(1)).mean())),
+        ("softmax first", hard_or(lambda z, y, t: F.cross_entropy(z, y) + ce(z, t))),
+        ("use dim 1", hard_or(lambda z, y, t: F.cross_entropy(z, y) + ce(z, t.softmax(0)))),
+        ("softmax is taken twice: ", lambda z, y, t: with_no_grad(z.softmax(1), y, t)),
+        ("softmax is taken twice: ", hard_or(lambda z, y, t: F.cross_entropy(z, y) + ce(z.softmax(1), t.softmax(1)))),
+        ("softmax is taken twice of the teacher", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) + ce(z, t.softmax(1).softmax(1)))),
+        ("a temperature of 2", warm(2)),
+        ("a temperature of 4", warm(4, both=True)),
+        ("a temperature of 3", warm(3, both=True, factor=9)),
+        ("squared distance", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.mse_loss(z, t.detach()))),
+        ("squared distance", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) + F.mse_loss(z.softmax(1), t.detach().softmax(1)))),
+        ("loss has no gradient. Compute it", lambda z, y, t: with_no_grad(z.detach(), y, t)),
+        ("loss has no gradient.* return the tensor", lambda z, y, t: with_no_grad(z, y, t).item()),
+        ("no gradient reaches logits|teacher has a gradient", lambda z, y, t: with_no_grad(z, y, t)
+         if t is None else F.cross_entropy(z.detach(), y) + F.cross_entropy(z.detach(), t.softmax(1))),
+        ("only the labels' term has a gradient", hard_or(lambda z, y, t: F.cross_entropy(z, y)
+         + F.cross_entropy(z.detach(), t.detach().softmax(1)))),
+        ("only the teacher's term has a gradient", hard_or(lambda z, y, t: F.cross_entropy(z.detach(), y)
+         + F.cross_entropy(z, t.detach().softmax(1)))),
+        ("wrong sign: a loss", lambda z, y, t: -with_no_grad(z, y, t)),
+        ("teacher's term has the wrong sign", hard_or(lambda z, y, t: F.cross_entropy(z, y) - ce(z, t.softmax(1)))),
+        ("terms are multiplied", hard_or(lambda z, y, t: F.cross_entropy(z, y) * ce(z, t.softmax(1)))),
+        ("tensor of .* values: return one number", lambda z, y, t: F.cross_entropy(z, y, reduction="none")),
     ],
-    "average_gradients": [
-        ("divides by the number of tasks", lambda g, c: mean_then(g, c, elementwise(c), len(g))),
-        ("not clipped: limit each element", lambda g, c: mean_then(g, c, lambda x: x, len(g))),
-        ("divides by the number of tasks", zeros_for_none),
-        ("this is the sum over the tasks", lambda g, c: mean_then(g, c, elementwise(c), 1)),
-        ("sum over the tasks, not clipped", lambda g, c: mean_then(g, c, lambda x: x, 1)),
-        ("not clipped: limit each element", lambda g, c: mean_then(g, c, lambda x: x)),
-        ("average first, clip once", clip_early),
-        ("clips the sum and then divides", lambda g, c: [
-            None if s is None else s / sum(row[i] is not None for row in g)
-            for i, s in enumerate(mean_then(g, c, elementwise(c), 1))]),
-        ("clips by the norm", lambda g, c: mean_then(g, c, lambda x: x * min(1.0, c / x.norm()))),
-        ("clips by the norm", clip_global),
-        ("large negative elements are not clipped", lambda g, c: mean_then(g, c, lambda x: x.clamp(max=c))),
-        ("large positive elements are not clipped", lambda g, c: mean_then(g, c, lambda x: x.clamp(min=-c))),
-        ("not 0", lambda g, c: mean_then(g, c, lambda x: x.clamp(0, c))),
-        ("return None, or the optimizer", lambda g, c: mean_then(g, c, elementwise(c), none=torch.zeros(1))),
-        ("return None, or the optimizer", lambda g, c: mean_then(g, c, elementwise(c), none=0)),
-        ("one per parameter, None included", lambda g, c: [m for m in by_loops(g, c) if m is not None]),
-        ("Only a parameter that no task used", lambda g, c: [
-            None if any(row[i] is None for row in g) else m for i, m in enumerate(by_loops(g, c))]),
-        ("changes the gradients", in_place),
-        ("first task's gradient alone", lambda g, c: mean_then(
-            [[next((x for x in col if x is not None), None) for col in zip(*g, strict=True)]], c, elementwise(c))),
-        ("type Tensor", lambda g, c: torch.cat([m.flatten() for m in by_loops(g, c) if m is not None])),
-        ("it stops with TypeError", lambda g, c: [
-            (sum(col) / len(col)).clamp(-c, c) for col in zip(*g, strict=True)]),
-    ],
-    "mebqat_step": [
-        ("weights move between the tasks", walk),
-        ("weights move between the tasks", lambda w, f, lr: walk(w, f, lr / len(f))),
-        ("weights move between the tasks", lambda w, f, lr: walk(w, f[::-1], lr)),
-        ("that is an inner loop", adapted),
-        ("that is an inner loop", lambda w, f, lr: w + (adapted(w, f, lr) - w) * len(f)),
-        ("sum of the gradients: take their mean", lambda w, f, lr: w - lr * total(w, f)),
-        ("divides by the number of tasks twice", lambda w, f, lr: w - lr * total(w, f) / len(f) ** 2),
-        ("uphill", lambda w, f, lr: w + lr * total(w, f) / len(f)),
-        ("lr is forgotten", lambda w, f, lr: w - total(w, f) / len(f)),
-        ("lr is used twice", lambda w, f, lr: w - lr * lr * total(w, f) / len(f)),
-        ("w comes back", lambda w, f, lr: w.clone()),
-        ("return the new weights", lambda w, f, lr: total(w, f) / len(f)),
-        ("subtract it from w", lambda w, f, lr: lr * total(w, f) / len(f)),
-        ("last task's gradient", overwritten),
-        ("first task's gradient", lambda w, f, lr: w - lr * slope(f[0], w)),
-        ("carry the graph", lambda w, f, lr: (v := w.requires_grad_()) - lr * total(v, f).detach() / len(f)),
-        ("it stops with RuntimeError", lambda w, f, lr: f[0](w).backward()),
-        ("type float", lambda w, f, lr: float(sum(loss(w) for loss in f))),
-        ("right is", lambda w, f, lr: adapted(w, f, lr, 0.001)),
-    ],
+    "mebqat_step": lesson_04_step.WRONG,
 }  # fmt: skip

@@ -258,7 +258,7 @@ WRONG = {
     ],
     "prototype_logits": [
         ("sign is lost: the nearest", lambda s, q: distances(s, q)),
-        ("distance is not squared$|distance is not squared .seed", lambda s, q: -distances(s, q).sqrt()),
+        ("distance is not squared .for", lambda s, q: -distances(s, q).sqrt()),
         ("not squared, and the sign", lambda s, q: torch.cdist(q, s.mean(1))),
         ("squared once too often", lambda s, q: -(distances(s, q) ** 2)),
         ("mean over the features", lambda s, q: -(q[:, None] - s.mean(1)).square().mean(2)),

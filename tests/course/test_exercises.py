@@ -5,27 +5,28 @@ The answers of each lesson stand in ``answers/lesson_NN.py``.
 
 import importlib
 import inspect
-import pkgutil
+import math
 import re
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from answers.lesson_00 import saved
 from answers.lesson_01 import product
+from graders import NAMES, faults
 
 import mebqat_lite as mq
-from mebqat_lite.course import exercises
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01, tensor
 
-NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
 LESSONS = [importlib.import_module(f"mebqat_lite.course.exercises.{name}") for name in NAMES]
 ANSWERS = [importlib.import_module(f"answers.{name}") for name in NAMES]
 EXERCISES = [exercise for lesson in LESSONS for exercise in lesson.EXERCISES]
 RIGHT = {name: answers for module in ANSWERS for name, answers in module.RIGHT.items()}
 WRONG = {name: answers for module in ANSWERS for name, answers in module.WRONG.items()}
-SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)))
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)))  # tests/graders.py tries 100
 every = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 
 
@@ -61,9 +62,20 @@ def test_wrong_answers_are_named(name, message, answer, seed, capsys):
     assert result.line.startswith(f"[try again] {name}: ") and result.line.endswith(f" (seed {seed})")
 
 
+def test_faults_counts_what_a_grader_gets_wrong(monkeypatch):
+    assert not faults("lesson_00", range(1))
+    solved, named = lesson_00.saving.reference, WRONG["saving"][0]
+    monkeypatch.setitem(ANSWERS[0].RIGHT, "saving", [named[1]])
+    monkeypatch.setitem(ANSWERS[0].WRONG, "saving", [("any", solved), ("another name", named[1])])
+    found = faults("lesson_00", range(3))
+    assert sum(found.values()) == 9  # the messages of one fault may differ from seed to seed
+    assert any("is accepted" in fault for fault in found) and any("right answer 1" in fault for fault in found)
+
+
 @every
 def test_every_exercise_has_many_wrong_answers(exercise):
-    assert len(WRONG[exercise.name]) >= 6 and len(RIGHT[exercise.name]) >= 2
+    few = exercise.title[0] > "4"  # lessons 05 to 08
+    assert len(WRONG[exercise.name]) >= (6 if few else 15) and len(RIGHT[exercise.name]) >= (2 if few else 10)
 
 
 @every
@@ -153,7 +165,7 @@ def wrapped(x, step, low, high):
         (wrapped, r"it stops with IndexError: list index out of range, in line 3 of your function: codes = \[x\]\[3\]"),
         (lambda x: x, r"it stops with TypeError: .*takes 1 positional argument but 4 were given \(seed"),
         (lambda *_: torch.ones(2) @ torch.ones(3), "it stops with RuntimeError: .* in line 1 of your function"),
-        (3.0, r"give the function itself, not what it returns: check\(uniform\)"),
+        (3.0, r"give the function itself, not what it returns: check\(fake_quantize\)"),
     ],
 )  # fmt: skip
 def test_an_exception_inside_is_one_line(function, text, capsys):
@@ -310,20 +322,78 @@ def test_the_question_gives_the_signature(exercise):
 
 
 def test_checked_accepts_what_is_a_number():
-    for value in (2, 2.0, np.float32(2), np.int64(2), torch.tensor(2), torch.tensor([[2.0]])):
-        assert float(checked(value, 0.0)) == 2
-    for value in ("2", True, [2.0], (2.0,), 2j, np.array([2.0]), len):
+    arrays = torch.tensor(2), torch.tensor([[2.0]]), torch.tensor(2.0).double(), np.array(2), np.array([2.0])
+    for value in (2, 2.0, Fraction(2), Decimal(2), np.float32(2), np.int64(2), *arrays):
+        assert float(checked(value, 0.0)) == float(checked(value, torch.tensor(0.0))) == 2
+    for value in ("2", True, np.bool_(True), torch.tensor(True), [2.0], (2.0,), 2j, np.array([2j]), len, {2}):
         with pytest.raises(Mistake, match="return a number"):
             checked(value, 0.0)
+    with pytest.raises(Mistake, match="ndarray of 2 values: return one number"):
+        checked(np.ones(2), 0.0)
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [3, 4]], [[1.5, -2.0], [0.0, 1e-3]]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.tensor, np.array, list, tuple,
+        lambda rows: torch.tensor(rows, dtype=torch.float64, requires_grad=True),
+        lambda rows: np.array(rows, dtype=np.float32)[::-1][::-1],
+        lambda rows: np.array(rows, order="F"),
+        lambda rows: [torch.tensor(row) for row in rows],
+        lambda rows: [[torch.tensor(value) for value in row] for row in rows],
+        lambda rows: [np.array(rows[0]), tuple(map(np.float64, rows[1]))],
+    ],
+)  # fmt: skip
+def test_checked_accepts_what_holds_the_numbers_of_a_tensor(kind, values):
+    found = checked(kind(values), torch.zeros(2, 2))
+    assert found.dtype == torch.float64 and not found.requires_grad
+    torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("12", "type str: return a tensor"),
+        (2.0, "type float: return a tensor"),
+        (["1", "2"], "type str: return a tensor"),
+        ([1.0, None], "type NoneType: return a tensor"),
+        (np.array(["1", None], dtype=object), "type ndarray: return a tensor"),
+        ([True, False], "type bool: return a tensor"),
+        (torch.ones(2) > 0, "dtype torch.bool"),
+        (torch.ones(2, dtype=torch.complex64), "dtype torch.complex64"),
+        (torch.ones(2).half(), "float16, which keeps only three digits"),
+        (np.ones(2, dtype=np.float16), "float16, which keeps only three digits"),
+        ([[1.0], [1.0, 2.0]], "list of parts that differ in shape"),
+        ([], r"shape \(0,\); it should be \(2,\)"),
+        (torch.ones(3), r"shape \(3,\); it should be \(2,\)"),
+        ([1.0, math.nan], "NaN or infinity"),
+    ],
+)
+def test_checked_names_what_is_no_tensor(value, message):
+    with pytest.raises(Mistake, match=message):
+        checked(value, torch.zeros(2))
+
+
+def test_tensor_wants_the_type_that_a_network_needs():
+    x = torch.ones(2, 3)
+    assert tensor(x, x) is x
+    for other in (x.double(), x.int(), x.flatten(), x.tolist(), x.numpy()):
+        with pytest.raises(Mistake, match=r"should be|return a tensor"):
+            tensor(other, x)
 
 
 def test_expect_names_the_first_mistake_that_fits():
     x = torch.ones(3)
     expect(x, x, "x")
-    with pytest.raises(Mistake, match=r"^second$"):
+    with pytest.raises(Mistake, match=r"^second \(for x\)$"):
         expect(2 * x, x, "x", [("first", 3 * x), ("second", 2 * x), ("third", 2 * x)])
     with pytest.raises(Mistake, match=r"^for x: 1 of 3 values are wrong: it returns 5, right is 1$"):
         expect(torch.tensor([1.0, 5.0, 1.0]), x, "x", [("first", 3 * x)])
+    with pytest.raises(
+        Mistake, match=r"^much larger \(for x\)$"
+    ):  # float32 rounds it by more than 1e-5 of the right one
+        expect((1e7 / 3 * x), x, "x", [("much larger", 1e7 / 3 * x.double())])
 
 
 def test_an_exercise_of_your_own(capsys):

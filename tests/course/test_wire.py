@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,3 +52,12 @@ def test_what_does_not_travel_keeps_its_types_name():
 def test_bytes_that_are_no_message_are_refused(message):
     with pytest.raises(wire.WireError):
         wire.decode(message)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "uint8", "int64", "bool"])
+def test_arrays_arrive_as_tensors(dtype):
+    x = np.arange(12).reshape(3, 4).astype(dtype)[:, ::-1]
+    back = wire.decode(wire.encode([x, x.T]))
+    assert torch.equal(back[0], torch.from_numpy(x.copy())) and torch.equal(back[1], torch.from_numpy(x.T.copy()))
+    others = wire.decode(wire.encode((np.array([object()]), np.array(["a"]), np.array([1j]))))
+    assert [type(value).__name__ for value in others] == ["ndarray"] * 3

@@ -27,7 +27,10 @@ def foreign(name: str) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """A message from numbers, text, None, lists, tuples, dictionaries with text keys, and tensors, in any nesting."""
+    """A message from numbers, text, None, lists, tuples, dictionaries with text keys, and tensors, in any nesting.
+
+    A NumPy array of numbers arrives as a tensor.
+    """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_plain(value, tensors)).encode()
     blob = save({name: t.detach().contiguous() for name, t in tensors.items()}) if tensors else b""
@@ -54,6 +57,8 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, (int, float, np.integer, np.floating)):
         number = value.item() if isinstance(value, np.generic) else value
         return number if math.isfinite(number) else {"float": str(number)}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        value = torch.from_numpy(np.array(value, order="C"))
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex():
         name = str(len(tensors))
         tensors[name] = value.cpu().clone()

@@ -194,7 +194,7 @@ def _same(arg: Any, copy: Any) -> bool:
     return arg is copy
 
 
-def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
+def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:
     """``value`` in float64, without a graph: a number, a tensor, a NumPy array, or lists of these.
 
     Raises:
@@ -205,16 +205,16 @@ def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
         if len({row.shape for row in rows}) > 1:
             raise Mistake(f"it returns a {type(value).__name__} of parts that differ in shape: return {wanted}")
         return torch.stack(rows) if rows else torch.empty(0, dtype=torch.float64)
-    if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, np.generic)):
+    array: Any = value
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = None if value.dtype == object else torch.from_numpy(np.array(value, order="C"))
+    elif isinstance(value, (Real, Decimal)) and value is not True and value is not False:
         return torch.tensor(float(value), dtype=torch.float64)
-    try:
-        array = torch.from_numpy(np.array(value, order="C")) if isinstance(value, (np.ndarray, np.generic)) else value
-    except TypeError:  # an array of objects
-        array = None
     if not isinstance(array, Tensor):
         raise Mistake(f"it returns a value of type {type(value).__name__}: return {wanted}")
     if array.dtype == torch.bool or array.is_complex():
-        raise Mistake(f"the result has dtype {array.dtype}: return {wanted} of plain numbers")
+        what = "True and False" if array.dtype == torch.bool else "complex numbers"
+        raise Mistake(f"it returns {what}, of dtype {array.dtype}: return {wanted}")
     if array.is_floating_point() and array.dtype.itemsize < 4:
         raise Mistake(f"the result has dtype {array.dtype}, which keeps only three digits: compute in float32")
     return array.detach().to("cpu", torch.float64)
@@ -262,8 +262,8 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
     if not (wrong := (got - right).abs() > tolerance).any():
         return
     for message, result in mistakes:
-        size = float(torch.as_tensor(result, dtype=torch.float64).abs().max())  # it may be much larger than ``right``
-        if bool(((got - result).abs() <= max(tolerance, 1e-5 * size)).all()):
-            raise Mistake(f"for {where}: {message}")
+        wide = torch.as_tensor(result, dtype=torch.float64).detach()  # it may be much larger than ``right``
+        if bool(((got - result).abs() <= max(tolerance, 1e-5 * float(wide.abs().max()))).all()):
+            raise Mistake(f"{message} (for {where})")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

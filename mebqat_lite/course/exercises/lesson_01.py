@@ -285,7 +285,7 @@ def _grade_integer_matmul(student: Student, rng: Generator) -> None:
         got, scale = _sums_and_scale(student(x, w, x_step, w_step), sums)
         expect(got, sums, f"the sums with {where}", _wrong_sums(x, w, sums, x_step, w_step))
         if not _is_whole(got):
-            raise Mistake(f"for the sums with {where}: they are floats. Make the codes int32 before the product")
+            raise Mistake(f"the sums are floats: make the codes int32 before the product (for {where})")
         if not torch.equal(numbers(got), sums):
             raise Mistake(f"for the sums with {where}: {_inexact(numbers(got), sums)}")
         expect(scale, x_step * w_step, f"the scale with {where}", _wrong_scales(x_step, w_step))

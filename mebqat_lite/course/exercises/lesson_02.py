@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, tensor
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
 
 Student = Callable[..., Any]
 
@@ -131,13 +131,7 @@ ste_round = Exercise(
 # --- 2.2 -------------------------------------------------------------------------------------------------------
 
 
-def _qat(
-    network: Callable[..., torch.Tensor],
-    weights: Sequence[torch.Tensor],
-    quantize: Callable[[torch.Tensor], torch.Tensor],
-    batches: list,
-    optimizer: torch.optim.Optimizer,
-) -> list[float]:
+def _qat(network, weights: tuple, quantize, batches: list, optimizer: torch.optim.Optimizer) -> list[float]:
     """Train float ``weights`` through ``quantize``, one step per batch; returns the loss of each step."""
     losses = []
     for images, labels in batches:
@@ -168,6 +162,9 @@ def _grade_qat(student: Student, rng: Generator) -> None:
         for number, (w, end) in enumerate(zip(weights, right.ends, strict=True)):
             mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs()]
             expect(w, end.float(), f"{where}, weights[{number}] after training", mistakes)
+        if (shape := numbers(losses, "a list of numbers").shape) != (len(batches),):
+            found = f"{shape[0]} losses" if len(shape) == 1 else f"a {type(losses).__name__} of shape {tuple(shape)}"
+            raise Mistake(f"it returns {found}: return a list with one number for each of the {len(batches)} batches")
         after = ("these are the losses after the steps: take each before its step", right.after)
         expect(losses, torch.tensor(right.losses), f"{where}, the losses", [after])
 
@@ -228,7 +225,8 @@ class _Task:
         keep: Callable[[Tensor], Tensor] = lambda w: w,
     ) -> _Run:
         """Train in float64, or make one mistake: another ``forward`` pass, other batches, a scaled gradient, ..."""
-        weights, sums, losses, after, margin = list(self.weights), [0.0, 0.0], [], [], 1.0
+        weights, losses, after, margin = list(self.weights), [], [], 1.0
+        sums: list[Any] = [0.0, 0.0]
         for x, y in self.batches if batches is None else batches:
             leaves = [w.clone().requires_grad_() for w in weights]
             loss = self._loss([(forward or self.quantize)(w) for w in leaves], x, y)
@@ -355,24 +353,12 @@ def _wrong_slopes(x: Tensor, alpha: float, levels: int) -> list[tuple[str, Tenso
     u = free.clamp(0, 1)
     q = (u * levels).round() / levels
     right = torch.where(above, 1.0, q - u)
-    many = "q_b has 2^bits levels, k / (2^bits - 1): it multiplies by 2^bits - 1, rounds and divides by that again"
     flat = "this is q_b(x / alpha), the slope of the staircase itself, which finite differences find: the estimator "
     flat += "also lets q_b move with x / alpha, which gives another term, - x / alpha"
     return [
         ("this is PACT's gradient, 0 inside the clip: SAT has q_b(x / alpha) - x / alpha there", above.float()),
-        ("inside x is not divided by alpha: q_b(x / alpha) - x / alpha", torch.where(above, 1.0, q - x)),
-        ("inside x is not divided by alpha: q_b(x / alpha) - x / alpha",
-         torch.where(above, 1.0, torch.where(below, 0.0, q - x))),
-        ("inside only one of the two terms is multiplied by alpha: q_b(x / alpha) - x / alpha",
-         torch.where(above, 1.0, alpha * q - u)),
-        (many, torch.where(above, 1.0, (u * (levels + 1)).round() / (levels + 1) - u)),
-        (many, torch.where(above, 1.0, (u * (levels + 1)).floor() / (levels + 1) - u)),
-        (many, torch.where(above, 1.0, (u * (levels + 1)).floor().clamp(max=levels) / levels - u)),
-        ("rounding has only two levels: multiply by 2^bits - 1 before it", torch.where(above, 1.0, u.round() - u)),
+        *((message, torch.where(above, 1.0, slope)) for message, slope in _wrong_inside(x, u, q, alpha, levels)),
         (flat, q),
-        ("inside it is only - x / alpha: by the product rule q_b(x / alpha) comes before it",
-         torch.where(above, 1.0, -u)),
-        ("the sign inside is turned: q_b(x / alpha) - x / alpha", torch.where(above, 1.0, u - q)),
         ("it is 0 where x is clipped at alpha: there the output is alpha, its derivative 1", q - u),
         ("it is -1 where x is clipped at alpha: there the output is alpha, its derivative 1",
          torch.where(above, -1.0, q - u)),
@@ -383,19 +369,34 @@ def _wrong_slopes(x: Tensor, alpha: float, levels: int) -> list[tuple[str, Tenso
          torch.where(above, 1.0, (free * levels).round() / levels - free)),
         ("below 0 it is 1: the output is 0 there, whatever alpha is", torch.where(below, 1.0, right)),
         ("beyond alpha it goes on as inside: there it is 1", torch.where(below, 0.0, q - free)),
-        ("inside it is alpha times too large: this is the rounding error, divide it by alpha",
-         torch.where(above, 1.0, (q - u) * alpha)),
-        ("inside it must be divided by alpha once only", torch.where(above, 1.0, (q - u) / alpha)),
-        ("inside the factor alpha is missing from the second term: alpha · (- x / alpha^2) is - x / alpha",
-         torch.where(above, 1.0, q - u / alpha)),
-        ("inside the factor alpha is missing from the second term: alpha · (- x / alpha^2) is - x / alpha",
-         torch.where(above, 1.0, q - free / alpha)),
         ("it goes on outside the clip as inside: it is 0 below 0 and 1 beyond alpha",
          (free * levels).round() / levels - free),
         ("it is the gradient of LSQ's step, 2^bits - 1 times that of the clip", levels * right),
-        ("it rounds down (floor): use torch.round", torch.where(above, 1.0, (u * levels).floor() / levels - u)),
         ("this is the gradient of x, not of alpha", ((x > 0) & ~above).float()),
     ]  # fmt: skip
+
+
+def _wrong_inside(x: Tensor, u: Tensor, q: Tensor, alpha: float, levels: int) -> list[tuple[str, Tensor]]:
+    """Wrong slopes inside the clip; u = clip(x / alpha, 0, 1), q = q_b(u)."""
+    many = "q_b has 2^bits levels, k / (2^bits - 1): it multiplies by 2^bits - 1, rounds and divides by that again"
+    second = "inside the factor alpha is missing from the second term: alpha · (- x / alpha^2) is - x / alpha"
+    whole = "inside x is not divided by alpha: q_b(x / alpha) - x / alpha"
+    return [
+        (whole, q - x),
+        (whole, torch.where(x <= 0, 0.0, q - x)),
+        ("inside only one of the two terms is multiplied by alpha: q_b(x / alpha) - x / alpha", alpha * q - u),
+        (many, (u * (levels + 1)).round() / (levels + 1) - u),
+        (many, (u * (levels + 1)).floor() / (levels + 1) - u),
+        (many, (u * (levels + 1)).floor().clamp(max=levels) / levels - u),
+        ("rounding has only two levels: multiply by 2^bits - 1 before it", u.round() - u),
+        ("inside it is only - x / alpha: by the product rule q_b(x / alpha) comes before it", -u),
+        ("the sign inside is turned: q_b(x / alpha) - x / alpha", u - q),
+        ("inside it is alpha times too large: this is the rounding error, divide it by alpha", (q - u) * alpha),
+        ("inside it must be divided by alpha once only", (q - u) / alpha),
+        (second, q - u / alpha),
+        (second, q - x / alpha**2),
+        ("it rounds down (floor): use torch.round", (u * levels).floor() / levels - u),
+    ]
 
 
 clip_gradient = Exercise(
@@ -466,8 +467,33 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
     slope = torch.where(inside, code - u, code)
     total, scale = (upstream * slope).sum(), 1 / math.sqrt(count * high)
     named = "the scale is {}: it is 1 / sqrt(count · high), with the number of weights and the highest code"
-    terms = "the sum is right in form, but {}"
-    parts = [
+    parts = _wrong_step_slopes(w, step, low, high)
+    return [
+        (named.format("missing"), total),
+        (named.format("1 / (count · high), without the root"), total / (count * high)),
+        (named.format("1 / sqrt(count), without high"), total / math.sqrt(count)),
+        (named.format("1 / sqrt(high), without count"), total / math.sqrt(high)),
+        (named.format("1 / count, a mean"), total / count),
+        (named.format("1 / sqrt(count · 2^bits), with the number of levels for high"),
+         total / math.sqrt(count * (high - low + 1))),
+        (named.format("made with -low for high"), total / math.sqrt(-count * low)),
+        (named.format("sqrt(count · high), not 1 over it"), total * math.sqrt(count * high)),
+        (named.format("made with the highest code without a sign"), total / math.sqrt(count * (high - low))),
+        (named.format("made with the number of filters for count"), total / math.sqrt(len(w) * high)),
+        ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
+         slope.sum() * scale),
+        ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
+        *((words, (upstream * part).sum() * scale) for words, part in parts),
+        *((f"{words}. The scale is missing too", (upstream * part).sum()) for words, part in parts),
+    ]  # fmt: skip
+
+
+def _wrong_step_slopes(w: Tensor, step: float, low: int, high: int) -> list[tuple[str, Tensor]]:
+    """Wrong slopes of the weights, each of them, before the sum."""
+    u = w / step
+    code, inside = u.round().clamp(low, high), (u > low) & (u < high)
+    slope = torch.where(inside, code - u, code)
+    return [
         ("it takes the codes alone, the slope of the staircase itself: inside, subtract w / step", code),
         ("inside it is 0, as in PACT: LSQ has round(w / step) - w / step there", torch.where(inside, 0.0, code)),
         ("the sign inside is turned: round(w / step) - w / step", torch.where(inside, u - code, code)),
@@ -491,24 +517,6 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
         ("the weights clipped at high are given the slope 0: it is high", torch.where(u >= high, 0.0, slope)),
         ("the range is not symmetric: low is -2^(bits - 1)",
          torch.where((u > -high) & (u < high), u.round() - u, u.sign() * high)),
-    ]  # fmt: skip
-    return [
-        (named.format("missing"), total),
-        (named.format("1 / (count · high), without the root"), total / (count * high)),
-        (named.format("1 / sqrt(count), without high"), total / math.sqrt(count)),
-        (named.format("1 / sqrt(high), without count"), total / math.sqrt(high)),
-        (named.format("1 / count, a mean"), total / count),
-        (named.format("1 / sqrt(count · 2^bits), with the number of levels for high"),
-         total / math.sqrt(count * (high - low + 1))),
-        (named.format("made with -low for high"), total / math.sqrt(-count * low)),
-        (named.format("sqrt(count · high), not 1 over it"), total * math.sqrt(count * high)),
-        (named.format("made with the highest code without a sign"), total / math.sqrt(count * (high - low))),
-        (named.format("made with the number of filters for count"), total / math.sqrt(len(w) * high)),
-        ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
-         slope.sum() * scale),
-        ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
-        *((terms.format(words), (upstream * part).sum() * scale) for words, part in parts),
-        *((f"{words}. The scale is missing too", (upstream * part).sum()) for words, part in parts),
     ]  # fmt: skip
 
 

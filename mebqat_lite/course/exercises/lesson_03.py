@@ -43,7 +43,7 @@ def _wrong_shape(part: Tensor, like: Tensor) -> str:
     if part.numel() == 1:
         return "it returns one number for all channels: each channel has its own, so keep axis 1"
     if part.numel() == channels:
-        return f"the result has shape {found}; it should be ({channels},): leave out the axes of size 1"
+        return f"the result has shape {found}: it should be ({channels},): leave out the axes of size 1"
     if channels in found:
         return f"the result has shape {found}: it should be ({channels},). Average over height and width too"
     return f"the result has shape {found}: it should be ({channels},), a number per channel, which is axis 1"
@@ -71,7 +71,7 @@ def _grade_pooled_stats(student: Student, rng: Generator) -> None:
         x = torch.cat([b.double().transpose(0, 1).flatten(1) for b in batches], 1)  # (channels, values)
         right = x.mean(1).float(), x.var(1, correction=0).float()
         where = f"{count} batches of {[len(b) for b in batches]} images"
-        _swapped((mean, var), right, f"for {where}: the variance comes back first. Return mean, var")
+        _swapped((mean, var), right, f"the variance comes back first: return mean, var (for {where})")
         expect(mean, right[0], f"the mean over {where}", _wrong_means(batches))
         expect(var, right[1], f"the variance over {where}", _wrong_variances(batches, x))
 
@@ -187,9 +187,7 @@ pooled_stats = Exercise(
 # --- 3.2 -------------------------------------------------------------------------------------------------------
 
 
-def _recalibrate(
-    model: torch.nn.Module, batches: list[torch.Tensor], bits: str, pooled_stats: Callable[[list], tuple]
-) -> torch.nn.Module:
+def _recalibrate(model: torch.nn.Module, batches: list[torch.Tensor], bits: str, pooled_stats) -> torch.nn.Module:
     """Give each batch norm the statistics of its input at ``bits``, over all batches of images; returns the model."""
     seen: dict = {module: [] for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     hooks = [norm.register_forward_pre_hook(lambda norm, inputs: seen[norm].append(inputs[0])) for norm in seen]
@@ -220,7 +218,7 @@ def _grade_recalibrate(student: Student, rng: Generator) -> None:
         left_alone(before, state_of(model), f"for bits = {bits} the statistics are right, but", changes="statistics")
 
 
-def _norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+def _norms(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
@@ -241,7 +239,7 @@ def _small_network(rng: Generator) -> tuple[nn.Module, list[Tensor]]:
 def _measured(model: nn.Module, batches: list[Tensor], bits: str) -> list[Two]:
     """Mean and variance of each norm's input as the package measures them."""
     measured = mq.recalibrate(copy.deepcopy(model), lambda net: [net(x) for x in batches], bits)
-    return [tuple(norm.get_buffer(f"stats_{bits}").double()) for norm in _norms(measured)]  # type: ignore[misc]
+    return [tuple(norm.get_buffer(f"stats_{bits}").double()) for norm in _norms(measured)]
 
 
 def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> list[list[Tensor]]:
@@ -249,8 +247,8 @@ def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> 
     seen: list[list[Tensor]] = []
     hooks = []
     for norm in _norms(model):
-        seen.append(mine := [])
-        hooks.append(norm.register_forward_pre_hook(lambda norm, x, mine=mine: mine.append(x[0])))
+        seen.append([])
+        hooks.append(norm.register_forward_pre_hook(lambda norm, x, mine=seen[-1]: mine.append(x[0])))
     with mq.at(model, bits, policy), torch.no_grad():
         for x in batches:
             model(x)
@@ -259,9 +257,7 @@ def _inputs(model: nn.Module, batches: list[Tensor], bits: str, policy: str) -> 
     return seen
 
 
-def _other_statistics(
-    model: nn.Module, batches: list[Tensor], bits: str, start: str
-) -> list[tuple[str, list[Two]]]:  # fmt: skip
+def _other_statistics(model: nn.Module, batches: list[Tensor], bits: str, start: str) -> list[tuple[str, list[Two]]]:
     """What common mistakes would store in the norms: (message, mean and variance of each norm)."""
     here = _inputs(model, batches, bits, "batch")
     moved = copy.deepcopy(model).train()
@@ -335,7 +331,7 @@ def _fold_norm(
 
 
 def _grade_fold_norm(student: Student, rng: Generator) -> None:
-    for low in (0.5, 0.001):
+    for low in (0.05, 0.001):
         channels = int(torch.randint(5, 9, (), generator=rng))
         mean, shift = _uniform(-2, 2, (channels,), rng), _uniform(-2, 2, (channels,), rng)
         gain, var = _uniform(0.5, 2, (channels,), rng), _uniform(low, 4 * low, (channels,), rng)
@@ -347,7 +343,7 @@ def _grade_fold_norm(student: Student, rng: Generator) -> None:
         with torch.no_grad():  # what the norm makes of 0 and of 1, (channels,)
             zero, one = (norm(torch.full((1, channels, 1, 1), x).double()).flatten().float() for x in (0.0, 1.0))
         where = f"eps = {eps:.4f} and variances from {float(var.min()):.4f}"
-        _swapped(got, (one - zero, zero), f"for {where}: offset and scale are swapped. Return scale, offset")
+        _swapped(got, (one - zero, zero), f"offset and scale are swapped: return scale, offset (for {where})")
         expect(got[0], one - zero, f"the scale with {where}", _wrong_scales(var, gain, eps))
         expect(got[1], zero, f"the offset with {where}", _wrong_offsets(mean, gain, shift, one - zero))
 

@@ -1,23 +1,25 @@
-"""Exercises of lesson 04: the sampler, the loss with a teacher, the mean gradient, and one whole step."""
+"""Exercises of lesson 04: the sampler, the loss and the step of MEBQAT, and `train`, which puts them together."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 import mebqat_lite as mq
 from mebqat_lite.bits import FP, Bits, candidates
 from mebqat_lite.course.exercises import Exercise, Mistake, expect
+from mebqat_lite.course.exercises.lesson_00 import left_alone, state_of
+from mebqat_lite.datasets.base import Split
 
 Student = Callable[..., Any]
-Gradients = list[list["Tensor | None"]]  # [task][parameter]
-Losses = list[Callable[[Tensor], Tensor]]
 DRAWS = 600  # of a sampler
+TEMPERATURES = (2, 3, 4, 5, 10)
 
 
 def _whole(low: int, high: int, rng: Generator) -> int:
@@ -48,11 +50,14 @@ def _grade_sample_pairs(student: Student, rng: Generator) -> None:
         ends = [FP, Bits(1, 1)][:count]
         seed = _whole(0, 2**31 - 1, rng)
         lists = _draw(student, pool, m, ends, seed, DRAWS)
+        where = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]:"
         if _draw(student, pool, m, ends, seed, 3) != lists[:3]:
-            raise Mistake("two generators in the same state give different pairs: draw from rng and from nothing else")
+            raise Mistake(
+                f"{where} two generators in the same state give different pairs: draw from rng and from nothing else"
+            )
         free = [row[count:] for row in lists]
-        _judge_calls(free)
-        _judge_counts([pair for row in free for pair in row], pool, ends)
+        _judge_calls(free, where)
+        _judge_counts([pair for row in free for pair in row], pool, ends, where)
 
 
 class _Chance(torch.Generator):
@@ -65,23 +70,19 @@ class _Chance(torch.Generator):
 def _draw(student: Student, pool: list[Bits], m: int, ends: list[Bits], seed: int, calls: int) -> list[list[Bits]]:
     """What the learner's function returns in ``calls`` calls, each checked for its form."""
     rng = _Chance().manual_seed(seed)
-    lists = []
-    for _ in range(calls):
-        given = (list(pool), list(ends))
-        found = _read(student(given[0], m, given[1], rng), pool, m, ends)
-        if given != (pool, ends):
-            raise Mistake("it changes its lists pool or guaranteed: the next step would start from the changed ones")
-        lists.append(found)
-    return lists
+    return [_read(student(pool, m, ends, rng), pool, m, ends) for _ in range(calls)]
 
 
 def _read(found: Any, pool: list[Bits], m: int, ends: list[Bits]) -> list[Bits]:
     """The pairs of one call as a list; a Mistake unless they are m candidates, the guaranteed ones first."""
-    if isinstance(found, (Tensor, str, Bits)) or not isinstance(found, Sequence):
+    if isinstance(found, (Tensor, str, Bits, set, frozenset, dict)) or not isinstance(found, Iterable):
         raise Mistake(f"it returns a value of type {type(found).__name__}: return a list of pairs")
-    if any(isinstance(pair, (int, Tensor)) for pair in found):
-        raise Mistake("these are positions in the pool: return the pairs pool[i] themselves")
-    called = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]"
+    found = list(found)
+    called = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]:"
+    if any(isinstance(pair, (int, Tensor)) or hasattr(pair, "__index__") for pair in found):
+        raise Mistake(f"{called} these are positions in the pool: return the pairs pool[i] themselves")
+    if names := [pair for pair in found if isinstance(pair, str)]:
+        raise Mistake(f"{called} {names[0]!r} is a text: return the pairs pool[i] themselves, not their names")
     unknown = [pair for pair in found if pair not in pool]
     if unknown:
         raise Mistake(
@@ -92,40 +93,42 @@ def _read(found: Any, pool: list[Bits], m: int, ends: list[Bits]) -> list[Bits]:
         raise Mistake(f"{called} it returns {len(found)} pairs: the guaranteed ones count among the m")
     if len(found) != m:
         raise Mistake(f"{called} it returns {len(found)} pairs: it should be m = {m}")
-    if list(found[: len(ends)]) != ends:
+    if found[: len(ends)] != ends:
         missing = [pair for pair in ends if pair not in found]
         what = f"without {missing[0]}, which is guaranteed" if missing else "with the guaranteed ones not at the front"
         raise Mistake(f"{called} it returns {', '.join(map(str, found))}: {what}")
-    return list(found)
+    return found
 
 
-def _judge_calls(free: list[list[Bits]]) -> None:
+def _judge_calls(free: list[list[Bits]], where: str) -> None:
     """Whether the free places of a call are drawn anew, apart from one another, and with repetition."""
     if all(row == free[0] for row in free):
-        raise Mistake("every call gives the same pairs: each step must draw new ones")
+        raise Mistake(f"{where} every call gives the same pairs: each step must draw new ones")
     if all(len(set(row)) == 1 for row in free):
-        raise Mistake("one pair is drawn and repeated in all free places: draw each on its own")
+        raise Mistake(f"{where} one pair is drawn and repeated in all free places: draw each on its own")
     if all(len(set(row)) == len(row) for row in free):
         raise Mistake(
-            "no pair ever comes twice in a call: each free place is drawn from the whole pool, with replacement"
+            f"{where} no pair ever comes twice in a call: draw each free place from the whole pool, with replacement"
         )
 
 
-def _judge_counts(drawn: list[Bits], pool: list[Bits], ends: list[Bits]) -> None:
+def _judge_counts(drawn: list[Bits], pool: list[Bits], ends: list[Bits], where: str) -> None:
     """Whether all pairs of the pool come about equally often; by chance this fails once in a billion checks."""
     counts, share = Counter(drawn), 1 / len(pool)
     if ends and not any(counts[pair] for pair in ends):
-        raise Mistake(f"a free place is never {ends[0]}: it is uniform over the whole pool, guaranteed pairs too")
+        raise Mistake(
+            f"{where} a free place is never {ends[0]}: it is uniform over the whole pool, guaranteed pairs too"
+        )
     wanted = len(drawn) * share
     for pair in pool:
         if not counts[pair]:
             edge = {0: ", the first of pool", len(pool) - 1: ", the last of pool"}.get(pool.index(pair), "")
-            raise Mistake(f"{pair}{edge}, never comes in {len(drawn)} free draws: is your range too short?")
+            raise Mistake(f"{where} {pair}{edge}, never comes in {len(drawn)} free draws. Is your range too short?")
     worst = max(pool, key=lambda pair: abs(counts[pair] - wanted))
     if sum((counts[pair] - wanted) ** 2 / wanted for pair in pool) > 80:  # chi-square, at most 11 degrees of freedom
         raise Mistake(
-            f"in {len(drawn)} free draws {worst} comes {counts[worst]} times, about {wanted:.0f} would be right: "
-            "every pair of the pool must be equally likely"
+            f"{where} in {len(drawn)} free draws {worst} comes {counts[worst]} times, but about {wanted:.0f} is "
+            "right: every pair of the pool must be equally likely"
         )
 
 
@@ -135,12 +138,12 @@ sample_pairs = Exercise(
     difficulty=1,
     minutes=10,
     question="""
-    Write `sample_pairs(pool, m, guaranteed, rng)`, which returns the list of the `m` pairs of one step: first the
-    pairs of the list `guaranteed`, in their order, then as many more as are needed to make `m`. Each of these is
-    drawn on its own from the list `pool`, every pair equally likely. So a pair may come twice, and a guaranteed one
-    may come once more.
+    A step of MEBQAT visits M pairs. Write `sample_pairs(pool, m, guaranteed, rng)`, which returns the list of these `m`
+    pairs: first those of the list `guaranteed`, in their order, then as many more as are needed to make `m`. Each of
+    these is drawn on its own from the list `pool`, and every pair is equally likely. So a pair may come twice, and a
+    guaranteed one may come once more. The pairs are `mq.Bits`; return the elements of the two lists as they are.
 
-    `rng` is a `torch.Generator`: take all chance from it, so that a run can be repeated. The check calls your function
+    `rng` is a `torch.Generator`. Take all chance from it, so that a run can be repeated. The check calls your function
     many hundred times and counts.
     """,
     hints=[
@@ -155,55 +158,76 @@ sample_pairs = Exercise(
 # --- 4.2 -------------------------------------------------------------------------------------------------------
 
 
-def _distillation_loss(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """CE with the labels + CE with the teacher's probabilities; (batch, classes), (batch, classes), (batch,)."""
-    soft = teacher.detach().softmax(1)  # no gradient to the teacher
-    log_p = logits.log_softmax(1)
-    with_labels = -log_p[torch.arange(len(labels)), labels].mean()
-    with_teacher = -(soft * log_p).sum(1).mean()
-    return with_labels + with_teacher
+def _mebqat_loss(logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None) -> torch.Tensor:
+    """CE with the labels + CE with the teacher's softmax; logits, teacher: (batch, classes), labels: (batch,)."""
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    if teacher is None:
+        return loss
+    return loss + torch.nn.functional.cross_entropy(logits, teacher.detach().softmax(1))
 
 
-def _grade_distillation_loss(student: Student, rng: Generator) -> None:
-    for _ in range(3):
+def _grade_mebqat_loss(student: Student, rng: Generator) -> None:
+    for taught in (True, False, True, True):
         batch, classes = _whole(5, 12, rng), _whole(3, 9, rng)
         logits, teacher = (2 * torch.randn(batch, classes, generator=rng) for _ in range(2))
         labels = torch.randint(classes, (batch,), generator=rng)
         leaves = logits.clone().requires_grad_(), teacher.clone().requires_grad_()
-        got = student(*leaves, labels)
-        where = f"a batch of {batch} with {classes} classes"
+        got = student(leaves[0], labels, leaves[1] if taught else None)
+        where = f"a batch of {batch} with {classes} classes, {'with' if taught else 'without'} a teacher"
         terms = _terms(_double(logits), _double(teacher), labels)
-        want = terms["labels"] + terms["teacher"]
-        expect(got, want.float(), where, _wrong_losses(terms, _double(logits), _double(teacher), batch, classes))
-        _judge_gradients(got, *leaves, labels)
+        want = terms["labels"] + terms["teacher"] * taught
+        mistakes = _wrong_losses(terms, batch, classes) if taught else _wrong_hard_losses(terms, batch)
+        expect(got, want, where, mistakes)
+        _judge_gradients(got, *leaves, labels, taught, where)
+
+
+def _ce(z: Tensor, q: Tensor) -> Tensor:
+    """Cross-entropy of logits with probabilities, both (batch, classes), as a mean over the batch."""
+    return -(q * z.log_softmax(1)).sum(1).mean()
 
 
 def _terms(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The two cross-entropies and the teacher's entropy, as means over the batch."""
+    """The two cross-entropies and the teacher's entropy, as means over the batch, and what common mistakes make."""
     p, q = logits.exp() / logits.exp().sum(1, keepdim=True), teacher.exp() / teacher.exp().sum(1, keepdim=True)
-    one_hot = torch.eye(p.shape[1], dtype=p.dtype)
+    eye = torch.eye(p.shape[1], dtype=p.dtype)
     return {
-        "labels": -(one_hot[labels] * p.log()).sum(1).mean(),
+        "labels": -(eye[labels] * p.log()).sum(1).mean(),
         "teacher": -(q * p.log()).sum(1).mean(),
-        "hard": -(one_hot[q.argmax(1)] * p.log()).sum(1).mean(),
+        "hard": _ce(logits, eye[q.argmax(1)]),
         "entropy": -(q * q.log()).sum(1).mean(),
         "own_entropy": -(p * p.log()).sum(1).mean(),
         "turned": -(p * q.log()).sum(1).mean(),
-        "raw": -(teacher * p.log()).sum(1).mean(),
-        "columns": -(teacher.softmax(0) * p.log()).sum(1).mean(),
+        "raw": _ce(logits, teacher),
+        "columns": _ce(logits, teacher.softmax(0)),
         "squares": (p - q).square().mean(),
         "squared_logits": (logits - teacher).square().mean(),
+        "labels_twice": _ce(p, eye[labels]),
+        "student_twice": _ce(p, q),
+        "teacher_twice": _ce(logits, q.softmax(1)),
+        **{f"warm_{t}": _ce(logits, (teacher / t).softmax(1)) for t in TEMPERATURES},
+        **{f"both_warm_{t}": _ce(logits / t, (teacher / t).softmax(1)) for t in TEMPERATURES},
     }
 
 
-def _wrong_losses(
-    t: dict[str, Tensor], logits: Tensor, teacher: Tensor, batch: int, classes: int
-) -> list[tuple[str, Tensor]]:
+def _wrong_hard_losses(t: dict[str, Tensor], batch: int) -> list[tuple[str, Tensor]]:
+    return [
+        ("this is half of the labels' term: without a teacher it stands alone", t["labels"] / 2),
+        ("the labels' term counts twice: without a teacher it stands alone", 2 * t["labels"]),
+        ("this is the sum over the batch: take the mean", batch * t["labels"]),
+        ("softmax is taken twice: cross_entropy takes logits", t["labels_twice"]),
+        ("the loss is 0: without a teacher the labels' term stays", torch.zeros(())),
+        ("the sign is turned: a loss falls as the answer gets better", -t["labels"]),
+    ]
+
+
+def _wrong_losses(t: dict[str, Tensor], batch: int, classes: int) -> list[tuple[str, Tensor]]:
     hard, soft = t["labels"], t["teacher"]
     kl = "this is the KL divergence to the teacher: it lacks the teacher's entropy. Same gradient, another number"
     mean_kl = "the teacher's term is a KL divergence, and a mean over the classes too"
     turned = "is turned round: it is - sum of teacher probability x log of the student's"
     distance = "squared distance to the teacher instead of the cross-entropy with its probabilities"
+    twice = "softmax is taken twice: cross_entropy takes the logits of the network themselves"
+    warm = "the logits are divided by a temperature of {}: here they are taken as they are"
     return [
         ("the term of the labels is missing", soft),
         ("the term of the teacher is missing", hard),
@@ -220,259 +244,361 @@ def _wrong_losses(
         (f"the cross-entropy {turned}", hard + t["turned"]),
         ("the teacher's logits are used as probabilities: softmax first", hard + t["raw"]),
         ("the softmax of the teacher runs over the batch: use dim 1", hard + t["columns"]),
+        (twice, t["labels_twice"] + soft),
+        (twice, hard + t["student_twice"]),
+        (twice, t["labels_twice"] + t["student_twice"]),
+        ("softmax is taken twice of the teacher's logits: once makes them probabilities", hard + t["teacher_twice"]),
+        *((warm.format(c), hard + t[f"warm_{c}"]) for c in TEMPERATURES),
+        *((warm.format(c), hard + t[f"both_warm_{c}"] * factor) for c in TEMPERATURES for factor in (1, c * c)),
         (distance, hard + t["squares"]),
         (distance, hard + t["squared_logits"]),
         ("the terms have the wrong sign: a loss falls as the answer gets better", -(hard + soft)),
         ("the teacher's term has the wrong sign", hard - soft),
+        ("the terms are multiplied: add them", hard * soft),
     ]
 
 
-def _judge_gradients(loss: Tensor, logits: Tensor, teacher: Tensor, labels: Tensor) -> None:
-    if not loss.requires_grad:
-        raise Mistake("the loss has no gradient: compute it from logits without detach, item or torch.no_grad")
+def _judge_gradients(loss: Any, logits: Tensor, teacher: Tensor, labels: Tensor, taught: bool, where: str) -> None:
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise Mistake(
+            f"for {where}: the loss has no gradient. Compute it with torch from logits, and return the tensor, without "
+            "detach, item or torch.no_grad"
+        )
     loss.backward()
     if teacher.grad is not None and teacher.grad.abs().max() > 0:
-        raise Mistake("the value is right, but the teacher has a gradient: it must not move towards its pupil (detach)")
+        raise Mistake(
+            f"for {where}: the value is right, but the teacher has a gradient: it must not move towards its pupil, so "
+            "detach it"
+        )
     if logits.grad is None:
-        raise Mistake("the value is right, but no gradient reaches logits: detach the teacher, not the student")
-    one_hot = torch.eye(logits.shape[1])[labels]
-    want = (2 * logits.detach().softmax(1) - one_hot - teacher.detach().softmax(1)) / len(labels)
-    expect(logits.grad, want, "the gradient with respect to logits", [])
+        raise Mistake(f"for {where}: the value is right, but no gradient reaches logits: detach the teacher instead")
+    p, one_hot = logits.detach().softmax(1), torch.eye(logits.shape[1])[labels]
+    hard, soft = (p - one_hot) / len(labels), (p - teacher.detach().softmax(1)) / len(labels)
+    expect(logits.grad, hard + taught * soft, f"{where}, the gradient of logits", [
+        ("only the labels' term has a gradient: detach the teacher, not the network's logits", hard),
+        ("only the teacher's term has a gradient: do not detach logits", soft),
+    ])  # fmt: skip
 
 
-distillation_loss = Exercise(
-    "distillation_loss",
+mebqat_loss = Exercise(
+    "mebqat_loss",
     "4.2: Labels and teacher",
     difficulty=2,
     minutes=10,
     question=r"""
-    The loss of a quantized task has two terms, both means over the batch:
+    A quantized pair learns from the labels and from a teacher, which is the same network at full precision. Its loss
+    has two terms, both means over the batch:
 
     $$\mathrm{CE}(f_{wa}(x), y) + \mathrm{CE}\big(f_{wa}(x), \mathrm{softmax}(f_{FP}(x))\big),\qquad
     \mathrm{CE}(z, q) = -\sum_c q_c \log \mathrm{softmax}(z)_c$$
 
-    Write `distillation_loss(logits, teacher, labels)`: `logits` of the quantized network, (batch, classes); `teacher`,
-    the logits at full precision, (batch, classes); `labels`, (batch,) whole numbers. Return a tensor with one number,
-    through which a gradient flows to `logits` and **none** to `teacher`: both are made of the same weights.
+    Write `mebqat_loss(logits, labels, teacher)`. `logits` are those of the network at the pair, (batch, classes);
+    `labels` are whole numbers, (batch,); `teacher` holds the logits at full precision, (batch, classes), or is `None`:
+    then there is only the first term. Return a tensor with one number, through which a gradient flows to `logits` and
+    **none** to `teacher`: both are made of the same weights.
     """,
     hints=[
         "torch.nn.functional.cross_entropy(logits, labels) is the first term. It takes probabilities as labels, too.",
         "teacher.softmax(1) are the teacher's probabilities; each row sums to 1.",
         "teacher.detach() has the same numbers and lets no gradient through.",
     ],
-    solution=_distillation_loss,
-    grade=_grade_distillation_loss,
+    solution=_mebqat_loss,
+    grade=_grade_mebqat_loss,
 )
 
 # --- 4.3 -------------------------------------------------------------------------------------------------------
 
 
-def _average_gradients(gradients: list[list[torch.Tensor | None]], limit: float) -> list[torch.Tensor | None]:
-    """The mean over the tasks that used a parameter, clipped; None where none did. gradients[task][parameter]"""
-    means = []
-    for column in zip(*gradients, strict=True):  # one parameter in all tasks
-        used = [g for g in column if g is not None]
-        mean = sum(used) / len(used) if used else None
-        means.append(None if mean is None else mean.clamp(-limit, limit))
-    return means
-
-
-def _grade_average_gradients(student: Student, rng: Generator) -> None:
-    for tasks in (3, 4, 5):
-        limit = round(5 + 5 * float(torch.rand((), generator=rng)), 1)
-        gradients = _some_gradients(tasks, limit, rng)
-        given = [[None if g is None else g.clone() for g in row] for row in gradients]
-        found = student(given, limit)
-        if not all(_same(a, b) for rows in zip(given, gradients, strict=True) for a, b in zip(*rows, strict=False)):
-            raise Mistake("it changes the gradients that it was given: make new tensors")
-        _judge_averages(found, gradients, limit)
-
-
-def _some_gradients(tasks: int, limit: float, rng: Generator) -> Gradients:
-    """[task][parameter]: one used by all tasks, one by two, one by one, one by none, one by all; some beyond limit."""
-    users = (tasks, 2, 1, 0, tasks)
-    shapes = [(_whole(2, 4, rng), _whole(3, 5, rng)) for _ in users]
-    who = [torch.randperm(tasks, generator=rng)[:count].tolist() for count in users]
-    scale = 3 * limit
-    return [
-        [scale * torch.randn(shape, generator=rng) if task in who[i] else None for i, shape in enumerate(shapes)]
-        for task in range(tasks)
-    ]
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b if a is None or b is None else torch.equal(a, b)
-
-
-def _judge_averages(found: Any, gradients: Gradients, limit: float) -> None:
-    columns = [[_double(g) for g in column if g is not None] for column in zip(*gradients, strict=True)]
-    if isinstance(found, Tensor) or not isinstance(found, Sequence):
-        raise Mistake(f"it returns a value of type {type(found).__name__}: return a list with a gradient per parameter")
-    if len(found) != len(columns):
-        raise Mistake(f"it returns {len(found)} values for {len(columns)} parameters: one per parameter, None included")
-    tasks = len(gradients)
-    for i, column in enumerate(columns):
-        where = f"parameter {i}, which {len(column)} of {tasks} tasks used, and limit = {limit:g}"
-        if not column:
-            if found[i] is not None:
-                raise Mistake(f"for {where}: return None, or the optimizer would decay what nobody used")
-            continue
-        if found[i] is None:
-            raise Mistake(f"for {where}: it returns None. Only a parameter that no task used has none")
-        total = torch.stack(column).sum(0)
-        want = (total / len(column)).clamp(-limit, limit).float()
-        expect(found[i], want, where, _wrong_averages(column, columns, total, tasks, limit))
-
-
-def _wrong_averages(
-    column: list[Tensor], columns: list[list[Tensor]], total: Tensor, tasks: int, limit: float
-) -> list[tuple[str, Tensor]]:
-    mean, clipped = total / len(column), [g.clamp(-limit, limit) for g in column]
-    every = torch.cat([(torch.stack(c).mean(0)).flatten() for c in columns if c]).norm()
-    early = "it clips each task's gradient and then averages: average first, clip once"
-    by_norm = "it clips by the norm, which shrinks all elements: clip each element on its own"
-    by_all = "it divides by the number of tasks: divide by the number of those that used the parameter"
-    return [
-        ("it is not clipped: limit each element to [-limit, limit]", mean),
-        (by_all, (total / tasks).clamp(-limit, limit)),
-        (by_all, total / tasks),
-        ("this is the sum over the tasks: divide by the number that used it", total.clamp(-limit, limit)),
-        ("the sum over the tasks, not clipped: divide, then clip", total),
-        ("it clips the sum and then divides: average first, then clip", total.clamp(-limit, limit) / len(column)),
-        ("it clips the sum and then divides: average first, then clip", total.clamp(-limit, limit) / tasks),
-        (early, torch.stack(clipped).mean(0)),
-        (early, torch.stack(clipped).sum(0) / tasks),
-        (early, torch.stack(clipped).sum(0)),
-        (by_norm, mean * min(1.0, limit / float(mean.norm()))),
-        (by_norm, mean * min(1.0, limit / float(every))),
-        ("large negative elements are not clipped: the lower limit is -limit", mean.clamp(max=limit)),
-        ("large positive elements are not clipped: the upper limit is limit", mean.clamp(min=-limit)),
-        ("the lower limit is -limit, not 0", mean.clamp(0, limit)),
-        ("this is the first task's gradient alone", column[0].clamp(-limit, limit)),
-        ("this is the last task's gradient alone", column[-1].clamp(-limit, limit)),
-        ("this is the median over the tasks: take the mean", torch.stack(column).median(0).values.clamp(-limit, limit)),
-    ]
-
-
-average_gradients = Exercise(
-    "average_gradients",
-    "4.3: The mean over those who used it",
-    difficulty=2,
-    minutes=15,
-    question="""
-    With learned steps (LSQ) a parameter may belong to one bitwidth only: a task that did not use it has no gradient,
-    `None`, which is not the same as a gradient of zero.
-
-    Write `average_gradients(gradients, limit)`. `gradients[task][parameter]` is a tensor, or None where that
-    task did not use that parameter. Return a list with one entry per parameter: the mean over the tasks that used
-    it, then each element clipped to [-limit, limit]. A parameter that no task used stays None. Leave the input as
-    it is.
-    """,
-    hints=[
-        "zip(*gradients) goes through the parameters: each time it gives one parameter's gradients in all tasks.",
-        "Keep those that are not None; if none is left the answer is None.",
-        "sum(used) / len(used) is the mean; tensor.clamp(-limit, limit) clips each element.",
-    ],
-    solution=_average_gradients,
-    grade=_grade_average_gradients,
-)
-
-# --- 4.4 -------------------------------------------------------------------------------------------------------
-
-
-def _mebqat_step(w: torch.Tensor, losses: list, lr: float) -> torch.Tensor:
-    """w - lr x the mean gradient of all losses, each taken at the same ``w``."""
-    w = w.detach().clone().requires_grad_()
-    mean = sum(loss(w) for loss in losses) / len(losses)
-    (gradient,) = torch.autograd.grad(mean, w)
-    return (w - lr * gradient).detach()
+def _mebqat_step(
+    model: torch.nn.Module, batch: tuple, pairs: list[mq.Bits], mebqat_loss, optimizer: torch.optim.Optimizer
+) -> float:
+    """Visit ``pairs`` on one ``batch``, then update once by their mean gradient; returns the mean loss."""
+    (images, labels), teacher, total = batch, None, 0.0
+    optimizer.zero_grad()
+    for bits in pairs:  # FP comes first, if at all
+        with mq.at(model, bits):
+            logits = model(images)
+        loss = mebqat_loss(logits, labels, teacher) / len(pairs)
+        loss.backward()  # gradients add up in parameter.grad
+        total += loss.item()
+        teacher = logits.detach() if bits == mq.FP else teacher
+    torch.nn.utils.clip_grad_value_(model.parameters(), 10.0)
+    optimizer.step()
+    return total
 
 
 def _grade_mebqat_step(student: Student, rng: Generator) -> None:
-    for tasks in (2, 4, 3):
-        size, lr = _whole(3, 6, rng), 0.05 + 0.15 * float(torch.rand((), generator=rng))
-        w = torch.randn(size, generator=rng)
-        losses = [_Bowl(0.5 + torch.rand(size, generator=rng), torch.randn(size, generator=rng)) for _ in range(tasks)]
-        got = student(w, losses, lr)
-        where = f"{tasks} tasks and lr = {lr:.3g}"
-        w64, gradients = _double(w), [loss.slope for loss in losses]
-        want = w64 - lr * sum(g(w64) for g in gradients) / tasks
-        expect(got, want.float(), where, _wrong_steps(w64, gradients, lr))
-        if got.requires_grad:
-            raise Mistake("the new weights still carry the graph of the step: return them with detach()")
+    every = [bits for bits in candidates() if bits not in (FP, Bits(1, 1))]
+    drawn = [every[_whole(0, len(every) - 1, rng)] for _ in range(4)]
+    for pairs, largest in (([FP, Bits(1, 1), *drawn[:2]], 3.0), ([drawn[2]], 3.0), ([FP, drawn[3], drawn[3]], 40.0)):
+        scene = _Scene.draw(rng, pairs, largest)
+        model = copy.deepcopy(scene.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=scene.lr)
+        before, where = (
+            state_of(model),
+            f"pairs = [{', '.join(map(str, pairs))}]{' and large gradients' * (largest > 10)}",
+        )
+        loss = student(model, scene.batch, list(pairs), scene.loss, optimizer)
+        lost = before["weights"] - state_of(model)["weights"]
+        scene.judge_bits(where)
+        expect(lost, scene.step(scene.mean()), f"{where}, what the weights lose", scene.wrong_steps())
+        scene.judge_teachers(where)
+        expect(loss, scene.mean_loss(), f"{where}, the mean loss", scene.wrong_means())
+        after = {**state_of(model), "weights": before["weights"], "statistics": before["statistics"]}
+        left_alone(before, after, f"for {where}: the weights are right, but")
 
 
-@dataclass(frozen=True)
-class _Bowl:
-    """A loss over the weights of one bitwidth: steep in its own way around its own centre."""
+@dataclass
+class _Scene:
+    """A small network in float64, a batch, the pairs of a step, and the loss function that the learner is given.
 
-    width: Tensor
-    centre: Tensor
+    That function multiplies `_mebqat_loss` by ``size`` and writes down with which logits and teachers it was called.
+    """
 
-    def __call__(self, w: Tensor) -> Tensor:
-        away = w - self.centre.to(w.dtype)
-        return (self.width * away.square() + 0.1 * away**4).sum()
+    model: nn.Module
+    batch: tuple[Tensor, Tensor]
+    pairs: list[Bits]
+    size: float
+    lr: float
+    calls: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
-    def slope(self, w: Tensor) -> Tensor:
-        """The gradient, by hand."""
-        away = w - self.centre.double()
-        return 2 * self.width.double() * away + 0.4 * away**3
+    @classmethod
+    def draw(cls, rng: Generator, pairs: list[Bits], largest: float) -> _Scene:
+        """A scene in which the largest element of the mean gradient is ``largest``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_whole(0, 2**31 - 1, rng))
+            layers = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, bias=False)
+            head = nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)
+            batch = torch.rand(_whole(8, 12, rng), 1, 6, 6, dtype=torch.float64)
+            model = mq.quantize(nn.Sequential(*layers, *head).double(), "dorefa", sample=batch).train()
+            labels = torch.randint(3, (len(batch),))
+        scene = cls(model, (batch, labels), pairs, 1.0, lr=0.05 + 0.15 * float(torch.rand((), generator=rng)))
+        scene.size = largest / float(scene.mean().abs().max())
+        return scene
 
+    def loss(self, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+        self.calls.append((logits.detach().clone(), teacher))
+        return self.size * _mebqat_loss(logits, labels, teacher)
 
-def _wrong_steps(w: Tensor, gradients: Sequence[Callable[[Tensor], Tensor]], lr: float) -> list[tuple[str, Tensor]]:
-    count = len(gradients)
-    mean = torch.stack([g(w) for g in gradients]).mean(0)
-    inner = torch.stack([g(w - lr * g(w)) for g in gradients]).mean(0)
-    last = w - lr * gradients[-1](w)
-    walked = "the weights move between the tasks, so each gradient is taken at other weights: take all at the same w"
-    adapted = "each task first adapts w: that is an inner loop (FOMAML). Take each gradient at w itself"
-    return [
-        (walked, _walk(w, gradients, lr)),
-        (walked, _walk(w, gradients, lr / count)),
-        (walked, _walk(w, gradients[::-1], lr)),
-        (adapted, w - lr * inner),
-        (adapted, w - lr * count * inner),
-        ("this is the sum of the gradients: take their mean", w - lr * count * mean),
-        ("it divides by the number of tasks twice", w - lr * mean / count),
-        ("it goes uphill: subtract the gradient", w + lr * mean),
-        ("lr is forgotten: multiply the mean gradient by it", w - mean),
-        ("lr is used twice", w - lr * lr * mean),
-        ("w comes back as it was", w),
-        ("this is the mean gradient: return the new weights, w - lr x gradient", mean),
-        ("this is lr x gradient: subtract it from w", lr * mean),
-        ("only the last task's gradient is used (a grad that is overwritten?)", last),
-        ("only the last task's gradient is used, and divided by the number of tasks", w - (w - last) / count),
-        ("only the first task's gradient is used", w - lr * gradients[0](w)),
-    ]
+    def logits(self, bits: Bits, model: nn.Module | None = None) -> Tensor:
+        model = self.model if model is None else model
+        with mq.at(model, bits):
+            return model(self.batch[0])
 
+    def teacher(self) -> Tensor | None:
+        return self.logits(FP).detach() if FP in self.pairs else None
 
-def _walk(w: Tensor, gradients: Sequence[Callable[[Tensor], Tensor]], lr: float) -> Tensor:
-    """The weights after a step for each task in turn."""
-    for gradient in gradients:
-        w = w - lr * gradient(w)
-    return w
+    def losses(self, model: nn.Module | None = None, teacher: Tensor | None = None) -> list[Tensor]:
+        """The loss of each pair; at FP without a teacher."""
+        teacher = self.teacher() if teacher is None else teacher
+        found = [(self.logits(bits, model), None if bits == FP else teacher) for bits in self.pairs]
+        return [self.size * _mebqat_loss(logits, self.batch[1], by) for logits, by in found]
+
+    def gradients(self, losses: list[Tensor], model: nn.Module | None = None) -> Tensor:
+        """(pairs, weights): the gradient of each loss."""
+        parameters = list((self.model if model is None else model).parameters())
+        rows = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+        return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+    def mean(self) -> Tensor:
+        return self.gradients(self.losses()).mean(0)
+
+    def mean_loss(self) -> float:
+        return sum(loss.item() for loss in self.losses()) / len(self.pairs)
+
+    def wrong_means(self) -> list[tuple[str, float]]:
+        losses = [loss.item() for loss in self.losses()]
+        mean = sum(losses) / len(losses)
+        return [
+            ("this is the sum of the losses: divide it by the number of pairs", sum(losses)),
+            ("it is divided by the number of pairs twice", mean / len(losses)),
+            ("this is the loss of the last pair alone", losses[-1]),
+            ("this is the loss of the last pair alone, divided by the number of pairs", losses[-1] / len(losses)),
+            ("this is the loss of the first pair alone", losses[0]),
+        ]
+
+    def step(self, gradient: Tensor, limit: float = 10.0) -> Tensor:
+        """What plain gradient descent takes off the weights."""
+        return self.lr * gradient.clamp(-limit, limit)
+
+    def moved(self, by: Tensor) -> nn.Module:
+        """A copy of the network with other weights."""
+        model = copy.deepcopy(self.model)
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()) - by, model.parameters())
+        return model
+
+    def judge_bits(self, where: str) -> None:
+        """A Mistake if the model answered the same at all pairs."""
+        answers = [logits for logits, _ in self.calls]
+        if len(set(self.pairs)) > 1 < len(answers) and all(torch.equal(z, answers[0]) for z in answers):
+            raise Mistake(
+                f"for {where}: the logits are the same at all pairs. Switch the model: with mq.at(model, bits)"
+            )
+
+    def judge_teachers(self, where: str) -> None:
+        """What the loss was called with, pair by pair."""
+        called = f"for {where}: mebqat_loss was called"
+        if len(self.calls) != len(self.pairs):
+            raise Mistake(f"{called} {len(self.calls)} times: once for each of the {len(self.pairs)} pairs")
+        for bits, (_, given) in zip(self.pairs, self.calls, strict=True):
+            if given is not None and bits == FP:
+                raise Mistake(f"{called} with a teacher at FP: full precision learns from the labels alone")
+            if given is None and bits != FP and FP in self.pairs:
+                raise Mistake(f"{called} without a teacher at {bits}: the logits at FP teach all other pairs")
+            if given is not None and FP not in self.pairs:
+                raise Mistake(f"{called} with a teacher at {bits}, but FP is not among the pairs: teacher=None")
+
+    def wrong_steps(self) -> list[tuple[str, Tensor]]:
+        """What the weights lose by common mistakes."""
+        losses, count = self.losses(), len(self.pairs)
+        every = self.gradients(losses)
+        mean, step = every.mean(0), self.step
+        early = "each pair's gradient is clipped, and then the mean is taken: take the mean first, clip once"
+        once = "the gradients are added: take their mean over the pairs"
+        last = "only the last pair's gradient is used: call zero_grad() once, before the first pair"
+        norm = float(mean.norm())
+        wrong = [
+            ("no weight has moved: call optimizer.step() after the last pair", 0 * mean),
+            ("it goes uphill: the loss has the wrong sign", -step(mean)),
+            (once, step(every.sum(0))),
+            ("the mean is taken twice: divide by the number of pairs once", step(mean / count)),
+            ("it is not clipped: limit each element of the mean gradient to [-10, 10]", self.lr * mean),
+            (early, self.lr * every.clamp(-10, 10).mean(0)),
+            (once + ", then clip", self.lr * every.clamp(-10, 10).sum(0)),
+            ("the sum is clipped, and then divided: take the mean first", step(every.sum(0)) / count),
+            ("it is clipped by its norm, which shrinks all elements: clip each on its own (clip_grad_value_)",
+             self.lr * mean * min(1.0, 10 / norm)),
+            ("it is clipped to [-1, 1]: the limit is 10", step(mean, 1.0)),
+            ("it is clipped to [-5, 5]: the limit is 10", step(mean, 5.0)),
+            (last, step(every[-1])),
+            (last, step(every[-1] / count)),
+            ("only the first pair's gradient is used", step(every[0])),
+            ("only the first pair's gradient is used, and divided by the number of pairs", step(every[0] / count)),
+            *self._wrong_teachers(), *self._wrong_orders(),
+        ]  # fmt: skip
+        return [(message, by) for message, by in wrong if not torch.allclose(by, step(mean), rtol=1e-4)]
+
+    def _wrong_teachers(self) -> list[tuple[str, Tensor]]:
+        """What the weights lose if somebody else teaches, or nobody."""
+        labels, every = self.batch[1], [self.logits(bits) for bits in self.pairs]
+
+        def step(taught: list[Tensor | None]) -> Tensor:
+            losses = [self.size * _mebqat_loss(z, labels, t) for z, t in zip(every, taught, strict=True)]
+            return self.step(self.gradients(losses).mean(0))
+
+        fp = self.logits(FP).detach()
+        alone = [None if bits == FP else fp for bits in self.pairs]
+        chain = [None if i == 0 else every[i - 1].detach() for i in range(len(every))]
+        return [
+            ("no pair has a teacher: the logits at FP, detached, teach the quantized pairs", step([None] * len(every))),
+            ("the pair before teaches: keep the logits of FP for all pairs", step(chain)),
+            ("FP is not among the pairs, and teaches: then there is no teacher", step(alone)),
+        ]  # fmt: skip
+
+    def _wrong_orders(self) -> list[tuple[str, Tensor]]:
+        """What the weights lose if they move between the pairs, or if each pair adapts first."""
+        walked = "the weights move between the pairs: take all gradients at the same weights, and step once"
+        inner = (
+            "each pair first adapts the weights: that is an inner loop (FOMAML). Take all gradients at the same ones"
+        )
+        mean, count, own = self.mean(), len(self.pairs), self.gradients(self.losses())
+        adapted = [self.moved(self.lr * gradient) for gradient in own]
+        after = torch.stack([self.gradients(self.losses(m, self.teacher()), m)[i] for i, m in enumerate(adapted)])
+        walks = [self._walk(share, fresh) for share in (1.0, 1 / count) for fresh in (True, False)]
+        reptile = self.lr * (own + after).mean(0)
+        return [
+            *((walked, walk) for walk in walks),
+            (inner, self.step(after.mean(0))),
+            (inner, self.step(after.sum(0))),
+            ("each pair makes several steps of its own, and the weights move to the mean (Reptile): take all gradients "
+             "at the same weights", reptile),
+            ("the step is taken twice", self.step(mean) + self.step(self._at(self.step(mean)))),
+        ]  # fmt: skip
+
+    def _at(self, by: Tensor) -> Tensor:
+        """The mean gradient at moved weights."""
+        model = self.moved(by)
+        with mq.at(model, FP):
+            teacher = model(self.batch[0]).detach() if FP in self.pairs else None
+        return self.gradients(self.losses(model, teacher), model).mean(0)
+
+    def _walk(self, share: float, fresh: bool) -> Tensor:
+        """What the weights lose in a step for each pair in turn; ``fresh``: the gradient is zeroed before each."""
+        total, teacher, gradient = torch.zeros(()), self.teacher(), torch.zeros(())
+        for i in range(len(self.pairs)):
+            model = self.moved(total) if i else self.model
+            own = share * self.gradients(self.losses(model, teacher), model)[i]
+            gradient = own if fresh else gradient + own
+            total = total + self.step(gradient)
+        return total
 
 
 mebqat_step = Exercise(
     "mebqat_step",
-    "4.4: One step, and no inner loop",
-    difficulty=2,
-    minutes=10,
+    "4.3: One step for many pairs",
+    difficulty=3,
+    minutes=20,
     question="""
-    Write one step of MEBQAT with plain gradient descent. `w` is a tensor of weights; `losses` is a list of functions,
-    one per bitwidth of the step, and `losses[i](w)` is a tensor with one number. `mebqat_step(w, losses, lr)` returns
-    the new weights: `w` minus `lr` times the **mean** of the gradients, all taken at the same `w`.
+    Write one step of MEBQAT, `mebqat_step(model, batch, pairs, mebqat_loss, optimizer)`. `batch` is `(images, labels)`,
+    `pairs` are those that `sample_pairs` drew, with FP in front if it is among them, and `mebqat_loss` is the function
+    of exercise 4.2.
 
-    The check also computes what you would get if the weights moved between the tasks, or if each task adapted
-    first, as in MAML: it knows the difference.
+    - Run the model on the images at each of the pairs. The logits at FP, detached, teach all other pairs of the step;
+      FP itself has no teacher, and without FP among the pairs nobody has one.
+    - Take the mean of the gradients of all pairs, all at the same weights.
+    - Clip each element of this mean to [-10, 10], then call `optimizer.step()` once.
+
+    Return the mean of the losses, as a number. `optimizer` holds all parameters of `model`, which is in training mode.
+    The check knows what comes out if the weights move between the pairs, or if each pair adapts first, as in MAML.
     """,
     hints=[
-        "Make a copy that wants a gradient: v = w.detach().clone().requires_grad_().",
-        "The gradient of the mean loss is the mean of the gradients: torch.autograd.grad(mean_loss, v)[0].",
-        "w changes once, after all gradients are there. Return (w - lr * gradient).detach().",
+        "Run logits = model(images) inside mq.at(model, bits). What several loss.backward() find adds up in grad.",
+        "The gradient of (sum of the losses) / len(pairs) is the mean gradient, so divide each loss by len(pairs).",
+        "Call optimizer.zero_grad() before the first pair; after the last one "
+        "torch.nn.utils.clip_grad_value_(model.parameters(), 10), then optimizer.step().",
     ],
     solution=_mebqat_step,
     grade=_grade_mebqat_step,
 )
 
-EXERCISES = (sample_pairs, distillation_loss, average_gradients, mebqat_step)
+# --- all of it -------------------------------------------------------------------------------------------------
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    steps: int,
+    sample_pairs: Callable[..., list[Bits]] = _sample_pairs,
+    mebqat_loss: Callable[..., Tensor] = _mebqat_loss,
+    mebqat_step: Callable[..., float] = _mebqat_step,
+    in_turn: bool = False,
+    seed: int = 0,
+) -> list[float]:
+    """Train a quantized network for all bitwidths with these three functions: MEBQAT in thirty lines.
+
+    Every step visits M = 4 pairs, FP and W1A1 among them. With ``in_turn`` each of the four has a batch and an update
+    of its own, so that it takes four times as many steps for the same back-propagations. Optimizer, batch size and
+    learning rates are those of `mq.fit`.
+
+    Args:
+        model: a quantized network, which changes and stays in training mode: measure its norms before it is used.
+        split: the training images and their labels.
+        steps: how many updates; in turn a multiple of four.
+
+    Returns:
+        The mean loss of each step.
+    """
+    losses: list[float] = []
+    rng = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    while len(losses) < steps:
+        pairs = list(sample_pairs(mq.candidates(), 4, [mq.FP, mq.Bits(1, 1)], rng))
+        for visit in [[bits] for bits in pairs[::2] + pairs[1::2]] if in_turn else [pairs]:  # FP, drawn, W1A1, drawn
+            chosen = torch.randint(len(split.labels), (128,), generator=rng)
+            losses.append(mebqat_step(model, split.select(chosen), visit, mebqat_loss, optimizer))
+            schedule.step()
+    return losses
+
+
+EXERCISES = (sample_pairs, mebqat_loss, mebqat_step)

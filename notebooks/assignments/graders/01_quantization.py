@@ -36,7 +36,7 @@ def true_range(x: Tensor, bits: int) -> tuple[float, int]:
 
 def pair_of(got: Any) -> tuple[float, float]:
     """The two numbers that were returned."""
-    if not isinstance(got, tuple) or len(got) != 2:
+    if not isinstance(got, (tuple, list)) or len(got) != 2:
         raise Mistake(f"it returns a value of type {type(got).__name__}: return two numbers, step, zero")
     return float(checked(got[0], 0.0)), float(checked(got[1], 0.0))
 
