@@ -124,6 +124,9 @@ class Board:
             words = f"{value:.{self.decimals}f}" if np.isfinite(value) else ""
             text.set(text=words, color=ink(self.cells.cmap(self.cells.norm(value))))
         self.choose(chosen)
+        words = self._words({pair: value for pair, value in known.items() if np.isfinite(value)}, chosen)
+        self.figure.set_label(words)
+        return words
 
     def choose(self, chosen: BitsLike | None) -> None:
         """Put the frame around a pair, or hide it for None.
@@ -135,9 +138,6 @@ class Board:
         if chosen is not None:
             pair = _on_board(chosen)
             self.frame.set(xy=_corner(pair), linestyle="-" if pair.is_candidate else "--")
-        words = self._words({pair: value for pair, value in known.items() if np.isfinite(value)}, chosen)
-        self.figure.set_label(words)
-        return words
 
     def _words(self, known: Mapping[Bits, float], chosen: BitsLike | None) -> str:
         """Say how many pairs there are, the lowest and the highest value, and that of the chosen pair."""

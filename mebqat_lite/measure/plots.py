@@ -180,8 +180,8 @@ def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
 
 
 def lines(
-    x: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    x: Sequence[float | str],
+    curves: Mapping[str, Sequence[float | None]],
     *,
     xlabel: str,
     ylabel: str,
@@ -189,7 +189,11 @@ def lines(
     log: bool = False,
     mark: float | None = None,
 ) -> Figure:
-    """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``."""
+    """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``.
+
+    A value may be None or NaN where nothing is known. A curve without any value is left out.
+    """
+    curves = {name: y for name, y in curves.items() if any(map(is_known, y))}
     with style():
         figure, axes = plt.subplots(figsize=(PAGE, 3.6))
         for name, look in looks(curves).items():

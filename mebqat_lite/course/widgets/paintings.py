@@ -13,7 +13,7 @@ from mebqat_lite.bits import FULL, Bits
 from mebqat_lite.course.widgets.base import card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import LOOKS, PAGE, method_of
+from mebqat_lite.measure.looks import PAGE, color_of
 
 Pictures = Mapping[str, Mapping[str, np.ndarray]]  # by title and pair, (height, width, 3) each, in [0, 1]
 Measured = Mapping[str, Mapping[str, float]]  # by title and pair: the PSNR in dB
@@ -55,9 +55,8 @@ def picture(titles: Sequence[str], size: tuple[int, int]) -> Drawing:
         figure, axes = plt.subplots(1, len(titles), figsize=(PAGE, PAGE / len(titles) + 0.45), squeeze=False)
     images, words = {}, {}
     for title, cell in zip(titles, axes[0], strict=True):
-        look = LOOKS.get(method_of(title), {})
         cell.set(xticks=[], yticks=[], frame_on=False, xlabel=" ")
-        cell.set_title(title, color=look.get("color"), fontweight="bold")
+        cell.set_title(title, color=color_of(title), fontweight="bold")
         images[title] = cell.imshow(np.ones((*size, 3)), vmin=0, vmax=1, interpolation="nearest")
         words[title] = cell.text(0.5, -0.03, "", transform=cell.transAxes, ha="center", va="top")
 

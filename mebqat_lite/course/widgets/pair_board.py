@@ -21,7 +21,7 @@ from mebqat_lite.course.widgets.base import buttons, card
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import LOOKS, PAGE, SMALLEST, VERMILION, method_of
+from mebqat_lite.measure.looks import PAGE, SMALLEST, VERMILION, color_of
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
 from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import evaluating, place
@@ -90,7 +90,7 @@ def picture(test: Split, limits: tuple[float, float], side: int, figure: Any = N
         found = results[side]
         if accuracies is not found.accuracies:  # another network: all of the board is drawn again
             accuracies = found.accuracies
-            axes[0].set_title(found.title, fontweight="bold", color=LOOKS.get(method_of(found.title), {}).get("color"))
+            axes[0].set_title(found.title, fontweight="bold", color=color_of(found.title))
             board.update(accuracies)
         board.choose(found.bits)
         sheet.update(found)

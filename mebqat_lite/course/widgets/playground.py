@@ -19,7 +19,8 @@ from mebqat_lite.bits import FP
 from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.plots import BLACK, BLUE, RED
+from mebqat_lite.measure.looks import BLACK, BLUE
+from mebqat_lite.measure.looks import VERMILION as RED
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import evaluating
