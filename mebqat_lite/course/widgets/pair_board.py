@@ -133,16 +133,19 @@ class _Large:
         self.pixels = test.images[:, 0].numpy()
         height, width = self.pixels.shape[1:]
         axes.set(xticks=[], yticks=[], frame_on=False, xlabel=" ")
-        self.image = axes.imshow(np.ones((height, SHOWN * width, 3)))
-        middles = [(number + 0.5) * width - 0.5 for number in range(SHOWN)]
+        self.margin = width // 2  # white pixels beside each image
+        step = width + self.margin
+        self.image = axes.imshow(np.ones((height, SHOWN * step, 3)))
+        middles = [number * step + width / 2 - 0.5 for number in range(SHOWN)]
         look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": SMALLEST, "color": VERMILION}
         self.words = [axes.text(x, height, "", **look) for x in middles]
         self.moving = [self.image, *self.words]
 
     def update(self, found: Answers) -> None:
         wrong = found.wrong[:SHOWN].numpy()
-        self.image.set_data(mosaic(_tinted(self.pixels[wrong], np.array([], dtype=int)), SHOWN))
-        answers = [f"reads {int(found.predicted[i])}" for i in wrong]
+        apart = np.pad(self.pixels[wrong], ((0, 0), (0, 0), (0, self.margin)))
+        self.image.set_data(mosaic(_tinted(apart, np.array([], dtype=int)), SHOWN))
+        answers = [f"as {int(found.predicted[i])}" for i in wrong]
         for words, answer in zip(self.words, [*answers, *[""] * (SHOWN - len(answers))], strict=True):
             words.set_text(answer)
 
