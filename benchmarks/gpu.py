@@ -13,6 +13,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import torch
 from benchmarks import fewshot_steps, steps
 from benchmarks.__main__ import line
 from benchmarks.machine import machine
+from benchmarks.page import put
 from benchmarks.timing import Work, ratio
 from mebqat_lite import datasets, models
 from mebqat_lite.bits import Bits, parse_all
@@ -38,6 +40,7 @@ from mebqat_lite.scale.speed import Fast
 from mebqat_lite.switching.state import pairs_of
 from mebqat_lite.train import fit
 
+FOLDER = Path(__file__).parent
 METHODS = ("mebqat", "mebqat_in_turn")
 PAIRS = parse_all("FP,W1A1,W4A4,W8A8")  # of each step: those that MEBQAT visits in each, and two that it might draw
 SHOWN = ("W1A1", "W2A2", "W4A4", "W6A6", "W8A8", "FP")
@@ -126,7 +129,7 @@ class Bench:
             "title": f"{setup.model}, {setup.recipe.quantizer}, {setup.method}: {length} on {named(setup.data)}",
             "epochs": setup.recipe.epochs,
             "steps": run.costs.steps,
-            "data": setup.data,
+            "data": setup.data.partition(":")[0],  # without the path on this machine
             "jpeg_copy": setup.data.startswith("folder:"),
             "images": {"train": len(data.train.labels), "test": len(data.test.labels)},
             "norm_stats": setup.norm_stats,
@@ -200,7 +203,7 @@ def random_data() -> Data:
 def named(data: str) -> str:
     """Say what the images of a training are."""
     if data.startswith("folder:"):
-        return f"a JPEG copy ({data}), which must not stand beside published figures"
+        return "a JPEG copy, which must not stand beside published figures"
     return "the binary CIFAR-10" if data == "cifar10" else data
 
 
@@ -248,10 +251,23 @@ def text(name: str, record: Mapping[str, Any]) -> str:
     if "accuracy" in record:
         return f"{record['title']}\n" + "  ".join(f"{pair} {mean}" for pair, mean in record["accuracy"].items())
     lines = []
-    for title, row in record.items():
+    for title, row in ((title, row) for title, row in record.items() if title != "seconds"):
         rates = " over ".join(f"{rate:,.0f}" for rate in row.get("images_per_second", ()))
         lines.append(f"{line(f'{name}, {title}', row)}  {rates} images/s" if rates else line(f"{name}, {title}", row))
     return "\n".join(lines)
+
+
+def block(found: Mapping[str, Any]) -> str:
+    """Format all sections of a file as the README shows them."""
+    where = found["environment"]
+    head = f"{where['device']}, driver {where['driver']}; {where['machine']}"
+    return "\n".join([head, *(text(name, record) for name, record in found["sections"].items())])
+
+
+def store(found: Mapping[str, Any]) -> None:
+    """Write ``gpu.json``, and put its sections into the README."""
+    write_json(FOLDER / "gpu.json", found)
+    put(FOLDER, "gpu", f"```text\n{block(found)}\n```")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -266,7 +282,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data", default="cifar10", help="folder:PATH, a JPEG copy, instead of the binary CIFAR-10")
     parser.add_argument("--out", type=Path, default=results() / "gpu.json", metavar="FILE", help="%(default)s")
     parser.add_argument("--miniature", action="store_true", help="try all sections on the CPU")
+    parser.add_argument("--store", type=Path, metavar="FILE", help="only put what a run wrote to FILE on the page")
     arguments = parser.parse_args(words)
+    if arguments.store:
+        store(json.loads(arguments.store.read_text()))
+        return 0
     if arguments.miniature:
         with torch.compiler.set_stance("force_eager"):  # compiling takes minutes
             run(miniature(arguments.seconds), arguments.out)

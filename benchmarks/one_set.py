@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.accuracy import CORRECTED, EXPERIMENTS, FOLDER, SHOWN, rounded
+from benchmarks.accuracy import FOLDER, rounded
+from benchmarks.experiments import CORRECTED, EXPERIMENTS, SHOWN
 from benchmarks.machine import machine
 from benchmarks.page import put
 from mebqat_lite import datasets

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import ALL, SOME, rounded
+from benchmarks.accuracy import rounded
+from benchmarks.experiments import ALL, SOME
 from benchmarks.machine import machine
 from benchmarks.page import put
 from mebqat_lite.bits import FULL, Bits
@@ -37,7 +38,7 @@ TITLES = {
 ALL_PAIRS, QUANTIZED = "all pairs", "weights of 16 bits or fewer"
 
 
-def run(seeds: int = 3, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
+def run(seeds: int = 5, workers: int | None = None, setup: Setup | None = None) -> dict[str, Any]:
     """Train and measure all rows, and return the comparison with the worst pair of each row."""
     outcome = compare(
         setup or get("paint"),

@@ -39,21 +39,14 @@ def write(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
     says what the file is; files of other kinds are not replaced, see `check_output`.
     """
     path = Path(path)
-    versions = {"torch": torch.__version__, "mebqat_lite": installed("mebqat_lite")}
+    ours = importlib.metadata.distributions(name="mebqat_lite")  # none, if it can be imported but was never installed
+    versions = {"torch": torch.__version__, "mebqat_lite": next((found.version for found in ours), None)}
     meta = {"format": FORMAT, "version": VERSION, "versions": versions, **meta}
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(meta)
     sealed = f'{text[:-1]}{SEAL}{_seal(text, flat)}"}}'
     replace(path, save(flat, metadata={FORMAT: sealed}), meta["kind"])
     return path
-
-
-def installed(package: str) -> str | None:
-    """Return the version of an installed package; None if it can be imported but was never installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def checksum(tensors: Iterable[Tensor], before: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The how-to notebooks as they are stored; every name, command and message of glossary and troubleshooting is real."""
+"""The how-to notebooks and the appendix as they are stored; names, commands and messages of two pages are real."""
 
 import argparse
 import importlib
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import mebqat_lite as mq
 from mebqat_lite import cli, datasets, files
 from mebqat_lite.cli import doctor, training
+from mebqat_lite.course import stored
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.experiments import setups
@@ -28,7 +29,8 @@ from mebqat_lite.paths import shipped
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "notebooks" / name for name in ("GLOSSARY.md", "TROUBLESHOOTING.md")]
-HOWTOS = sorted((ROOT / "notebooks").glob("howto_*.ipynb"))
+HOWTOS = sorted(path for kind in ("appendix", "howto") for path in (ROOT / "notebooks").glob(f"{kind}_*.ipynb"))
+TAG = "nbval-check-output"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -44,8 +46,9 @@ def howto(request):
     return read(request.param.stem)
 
 
-def test_there_are_two():
-    assert [path.stem for path in HOWTOS] == ["howto_your_own_model", "howto_your_own_quantizer"]
+def test_there_are_three():
+    names = ["appendix_authors_code", "howto_your_own_model", "howto_your_own_quantizer"]
+    assert [path.stem for path in HOWTOS] == names
 
 
 def test_it_ran_from_top_to_bottom_within_the_seconds_that_it_names(howto):
@@ -72,7 +75,11 @@ def test_figures_have_alternative_text(howto):
 
 
 def test_most_text_is_checked_by_nbval(howto):
-    assert sum("# NBVAL_CHECK_OUTPUT" in "".join(cell["source"]) for cell in code(howto)) >= 5
+    cells = [cell for cell in code(howto) if any(o["output_type"] == "stream" for o in cell["outputs"])]
+    checked = [
+        c for c in cells if "# NBVAL_CHECK_OUTPUT" in "".join(c["source"]) or TAG in c["metadata"].get("tags", [])
+    ]
+    assert len(checked) >= min(5, len(cells))
 
 
 def test_links_of_the_notebook_lead_somewhere(howto):
@@ -265,6 +272,11 @@ def scene(digits, tmp_path, monkeypatch, home):
         (tmp_path / "flipped.safetensors").write_bytes(content)
         mq.load_model(tmp_path / "flipped.safetensors", own)
 
+    def no_comparisons():
+        with monkeypatch.context() as patch:
+            patch.setattr(stored, "checkout", lambda: tmp_path)
+            stored.comparisons()
+
     def two_runs():
         with files.locked(tmp_path / "out.safetensors"), files.locked(tmp_path / "out.safetensors"):
             pass
@@ -286,6 +298,7 @@ def scene(digits, tmp_path, monkeypatch, home):
         "nine bits": lambda: mq.set_bits(lsq, "W9A9"),
         "four": lambda: mq.set_bits(net, "four"),
         "labels": lambda: mq.fit(mq.models.digit_net(classes=3), digits, "fp", steps=1, progress=False),
+        "no comparisons": no_comparisons,
         "no folder": lambda: datasets.load(f"folder:{tmp_path / 'absent'}"),
         "sizes": lambda: datasets.load(f"folder:{tmp_path / 'photos'}"),
         "no file": lambda: mq.load_model(tmp_path / "absent.safetensors"),

@@ -50,8 +50,8 @@ def cell(source: str, *kinds: str, hidden: bool = False) -> dict:
 CARD = text("# 01\n\n**Time** 15 minutes" + " word" * 300)  # 1.5 minutes to read, 6 cells, an exercise of 10 minutes
 ASK = cell("my = guess.number('How many?')", WIDGET)
 ANSWERED = cell("print(guess.said(my, truth))\nplots.show(figure)", FIGURE, hidden=True)
-CHECK = cell("def uniform(x, step, low, high):\n    return ...\n\n\nlesson_01.uniform.check(uniform)")
-USE = cell("fake_quantize = lesson_01.uniform.use()\nfake_quantize(x, 1.0, 0, 3)")
+CHECK = cell("def uniform(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(uniform)")
+USE = cell("fake_quantize = lesson_01.fake_quantize.use()\nfake_quantize(x, 1.0, 0, 3)")
 PLAY, STILL = cell("playground(w)", WIDGET), cell("plots.show(figure)", FIGURE)
 GOOD = {"cells": [CARD, ASK, ANSWERED, CHECK, USE, PLAY, STILL]}
 
@@ -88,11 +88,11 @@ CASES = [
         "15 minutes, but it takes 21: 8 for",
     ),
     (the_card_adds_up, without(CHECK), "15 minutes, but it takes 4: "),
-    (exercises_run_the_lesson, without(CHECK), "uses lesson_01.uniform before its check"),
-    (exercises_run_the_lesson, {"cells": [CARD, USE, CHECK]}, "uses lesson_01.uniform before its check"),
-    (exercises_run_the_lesson, without(USE), "lesson_01.uniform is checked and never used"),
-    (exercises_run_the_lesson, instead(USE, cell("f = lesson_01.uniform.use()")), "is not read afterwards"),
-    (exercises_run_the_lesson, instead(USE, cell("lesson_01.uniform.use()")), "is not read afterwards"),
+    (exercises_run_the_lesson, without(CHECK), "uses lesson_01.fake_quantize before its check"),
+    (exercises_run_the_lesson, {"cells": [CARD, USE, CHECK]}, "uses lesson_01.fake_quantize before its check"),
+    (exercises_run_the_lesson, without(USE), "lesson_01.fake_quantize is checked and never used"),
+    (exercises_run_the_lesson, instead(USE, cell("f = lesson_01.fake_quantize.use()")), "is not read afterwards"),
+    (exercises_run_the_lesson, instead(USE, cell("lesson_01.fake_quantize.use()")), "is not read afterwards"),
     (nothing_but_the_lesson_is_seen, instead(USE, cell("# NBVAL_CHECK_OUTPUT\n1")), "shows '# NBVAL_CHECK_OUTPUT'"),
     (nothing_but_the_lesson_is_seen, instead(USE, cell("plt.plot(x)")), "shows 'plt.'"),
     (nothing_but_the_lesson_is_seen, instead(CARD, text("## 6 · A misconception: floats")), "say what is true"),

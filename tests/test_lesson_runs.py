@@ -87,8 +87,8 @@ MADE = [
     "import torch\n\nfrom mebqat_lite.course import guess\nfrom mebqat_lite.course.exercises import lesson_01",
     "my = guess.number('How many?', high=10)\nother = guess.choice('Does it hold?', ['yes', 'no'])",
     "print(guess.said(my, 4))\nprint(guess.said(other, 'no'))",
-    "def uniform(x, step, low, high):\n    return ...\n\n\nlesson_01.uniform.check(uniform)",
-    "fake_quantize = lesson_01.uniform.use()\nfake_quantize(torch.ones(2), 0.3, 0, 3) + torch.ones(2)",
+    "def fake_quantize(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(fake_quantize)",
+    "fake_quantize = lesson_01.fake_quantize.use()\nfake_quantize(torch.ones(2), 0.3, 0, 3) + torch.ones(2)",
 ]
 
 

@@ -74,8 +74,8 @@ def add_train(commands: Commands) -> None:
 
 def _add_speed(command: argparse.ArgumentParser) -> None:
     """Options for faster passes and for several devices."""
-    command.add_argument("--amp", action="store_true", help="mixed precision (bfloat16); not measured on a GPU yet")
-    command.add_argument("--compile", action="store_true", help="torch.compile; not measured on a GPU yet")
+    command.add_argument("--amp", action="store_true", help="mixed precision (bfloat16)")
+    command.add_argument("--compile", action="store_true", help="torch.compile, once for each pair")
     command.add_argument(
         "--vectorized",
         action=argparse.BooleanOptionalAction,

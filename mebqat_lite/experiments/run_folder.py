@@ -7,6 +7,7 @@ TensorBoard is installed. However often a run is stopped and continued, ``metric
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import platform
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 import torch
 
 from mebqat_lite import paths
-from mebqat_lite.files import installed, replace, write_json
+from mebqat_lite.files import replace, write_json
 from mebqat_lite.loop import Run
 from mebqat_lite.tensors import best_device
 
@@ -136,12 +137,19 @@ def environment() -> dict[str, Any]:
     device = best_device()
     return {
         "python": platform.python_version(),
-        **{name: installed(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "git": revision(paths.checkout()),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # it can be imported, but was never installed
+        return None
 
 
 def revision(root: Path | None) -> dict[str, Any] | None:

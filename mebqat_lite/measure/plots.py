@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -489,3 +490,68 @@ def adaptation(
         axes[0][0].set_ylabel(ACCURACY)
         axes[0][-1].legend(loc="lower right")
     return figure
+
+
+def spreads(
+    samples: Mapping[str, Sequence[float]], marks: Mapping[str, float | None], xlabel: str, title: str = ""
+) -> Figure:
+    """Show how samples are distributed: a histogram for each name, one above the other on the same axis.
+
+    Args:
+        samples: values by name.
+        marks: places by name, each a vertical line through all histograms, such as the truth and a reader's guess. One
+            that is None is left out.
+        xlabel: what the values are.
+        title: what stands above the figure.
+    """
+    low, high = min(map(min, samples.values())), max(map(max, samples.values()))
+    with style():
+        size = (7.5, 0.8 + 1.1 * len(samples))
+        figure, axes = plt.subplots(len(samples), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
+        for cell, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
+            cell.hist(values, bins=40, range=(low, high), color=SKY)
+            for (label, place), dash in zip(marks.items(), itertools.cycle(("-", "--", ":")), strict=False):
+                if place is not None:
+                    cell.axvline(place, color=BLACK, linestyle=dash, linewidth=1.8, label=label)
+            cell.set_title(name, loc="left", fontsize=10)
+            cell.set_yticks([])
+        axes[-1, 0].set_xlabel(xlabel)
+        _legend_beneath(figure, axes[0, 0])
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def regrets(
+    groups: Mapping[str, Mapping[str, Sequence[float]]], chosen: Mapping[str, str | None], xlabel: str
+) -> Figure:
+    """Show mean and worst regret of several choices: a panel for each group, which has an axis of its own.
+
+    Args:
+        groups: ``groups[group][choice]``, the mean and the worst regret in points.
+        chosen: the choice of a reader in each group, which is shown on a band; None if there is none.
+        xlabel: what the values are.
+    """
+    heights = [len(rows) + 1.2 for rows in groups.values()]
+    with style():
+        size = (7.5, 0.7 + 0.3 * sum(heights))
+        figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, height_ratios=heights)
+        for cell, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
+            for place, (label, (mean, worst)) in enumerate(rows.items()):
+                if label == chosen.get(name):
+                    cell.axhspan(place - 0.45, place + 0.45, color=ORANGE, alpha=0.3)
+                cell.plot([mean, worst], [place, place], color=BLUE, linewidth=1.5)
+                cell.plot(mean, place, "o", color=BLUE, label="mean" if place == 0 else None)
+                cell.plot(worst, place, "D", color=BLACK, fillstyle="none", label="worst pair" if place == 0 else None)
+            cell.axvline(0, color=BLACK, linewidth=1, linestyle="--")
+            names = [f"your choice: {label}" if label == chosen.get(name) else label for label in rows]
+            cell.set_yticks(range(len(rows)), names)
+            cell.set_ylim(len(rows) - 0.5, -0.5)
+            cell.set_title(name, loc="left", fontsize=10, fontweight="bold")
+        axes[-1, 0].set_xlabel(xlabel)
+        _legend_beneath(figure, axes[-1, 0])
+    return figure
+
+
+def _legend_beneath(figure: Figure, axes: Axes) -> None:
+    """Explain what one panel shows beneath all of them, where it covers nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)

@@ -129,17 +129,15 @@ class _UnitClip(Function):
     def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
         if ctx.needs_input_grad[0]:
             inside = torch.ops.aten.hardtanh_backward(x, x, 0.0, 1.0).to(torch.bool)  # x inside, else 0
-            if not torch.compiler.is_compiling():  # until PyTorch 2.11 at least, this view cannot be compiled
-                inside = inside.view(torch.int8)  # which becomes a float faster than a bool does
-            ctx.save_for_backward(inside)
+            # As bytes, which become floats faster than a bool; up to PyTorch 2.11 this view cannot be compiled.
+            ctx.save_for_backward(inside if torch.compiler.is_compiling() else inside.view(torch.int8))
         levels = 2**bits - 1
         return wide(x).clamp(0, 1).mul_(levels).round_().div_(levels).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(grad, inside.to(grad.dtype), 0), None
+        return torch.ops.aten.threshold_backward(grad, ctx.saved_tensors[0].to(grad.dtype), 0), None
 
 
 class _StepClip(Function):

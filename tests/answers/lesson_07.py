@@ -19,6 +19,11 @@ def interval_from_variances(ours, other, t):
     return torch.stack([(ours - other).double().mean(), t * ((c[0, 0] + c[1, 1] - 2 * c[0, 1]) / len(ours)).sqrt()])
 
 
+def interval_in_numpy(ours, other, t):
+    d = ours.numpy().astype(np.float64) - other.numpy()
+    return np.array([d.mean(), t * d.std(ddof=1) / np.sqrt(d.size)])
+
+
 def choice_in_loops(val, test):
     rows = [sum(row) / len(row) for row in val.tolist()]
     row = test.tolist()[rows.index(max(rows))]
@@ -54,9 +59,9 @@ def saving_searched(joint, dedicated):
 
 
 RIGHT = {
-    "paired_interval": [interval_by_hand, interval_from_variances],
+    "paired_interval": [interval_by_hand, interval_from_variances, interval_in_numpy],
     "fair_choice": [choice_in_loops, choice_sorted, lambda val, test: test[torch.argmax(val.mean(dim=1))].mean()],
-    "regret": [regret_in_loops, regret_in_numpy],
+    "regret": [regret_in_loops, regret_in_numpy, lambda a, b: np.array(regret_in_loops(a, b))],
     "first_saving": [saving_accumulated, saving_searched],
 }
 
@@ -71,6 +76,10 @@ def two(a, b):
 
 def kept(ours, dedicated):
     return torch.tensor([dedicated[pair] - ours[pair] for pair in ours if pair in dedicated])
+
+
+def relative(ours, dedicated):
+    return kept(ours, dedicated) / torch.tensor([dedicated[pair] for pair in ours if pair in dedicated])
 
 
 def filled(ours, dedicated):
@@ -126,6 +135,11 @@ WRONG = {
         ("best single seed", lambda val, test: test[val.amax(1).argmax()].mean()),
         ("worst seed", lambda val, test: test[val.amin(1).argmax()].mean()),
         ("lowest validation", lambda val, test: test[val.mean(1).argmin()].mean()),
+        ("chooses by the median over", lambda val, test: test[val.median(1).values.argmax()].mean()),
+        ("median over the seeds of the chosen", lambda val, test: test[val.mean(1).argmax()].median()),
+        ("chooses by the median and reports", lambda val, test: np.median(test[np.median(val, 1).argmax()])),
+        ("one single entry", lambda val, test: test.flatten()[val.argmax()]),
+        ("best single seed", lambda val, test: test[val.argmax() // val.shape[1]].mean()),
         ("first seed only", lambda val, test: test[val[:, 0].argmax(), 0]),
         ("first seed only", lambda val, test: test[val[:, 0].argmax()].mean()),
         ("largest test accuracy of the chosen", lambda val, test: test[val.mean(1).argmax()].max()),
@@ -148,6 +162,10 @@ WRONG = {
         ("counts as 0 %", lambda a, b: two(filled(a, b).mean(), filled(a, b).max())),
         ("taken over other pairs", lambda a, b: two(mean_of(b) - mean_of(a), kept(a, b).max())),
         ("KeyError", lambda a, b: [b[pair] - a[pair] for pair in a]),
+        ("divides by an accuracy", lambda a, b: two(relative(a, b).mean(), relative(a, b).max())),
+        ("divides by an accuracy", lambda a, b: two(100 * relative(a, b).mean(), 100 * relative(a, b).max())),
+        ("divides by an accuracy", lambda a, b: two(-relative(b, a).mean(), -relative(b, a).min())),
+        ("9 dedicated ones, 8 in common: this is the sum", lambda a, b: two(kept(a, b).sum(), kept(a, b).max())),
         ("mean comes first", lambda a, b: two(kept(a, b).max(), kept(a, b).mean())),
         ("this is the sum", lambda a, b: two(kept(a, b).sum(), kept(a, b).max())),
         ("this is the median", lambda a, b: two(kept(a, b).median(), kept(a, b).max())),

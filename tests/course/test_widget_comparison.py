@@ -57,10 +57,11 @@ def test_off_its_list_a_method_with_norm_sets_has_no_value_of_its_own():
     assert "W3A3" not in values(compute(DIGITS, "native"), "adabits")
 
 
-def test_differences_to_qat_are_paired_for_mebqat_and_plain_for_the_others():
+def test_differences_to_qat_are_paired_for_the_first_rival_and_plain_for_the_others():
+    assert DIGITS["rivals"] == ["mebqat_in_turn", "qat"]
     found = compute(DIGITS, "minus")
     assert "qat" not in found.rows
-    for p in found.rows["mebqat"]:
+    for p in found.rows["mebqat_in_turn"]:
         cell = DIGITS["paired"]["test"][found.ticks[p.place]]
         assert (p.mean, p.half) == (cell["mean"], cell["ci95"])
     for pair, gap in values(found, "ptq_mse").items():
@@ -71,7 +72,7 @@ def test_differences_to_qat_are_paired_for_mebqat_and_plain_for_the_others():
 
 
 def test_without_dedicated_networks_there_is_no_difference_and_the_picture_says_so():
-    found = compute(STORED["digits-dorefa"], "minus")
+    found = compute(STORED["glyph-classes-trials"], "minus")
     assert not any(found.rows.values())
     assert "dedicated QAT was not trained here" in picture(found)
 
@@ -84,8 +85,8 @@ def test_totals_cross_where_the_comparison_counted_the_break_even(experiment):
     joint, dedicated = values(found, ours), values(found, other)
     first = min(k for k in DELIVERED if dedicated[str(k)] > joint[str(k)])
     assert first == result["break_even"]
-    count = result["costs"][other]["models"]
-    assert dedicated[str(count)] == pytest.approx(result["costs"][other]["backprops"])
+    count, each = result["costs"][other]["models"], dedicated["2"] - dedicated["1"]
+    assert dedicated["1"] + (count - 1) * each == pytest.approx(result["costs"][other]["backprops"])
 
 
 def test_the_start_is_what_an_untrained_method_costs():
@@ -95,18 +96,11 @@ def test_the_start_is_what_an_untrained_method_costs():
         assert start_backprops(result) == result["costs"]["ptq_mse"]["backprops"]
 
 
-def test_bytes_grow_with_the_pairs_for_dedicated_networks_only():
-    found = compute(DIGITS, "bytes")
-    cost = DIGITS["costs"]["qat"]
-    assert values(found, "qat")["3"] == 3 * cost["bytes"] / cost["models"]
-    assert set(values(found, "mebqat").values()) == {DIGITS["costs"]["mebqat"]["bytes"]}
-
-
 def test_ticks_are_left_out_but_never_the_last():
     assert compute(DIGITS, lowest=1, highest=2).ticks == compute(DIGITS).ticks[1:-2]
-    few = compute(STORED["cifar-lsq"])
-    assert few.ticks == ["W2A2", "W3A3", "W4A4", "W8A8", "FP"]
-    assert compute(STORED["cifar-lsq"], lowest=4, highest=4).ticks == ["FP"]
+    few = STORED["glyph-classes-quantizers"]
+    assert compute(few).ticks == ["W2A2", "W3A3", "W4A4", "W8A8", "FP"]
+    assert compute(few, lowest=4, highest=4).ticks == ["FP"]
     assert compute(DIGITS, "backprops", lowest=4).ticks[0] == "5"
 
 
@@ -147,7 +141,7 @@ def test_styles_differ():
 
 @pytest.fixture
 def live():
-    return method_comparison({"equal steps": DIGITS, "CIFAR": STORED["cifar"], "sat": STORED["cifar-sat"]})
+    return method_comparison({"equal steps": DIGITS, "CIFAR": STORED["cifar"], "new classes": STORED["glyphs-pn"]})
 
 
 def test_every_control_changes_the_picture(live):
@@ -160,8 +154,8 @@ def test_every_control_changes_the_picture(live):
         ("ptq_naive", True),
         ("qat", False),
     ]
-    moves += [("metric", name) for name in ("native", "minus", "backprops", "bytes", "recalibrated")]
-    moves += [("experiment", "CIFAR"), ("experiment", "sat"), ("experiment", "equal steps")]
+    moves += [("metric", name) for name in ("native", "minus", "backprops", "recalibrated")]
+    moves += [("experiment", "CIFAR"), ("experiment", "new classes"), ("experiment", "equal steps")]
     for name, value in moves:
         before = live.picture.value
         live.controls[name].value = value
@@ -181,9 +175,16 @@ def test_every_position_has_a_picture_of_its_own_in_every_experiment(live):
 
 
 def test_methods_without_a_part_are_hidden(live):
-    assert live.shown["ptq_naive"].layout.display is None
+    assert live.shown["any_precision_hard"].layout.display is None
     live.controls["experiment"].value = "CIFAR"
-    assert live.shown["ptq_naive"].layout.display == "none" and live.shown["qat"].layout.display is None
+    assert live.shown["any_precision_hard"].layout.display == "none" and live.shown["qat"].layout.display is None
+
+
+def test_variants_are_hidden_until_they_are_asked_for_except_the_rivals(live):
+    assert live.shown["mebqat_in_turn"].value and not live.shown["mebqat_in_turn+lr=0.02"].value
+    tuned = method_comparison({"glyph classes": STORED["glyph-classes"]})
+    shown = [name for name, check in tuned.shown.items() if check.value]
+    assert shown == ["mebqat_in_turn+lr=0.05", "qat+lr=0.05", "ptq_mse"]
 
 
 def test_no_method_is_a_message(live):

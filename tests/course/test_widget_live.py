@@ -74,7 +74,7 @@ def test_a_live_figure_is_taken_from_pyplot_and_can_still_be_shown_still(capsys)
     shown = live(lambda n: n, made)
     assert plt.get_fignums() == before
     buffer = io.BytesIO()
-    made.figure.savefig(buffer, format="png", dpi=110)
+    made.figure.savefig(buffer, format="png", dpi="figure")
     assert np.array_equal(pixels(buffer.getvalue())[:, :, :3], pixels(shown.pictures[0].value))
 
 

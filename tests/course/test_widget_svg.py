@@ -18,8 +18,6 @@ def test_a_figure_is_well_formed_and_has_an_alternative_text():
     plot = svg.Plot((10, 10, 100, 50), (0, 1), (0, 1))
     plot.axes('x < "y" & z (%)', "y", [(0, "0"), (1, "1")], [(0.5, "<half>")])
     plot.line([0, 0.5, 1], [0, math.nan, 1], svg.Style(svg.BLUE, "3 2", "star"))
-    plot.stairs([0, 0.5, 1], [0.2, 0.8], svg.Style(svg.BLACK))
-    plot.bars([0, 0.5, 1], [0.2, 0.8], svg.LIGHT)
     drawing = svg.figure(120, 90, 'all of <it> & "more"', *plot.parts)
     assert alternative_text(drawing) == 'all of <it> & "more"'
     assert 'fill="#fff"' in drawing and "nan" not in drawing

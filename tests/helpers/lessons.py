@@ -9,7 +9,9 @@ from pathlib import Path
 from mebqat_lite.course.exercises import Exercise
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
-REBUILT: list[str] = []  # names of lessons, such as "01_quantization": a lesson joins when it has the form
+REBUILT: list[str] = [
+    "07_compare_and_decide"
+]  # names of lessons, such as "01_quantization": a lesson joins when it has the form
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
 ASKS = ("number", "choice", "MarkOnAxes")  # what asks for a guess
 
@@ -51,14 +53,14 @@ def tree(cell: dict) -> ast.Module:
 
 
 def calls(cell: dict, *methods: str) -> list[tuple[str, int]]:
-    """The exercises whose methods are called, such as ``lesson_01.uniform``, and the lines where they are."""
+    """The exercises whose methods are called, such as ``lesson_01.fake_quantize``, and the lines where they are."""
     found = [node.func for node in ast.walk(tree(cell)) if isinstance(node, ast.Call)]
     names = [(ast.unparse(f.value), f.lineno) for f in found if isinstance(f, ast.Attribute) and f.attr in methods]
     return sorted((call for call in names if re.fullmatch(r"lesson_\d\d\.\w+", call[0])), key=lambda call: call[1])
 
 
 def exercise(name: str) -> Exercise:
-    """An exercise by its name in a lesson, ``lesson_01.uniform``."""
+    """An exercise by its name in a lesson, ``lesson_01.fake_quantize``."""
     module, _, own = name.partition(".")
     return getattr(importlib.import_module(f"mebqat_lite.course.exercises.{module}"), own)
 

@@ -83,3 +83,29 @@ def test_paintings_have_a_title_if_one_is_given():
     arguments = ({"one": {"FP": np.zeros((2, 2, 3))}}, {"one": {"FP": 30.0}}, ["FP"])
     assert plots.paintings(*arguments, "a photograph").get_suptitle() == "a photograph"
     assert plots.paintings(*arguments).get_suptitle() == ""
+
+
+def test_spreads_show_each_sample_in_a_panel_and_only_the_marks_that_there_are():
+    figure = plots.spreads({"a": [1.0, 2.0, 2.0], "b": [3.0]}, {"true": 2.0, "your guess": None}, "percent")
+    first, second = figure.axes
+    for panel, name, count in ((first, "a", 3), (second, "b", 1)):
+        assert panel.get_title("left") == name and sum(bar.get_height() for bar in panel.patches) == count
+        assert [line.get_xdata()[0] for line in panel.lines] == [2.0]
+    assert second.get_xlabel() == "percent" and first.get_xlim() == second.get_xlim()
+    both = plots.spreads({"a": [1.0, 2.0]}, {"true": 2.0, "your guess": 1.5}, "percent")
+    assert [text.get_text() for text in both.legends[0].get_texts()] == ["true", "your guess"]
+    solid, dashed = both.axes[0].lines
+    assert solid.get_linestyle() != dashed.get_linestyle()
+
+
+def test_regrets_show_mean_and_worst_and_the_choice_of_a_reader():
+    groups = {"x": {"a": (1.0, 4.0), "b": (-1.0, 0.5)}, "y": {"a": (2.0, 2.0)}}
+    figure = plots.regrets(groups, {"x": "b", "y": None}, "points")
+    first, second = figure.axes
+    names = [[label.get_text() for label in axes.get_yticklabels()] for axes in (first, second)]
+    assert names == [["a", "your choice: b"], ["a"]]
+    assert len(first.patches) == 1 and not second.patches  # the band behind the choice
+    spans = [tuple(line.get_xdata()) for line in first.lines if len(line.get_xdata()) == 2]
+    assert [span for span in spans if span != (0, 0)] == [(1.0, 4.0), (-1.0, 0.5)]  # but the line at zero
+    assert first.get_title("left") == "x" and second.get_xlabel() == "points"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean", "worst pair"]

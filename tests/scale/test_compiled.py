@@ -4,9 +4,9 @@ import functools
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from interrupted_runs import DATA, FAST, assert_same, net, result
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from mebqat_lite import CheckpointError, fit, quantize, quantizers
 from mebqat_lite.datasets.base import Data, Split

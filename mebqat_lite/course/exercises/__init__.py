@@ -194,7 +194,7 @@ def _same(arg: Any, copy: Any) -> bool:
     return arg is copy
 
 
-def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:
+def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
     """``value`` in float64, without a graph: a number, a tensor, a NumPy array, or lists of these.
 
     Raises:
@@ -213,8 +213,7 @@ def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:
     if not isinstance(array, Tensor):
         raise Mistake(f"it returns a value of type {type(value).__name__}: return {wanted}")
     if array.dtype == torch.bool or array.is_complex():
-        what = "True and False" if array.dtype == torch.bool else "complex numbers"
-        raise Mistake(f"it returns {what}, of dtype {array.dtype}: return {wanted}")
+        raise Mistake(f"the result has dtype {array.dtype}: return {wanted} of plain numbers")
     if array.is_floating_point() and array.dtype.itemsize < 4:
         raise Mistake(f"the result has dtype {array.dtype}, which keeps only three digits: compute in float32")
     return array.detach().to("cpu", torch.float64)
@@ -264,6 +263,6 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
     for message, result in mistakes:
         wide = torch.as_tensor(result, dtype=torch.float64).detach()  # it may be much larger than ``right``
         if bool(((got - result).abs() <= max(tolerance, 1e-5 * float(wide.abs().max()))).all()):
-            raise Mistake(f"{message} (for {where})")
+            raise Mistake(f"for {where}: {message}")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from mebqat_lite import quantizers
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
-from mebqat_lite.quantizers import fake_quantize as package_fake_quantize
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
@@ -118,7 +118,7 @@ fake_quantize = Exercise(
     ],
     solution=_fake_quantize,
     grade=_grade_fake_quantize,
-    package=package_fake_quantize,
+    package=quantizers.fake_quantize,
 )
 
 # --- 1.2 -------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def _grade_integer_matmul(student: Student, rng: Generator) -> None:
         got, scale = _sums_and_scale(student(x, w, x_step, w_step), sums)
         expect(got, sums, f"the sums with {where}", _wrong_sums(x, w, sums, x_step, w_step))
         if not _is_whole(got):
-            raise Mistake(f"the sums are floats: make the codes int32 before the product (for {where})")
+            raise Mistake(f"for the sums with {where}: they are floats. Make the codes int32 before the product")
         if not torch.equal(numbers(got), sums):
             raise Mistake(f"for the sums with {where}: {_inexact(numbers(got), sums)}")
         expect(scale, x_step * w_step, f"the scale with {where}", _wrong_scales(x_step, w_step))

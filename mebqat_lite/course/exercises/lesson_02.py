@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, tensor
 
 Student = Callable[..., Any]
 
@@ -162,9 +162,6 @@ def _grade_qat(student: Student, rng: Generator) -> None:
         for number, (w, end) in enumerate(zip(weights, right.ends, strict=True)):
             mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs()]
             expect(w, end.float(), f"{where}, weights[{number}] after training", mistakes)
-        if (shape := numbers(losses, "a list of numbers").shape) != (len(batches),):
-            found = f"{shape[0]} losses" if len(shape) == 1 else f"a {type(losses).__name__} of shape {tuple(shape)}"
-            raise Mistake(f"it returns {found}: return a list with one number for each of the {len(batches)} batches")
         after = ("these are the losses after the steps: take each before its step", right.after)
         expect(losses, torch.tensor(right.losses), f"{where}, the losses", [after])
 
@@ -483,7 +480,7 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
         ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
          slope.sum() * scale),
         ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
-        *((words, (upstream * part).sum() * scale) for words, part in parts),
+        *((f"the sum is right in form, but {words}", (upstream * part).sum() * scale) for words, part in parts),
         *((f"{words}. The scale is missing too", (upstream * part).sum()) for words, part in parts),
     ]  # fmt: skip
 

@@ -135,11 +135,13 @@ def _grade_fair_choice(student: Student, rng: Generator) -> None:
 def _candidates(rng: Generator) -> tuple[Tensor, Tensor]:
     """Accuracies on both parts where each way to choose takes another candidate, and tells another number."""
     while True:
-        count, seeds = (int(torch.randint(low, high, (), generator=rng)) for low, high in ((8, 12), (4, 7)))
+        count = int(torch.randint(10, 14, (), generator=rng))
+        seeds = (5, 7)[int(torch.randint(2, (), generator=rng))]  # odd, so that there is one median
         good = 90 + torch.randn(300, count, 1, generator=rng)
         vals, tests = (good + 2 * torch.randn(300, count, seeds, generator=rng) for _ in "vt")
-        ways = (vals.mean(2), tests.mean(2), (vals + tests).mean(2), vals.amax(2), vals.amin(2), -vals.mean(2))
-        rows = torch.stack([way.argmax(1) for way in (*ways, vals[:, :, 0])], 1).sort().values  # (300, ways)
+        ways = [vals.mean(2), tests.mean(2), (vals + tests).mean(2), vals.amax(2), vals.amin(2), -vals.mean(2)]
+        ways += [vals.median(2).values, vals[:, :, 0]]
+        rows = torch.stack([way.argmax(1) for way in ways], 1).sort().values  # (300, ways)
         for i in (rows.diff() > 0).all(1).nonzero()[:, 0].tolist():
             val, test = vals[i], tests[i]
             found = [float(value) for _, value in _wrong_choices(val, test)]
@@ -150,7 +152,7 @@ def _candidates(rng: Generator) -> tuple[Tensor, Tensor]:
 
 def _wrong_choices(val: Tensor, test: Tensor) -> list[tuple[str, Any]]:
     """What other ways to choose report."""
-    row, each = int(val.mean(1).argmax()), val.argmax(0)
+    row, each, middle = int(val.mean(1).argmax()), val.argmax(0), int(val.median(1).values.argmax())
     return [
         ("this is the best test accuracy: the test part has chosen, so it no longer tests", test.mean(1).max()),
         ("this is the largest single test accuracy: choose by val, report test", test.max()),
@@ -162,6 +164,12 @@ def _wrong_choices(val: Tensor, test: Tensor) -> list[tuple[str, Any]]:
         ("it chooses by the best single seed: choose by the mean over the seeds", test[val.amax(1).argmax()].mean()),
         ("it chooses by the worst seed: choose by the mean over the seeds", test[val.amin(1).argmax()].mean()),
         ("it chooses the lowest validation accuracy: take the highest", test[val.mean(1).argmin()].mean()),
+        ("it chooses by the median over the seeds: choose by the mean", test[middle].mean()),
+        ("this is the median over the seeds of the chosen candidate: report the mean", test[row].median()),
+        ("it chooses by the median and reports the median: take the mean over the seeds for both",
+         test[middle].median()),
+        ("val.argmax() is the place of one single entry, one seed of one candidate: take the mean over the seeds first",
+         test.flatten()[val.argmax()]),
         ("it looks at the first seed only", test[val[:, 0].argmax(), 0]),
         ("it chooses by the first seed only: choose by the mean over the seeds", test[val[:, 0].argmax()].mean()),
         ("this is the largest test accuracy of the chosen candidate: report its mean over the seeds", test[row].max()),
@@ -238,6 +246,8 @@ def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Te
     no_abs = "it takes the size: where ours is better the regret is negative. No abs"
     gain = "gains count too: a pair where ours is better lowers the mean. Do not cut at zero"
     zero = "a missing accuracy counts as 0 %: leave these pairs out"
+    relative = "it divides by an accuracy: regret is a plain difference, in points"
+    parts = [part * gap for part in (1, 100) for gap in ((b - a) / b, (b - a) / a)]
     return [
         (sign, two(-mean, -worst)),
         (sign, two(-mean, (-gaps).max())),
@@ -253,6 +263,7 @@ def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Te
         ("each mean is taken over other pairs: only those that both have", two(means, worst)),
         ("subtract pair by pair first, then take the largest: not the largest of each", two(mean, b.max() - a.max())),
         ("subtract pair by pair first, then take the largest: not the lowest of each", two(mean, b.min() - a.min())),
+        *((relative, two(part.mean(), part.max())) for part in parts),
         ("the order is turned round: the mean comes first", two(worst, mean)),
         ("this is the median: take the mean", two(gaps.median(), worst)),
         ("this is the sum: divide it by the number of common pairs", two(gaps.sum(), worst)),

@@ -23,14 +23,12 @@ METRICS = {
     "native": "accuracy, own norms",
     "minus": "minus QAT",
     "backprops": "back-propagations",
-    "bytes": "bytes stored",
 }
 LABELS = {
     "recalibrated": "accuracy (%)",
     "native": "accuracy (%)",
     "minus": "accuracy minus dedicated QAT (points)",
     "backprops": "back-propagations in all",
-    "bytes": "bytes stored, as floats",
 }
 DIAGONAL = ("W1A1", "W2A2", "W3A3", "W4A4", "W5A5", "W6A6", "W7A7", "W8A8", "FP")
 DELIVERED = range(1, 11)  # pairs
@@ -60,7 +58,7 @@ class Comparison:
     @property
     def over_pairs(self) -> bool:
         """Whether the ticks are bitwidth pairs."""
-        return self.metric not in ("backprops", "bytes")
+        return self.metric != "backprops"
 
 
 def compute(
@@ -86,7 +84,7 @@ def compute(
         raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
     if (measure := result.get("measure", LABELS["recalibrated"])) != LABELS["recalibrated"]:
         raise ValueError(f"this widget shows {LABELS['recalibrated']}, not {measure}: take another comparison")
-    cells = _costs(result, metric) if metric in ("backprops", "bytes") else _accuracies(result, metric)
+    cells = _backprops(result) if metric == "backprops" else _accuracies(result, metric)
     known = {tick for row in cells.values() for tick in row}
     ticks = [tick for tick in (*DIAGONAL, *map(str, DELIVERED)) if tick in known]
     first = min(lowest, max(len(ticks) - 1, 0))
@@ -115,7 +113,7 @@ def _accuracies(result: Result, metric: str) -> dict[str, dict[str, Any]]:
 
 def _minus(result: Result) -> dict[str, dict[str, Any]]:
     """Each method minus the dedicated networks, where there are some; a paired interval where it was stored."""
-    ours, other = result.get("rivals") or ("mebqat", "qat")
+    ours, other = _rivals(result)
     dedicated, found = result["accuracy"].get(other, {}), {}
     for name, row in result["accuracy"].items():
         if name != other:
@@ -127,6 +125,12 @@ def _minus(result: Result) -> dict[str, dict[str, Any]]:
     return {**found, ours: result["paired"]["test"]} if ours in found else found
 
 
+def _rivals(result: Result) -> tuple[str, str]:
+    """The one network for all pairs and the dedicated ones whose paired difference was stored."""
+    ours, other = result.get("rivals") or ("mebqat", "qat")
+    return ours, other
+
+
 def start_backprops(result: Result) -> int:
     """Back-propagations of the FP network that all methods of a comparison start from."""
     recipe = result["setup"]["recipe"]
@@ -135,14 +139,13 @@ def start_backprops(result: Result) -> int:
     return int(steps * (recipe["tasks"] if few == "fomaml" else 1))
 
 
-def _costs(result: Result, metric: str) -> dict[str, dict[str, Any]]:
+def _backprops(result: Result) -> dict[str, dict[str, Any]]:
     """What it takes to deliver 1 to 10 pairs: one network serves all, dedicated ones are trained for each."""
-    other, start, found = (result.get("rivals") or ("mebqat", "qat"))[1], start_backprops(result), {}
+    other, start, found = _rivals(result)[1], start_backprops(result), {}
     for name, cost in result["costs"].items():
-        fixed, each = cost[metric], 0.0
+        fixed, each = cost["backprops"], 0.0
         if name.split("+")[0] == other.split("+")[0]:
-            fixed = start if metric == "backprops" else 0
-            each = (cost[metric] - fixed) / cost["models"]
+            fixed, each = start, (cost["backprops"] - start) / cost["models"]
         found[name] = {str(k): {"mean": fixed + k * each} for k in DELIVERED}
     return found
 
@@ -215,7 +218,6 @@ def describe(found: Comparison, result: Result, title: str = "") -> str:
         "native": "each method's own norm policy; a method with norm sets has no value off its list",
         "minus": f"paired interval over {found.seeds} seeds where one is stored; the others are differences of means",
         "backprops": "with the FP network that all start from, counted once; QAT is trained anew for each pair",
-        "bytes": "one float network; QAT stores one for each pair",
     }
     lines = [f"<b>{escape(title)}</b>, budget: equal {escape(found.budget)}. {notes[found.metric]}"]
     costs = [f"{escape(title_of(name))} {result['costs'][name]['backprops']:,}" for name in found.rows]
@@ -233,7 +235,9 @@ class MethodComparison(Live):
             raise ValueError("no comparison: give at least one result by its title")
         self.results = dict(results)
         names = list(dict.fromkeys(name for result in results.values() for name in result["accuracy"]))
-        self.shown = {name: _check(title_of(name), name not in OFF) for name in names}
+        rivals = {name for result in results.values() for name in _rivals(result)}
+        off = {name for name in names if name in OFF or ("+" in name and name not in rivals)}
+        self.shown = {name: _check(title_of(name), name not in off) for name in names}
         controls = _controls(list(results))
         super().__init__({**controls, **self.shown}, self._render)
         rows = [list(controls.values()), [ipywidgets.Label("methods"), *self.shown.values()]]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from mebqat_lite.course.widgets.base import Live
 from mebqat_lite.course.widgets.touch import Touch, nothing
+from mebqat_lite.measure import plots
 
 ABOVE = 10.0  # the order of drawing of the first moving part: above all that stays
 
@@ -46,7 +47,7 @@ class Drawing:
     @property
     def width(self) -> int:
         """The width in the page, in CSS pixels, as `plots.show` has it."""
-        return int(96 * self.figure.get_size_inches()[0])
+        return plots.pixels(self.figure)
 
     def png(self) -> bytes:
         """Draw the moving parts over the rest, which is drawn only if it changed, and return the picture as PNG."""

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from mebqat_lite.course.widgets.base import card
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
-from mebqat_lite.measure.plots import BLACK
+from mebqat_lite.measure.looks import BLACK
 
 Value = float | tuple[float, float] | None
 STEP = 0.02  # of an axis, for an arrow key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import ipywidgets
@@ -19,7 +20,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, BLUE
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PALE, WHITE
 from mebqat_lite.measure.looks import VERMILION as RED
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
@@ -116,17 +117,17 @@ class PlaygroundResult:
     limits: tuple[float, float] = (math.nan, math.nan)  # the outermost levels, the factor included
     errors: Errors = Errors()
 
-    @property
+    @cached_property
     def unit(self) -> float:
         """The standard deviation of the values."""
         return float(self.values.std())
 
-    @property
+    @cached_property
     def levels(self) -> list[float]:
         """The levels in use, rising."""
         return self.outputs.unique().tolist()
 
-    @property
+    @cached_property
     def clipped(self) -> float:
         """Share of the values that lie beyond the outermost levels, in percent."""
         return 100 * float(beyond(self.values, self.limits).double().mean())
@@ -136,12 +137,12 @@ class PlaygroundResult:
         """Mean squared difference of ``outputs`` and ``values``."""
         return self.errors.total
 
-    @property
+    @cached_property
     def power(self) -> float:
         """Mean square of the values."""
         return float(self.values.double().square().mean())
 
-    @property
+    @cached_property
     def sqnr_db(self) -> float:
         """Signal-to-quantization-noise ratio, 10 log10(power / mse), in dB."""
         return 10 * math.log10(self.power / self.mse) if self.mse > 0 else math.inf
@@ -178,14 +179,19 @@ def compute(values: Tensor, quantizer: str, bits: int, clip: float = 3.0) -> Pla
 def _quantize(choice: Choice, x: Tensor, bits: int, clip: float) -> tuple[dict[str, Any], Errors]:
     """Outputs, factor and limits by name, and the errors; ``clip`` is in the values' unit."""
     out = choice.apply(x, bits, clip)
-    power = float(out.square().sum())
-    factor = float((x * out).sum()) / power if choice.form and power > 0 else 1.0
+    factor = _best_factor(x, out) if choice.form else 1.0
     out = out * factor
     low, high = (factor * limit for limit in choice.limits(x, bits, clip))
     outside = beyond(x, (low, high))
     squares = (out - x).double().square() / x.numel()
     errors = Errors(float(squares[~outside].sum()), float(squares[outside].sum()))
     return {"outputs": out, "factor": factor, "limits": (low, high)}, errors
+
+
+def _best_factor(x: Tensor, out: Tensor) -> float:
+    """The factor of ``out`` with the least squared difference to ``x``."""
+    power = float(out.square().sum())
+    return float((x * out).sum()) / power if power > 0 else 1.0
 
 
 def _inputs(choice: Choice, x: Tensor) -> Tensor:
@@ -203,7 +209,7 @@ def beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
 # --- the picture -----------------------------------------------------------------------------------------------
 
 SIZE, WIDTHS = (9.6, 3.9), (1.6, 1, 1)  # inches; of the three panels, as shares
-INSIDE, OUTSIDE, GREY, BINS = "#D4D4D4", "#E39B5B", "#555555", 96
+INSIDE, OUTSIDE, BINS = PALE, ORANGE, 96
 SHARES: dict[str, dict[str, Any]] = {  # of the error
     "total": {"color": BLACK, "linewidth": 2.4},
     "rounding": {"color": BLUE, "linestyle": "--", "marker": "o", "markersize": 3.5},
@@ -242,7 +248,7 @@ class Staircase:
         [self.stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
         [self.levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
         self.ends = axes.vlines([], 0, 1, colors=RED, linestyles=":", linewidths=1.8, label="outermost levels")
-        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor="white")
+        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor=WHITE)
         self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=9)
         self.moving: list[Artist] = [self.outside, self.inside, self.identity, self.stairs, self.levels, self.ends]
         self.moving += [self.handle, self.words]

@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -158,13 +157,3 @@ class Plot:
         dots = [self.at(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
         self.parts.append(tag("polyline", points=_points(dots), **style.paint))
         self.parts.extend(marker(x, y, style) for x, y in dots)
-
-    def stairs(self, edges: Sequence[float], heights: Sequence[float], style: Style) -> None:
-        """A staircase: ``heights[i]`` from ``edges[i]`` to ``edges[i + 1]``."""
-        self.line([x for pair in pairwise(edges) for x in pair], [y for y in heights for _ in "12"], style)
-
-    def bars(self, edges: Sequence[float], heights: Sequence[float], fill: str) -> None:
-        """Bars that touch and stand on the lower border: ``heights[i]`` from ``edges[i]`` to ``edges[i + 1]``."""
-        tops = [self.at(x, y) for pair, y in zip(pairwise(edges), heights, strict=True) for x in pair]
-        ends = [self.at(x, self.y_range[0]) for x in (edges[-1], edges[0])]
-        self.parts.append(tag("polygon", points=_points([*tops, *ends]), fill=fill))

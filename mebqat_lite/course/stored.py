@@ -1,0 +1,58 @@
+"""The comparisons that were measured for the page of benchmarks, as a lesson reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mebqat_lite.measure.results import is_known
+from mebqat_lite.paths import checkout
+
+
+def comparisons() -> dict[str, dict[str, Any]]:
+    """Read all stored comparisons, ``benchmarks/accuracy/NAME.json``, by their names.
+
+    Each is what `experiments.compare.compare` returned; `mebqat_lite.measure.results` describes it.
+
+    Raises:
+        FileNotFoundError: the files are not there, because this is not a checkout of the repository.
+    """
+    folder = (checkout() or Path("..")) / "benchmarks" / "accuracy"
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    if not found:
+        raise FileNotFoundError(
+            "no stored comparisons: they are in benchmarks/accuracy of the repository, which a notebook finds from the "
+            "checkout's folder notebooks"
+        )
+    return found
+
+
+def accuracies(
+    comparison: Mapping[str, Any], methods: Sequence[str], pairs: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Take mean test accuracies in percent, ``{method: {pair: mean}}``, from a comparison.
+
+    Args:
+        comparison: one of `comparisons`.
+        methods: the methods to take; an unknown one is a KeyError.
+        pairs: the pairs to take, where they were measured; by default all.
+    """
+    return {
+        method: {
+            pair: cell["mean"]
+            for pair, cell in comparison["accuracy"][method].items()
+            if is_known(cell["mean"]) and (not pairs or pair in pairs)
+        }
+        for method in methods
+    }
+
+
+def best(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """Find the highest mean test accuracy in percent at each pair, ``{pair: mean}``, of all methods measured there."""
+    found: dict[str, float] = {}
+    for row in accuracies(comparison, list(comparison["accuracy"])).values():
+        for pair, value in row.items():
+            found[pair] = max(value, found.get(pair, value))
+    return found
