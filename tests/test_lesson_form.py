@@ -93,7 +93,6 @@ CASES = [
     (exercises_run_the_lesson, without(USE), "lesson_01.fake_quantize is checked and never used"),
     (exercises_run_the_lesson, instead(USE, cell("f = lesson_01.fake_quantize.use()")), "is not read afterwards"),
     (exercises_run_the_lesson, instead(USE, cell("lesson_01.fake_quantize.use()")), "is not read afterwards"),
-    (nothing_but_the_lesson_is_seen, instead(USE, cell("# NBVAL_CHECK_OUTPUT\n1")), "shows '# NBVAL_CHECK_OUTPUT'"),
     (nothing_but_the_lesson_is_seen, instead(USE, cell("plt.plot(x)")), "shows 'plt.'"),
     (nothing_but_the_lesson_is_seen, instead(CARD, text("## 6 · A misconception: floats")), "say what is true"),
     (widgets_have_a_still_figure, without(STILL), "shows a widget without a still figure"),

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from lesson_form import widgets_have_a_still_figure
-from lessons import FOLDER, REBUILT, code, markdown, read
+from lessons import FOLDER, REBUILT, code, markdown, read, source
 
 LESSONS = sorted(path.stem for path in FOLDER.glob("[0-9][0-9]_*.ipynb"))
 
@@ -29,6 +29,12 @@ def test_it_ran_from_top_to_bottom_within_the_seconds_of_its_card(lesson):
     assert [cell["execution_count"] for cell in code(lesson)] == list(range(1, len(code(lesson)) + 1))
     promised = re.search(r"runs in under (\d+) seconds", "".join(lesson["cells"][0]["source"]))
     assert lesson["metadata"]["mebqat_lite"]["seconds"] < int(promised[1]) <= 75
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.ipynb")))
+def test_no_marker_of_tests_is_seen(name):
+    """Nbval reads the tag nbval-check-output."""
+    assert not any("NBVAL_" in source(cell) for cell in code(read(name)))
 
 
 def test_cells_are_short(lesson):

@@ -9,9 +9,8 @@ from pathlib import Path
 from mebqat_lite.course.exercises import Exercise
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
-REBUILT: list[str] = [
-    "07_compare_and_decide"
-]  # names of lessons, such as "01_quantization": a lesson joins when it has the form
+# A lesson joins when it has the form.
+REBUILT = ["07_compare_and_decide"]
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
 ASKS = ("number", "choice", "MarkOnAxes")  # what asks for a guess
 

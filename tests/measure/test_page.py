@@ -41,6 +41,8 @@ FIGURES = {
     "intervals": lambda: plots.intervals({"a": {"x": CELL, "y": CELL}}, "points", "title"),
     "lines": lambda: plots.lines(X, CURVES, xlabel="x", ylabel="y", title="title", mark=0),
     "paintings": lambda: plots.paintings(PAINTED, {"MEBQAT": dict.fromkeys(PAIRS, 1)}, PAIRS),
+    "regrets": lambda: plots.regrets({"a": {"x": (1, 2), "y": (0, 3)}}, {"a": "x"}, "regret (points)"),
+    "spreads": lambda: plots.spreads({"a": [88.0, 90, 91], "b": [89.0, 92]}, {"true": 90, "yours": None}, "x", "title"),
     "stacked": lambda: plots.stacked(X, {title: {"y": CURVES} for title in "abc"}),
     "staircases": lambda: plots.staircases(X, CURVES),
     "swings": lambda: plots.swings([0.1, 0.2, 0.3], [0.0, 1.0, 0.0], 0.5, 0.4, "title"),
