@@ -66,6 +66,11 @@ def test_only_a_change_of_the_rest_draws_the_whole_figure_again(monkeypatch):
     assert len(drawn) == 1
     shown.controls["n"].value = 9  # longer axes
     assert len(drawn) == 2
+    shown.drawings[0].figure.suptitle("a title")
+    shown.controls["n"].value = 2
+    assert len(drawn) == 3
+    shown.controls["n"].value = 3
+    assert len(drawn) == 3
 
 
 def test_a_live_figure_is_taken_from_pyplot_and_can_still_be_shown_still(capsys):
@@ -76,6 +81,14 @@ def test_a_live_figure_is_taken_from_pyplot_and_can_still_be_shown_still(capsys)
     buffer = io.BytesIO()
     made.figure.savefig(buffer, format="png", dpi="figure")
     assert np.array_equal(pixels(buffer.getvalue())[:, :, :3], pixels(shown.pictures[0].value))
+
+
+def test_a_still_figure_is_shown_with_its_words(monkeypatch):
+    seen, made = [], drawing()
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    made.update(3)
+    plots.show(made.figure)
+    assert seen[0].alt == "slope 3" and seen[0].width == made.width == live(lambda n: n, made).pictures[0].width
 
 
 def test_two_drawings_stand_side_by_side_and_follow_one_result():

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from mebqat_lite.course.widgets.playground import CHOICES, CLIPS, compute, describe, inputs_of, picture, playground, say
+from mebqat_lite.measure import looks
 from mebqat_lite.switching.convert import quantize
 from mebqat_lite.switching.state import set_bits
 
@@ -147,6 +149,17 @@ MOVES = st.tuples(st.sampled_from(list(CHOICES)), st.integers(1, 8), st.integers
 @settings(max_examples=5, deadline=None)
 def test_the_picture_shows_the_last_result_whatever_was_shown_before(moves):
     assert np.array_equal(drawn(*moves), drawn(moves[-1]))
+
+
+@pytest.mark.parametrize("moves", [("uniform", 8, 6.0), ("sat", 2, 3.0), ("pact", 1, 3.0)])
+def test_the_picture_fits_the_page_in_letters_that_can_be_read(moves):
+    made, (name, bits, clip) = picture(), moves
+    made.update(compute(ACTIVATIONS if name == "pact" else WEIGHTS, name, bits, clip))
+    made.figure.canvas.draw()
+    drawn = made.figure.get_tightbbox()
+    assert drawn.x0 > -0.02 and drawn.x1 < looks.PAGE + 0.02
+    assert min(text.get_fontsize() for text in made.figure.findobj(Text) if text.get_text()) >= looks.SMALLEST
+    plt.close(made.figure)
 
 
 def test_the_live_picture_is_the_still_one():

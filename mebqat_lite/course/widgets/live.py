@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ class Drawing:
 
     Attributes:
         figure: the figure, with all of its parts in it.
-        update: sets the moving parts to a result, and returns the picture in words, for those who do not see it. It may
-            change the rest too, such as the range of an axis, but then the whole figure is drawn again, which is slow.
+        update: sets the moving parts to a result, and returns the picture in words, for those who do not see it. The
+            words become the figure's label, which `plots.show` takes. It may change the rest too, such as the range of
+            an axis, but then the whole figure is drawn again, which is slow.
         moving: the parts, within axes, that ``update`` changes. They are drawn in this order, above all others.
     """
 
@@ -41,8 +43,14 @@ class Drawing:
     def __post_init__(self) -> None:
         for index, artist in enumerate(self.moving):
             artist.set_zorder(ABOVE + index)
+        self.update = functools.partial(self._labelled, self.update)
         self._canvas: FigureCanvasAgg | None = None
         self._background: Any = None
+
+    def _labelled(self, update: Callable[[Any], str], result: Any) -> str:
+        words = update(result)
+        self.figure.set_label(words)
+        return words
 
     @property
     def width(self) -> int:
@@ -52,7 +60,7 @@ class Drawing:
     def png(self) -> bytes:
         """Draw the moving parts over the rest, which is drawn only if it changed, and return the picture as PNG."""
         canvas = self._canvas or self._start()
-        if self._background is None or self.figure.stale:
+        if self._background is None or any(part.stale for part in self.figure.get_children()):
             canvas.draw()
             self._background = canvas.copy_from_bbox(self.figure.bbox)
         canvas.restore_region(self._background)

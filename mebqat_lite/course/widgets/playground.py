@@ -20,8 +20,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PALE, WHITE
-from mebqat_lite.measure.looks import VERMILION as RED
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PAGE, PALE, SMALLEST, VERMILION, WHITE
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import evaluating
@@ -208,12 +207,12 @@ def beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-SIZE, WIDTHS = (9.6, 3.9), (1.6, 1, 1)  # inches; of the three panels, as shares
+SIZE, WIDTHS = (PAGE, 3.7), (1.6, 1, 1)  # inches; of the three panels, as shares
 INSIDE, OUTSIDE, BINS = PALE, ORANGE, 96
 SHARES: dict[str, dict[str, Any]] = {  # of the error
     "total": {"color": BLACK, "linewidth": 2.4},
     "rounding": {"color": BLUE, "linestyle": "--", "marker": "o", "markersize": 3.5},
-    "clipping": {"color": RED, "linestyle": ":", "marker": "s", "markersize": 3.5},
+    "clipping": {"color": VERMILION, "linestyle": ":", "marker": "s", "markersize": 3.5},
 }
 
 
@@ -225,8 +224,10 @@ def picture() -> Drawing:
     with plots.style():
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
         staircase, curves = Staircase(left), (ErrorCurve(middle, "bits"), ErrorCurve(right, "clip"))
-        figure.legend(handles=staircase.moving[:6], loc="outside upper left", ncols=3, fontsize=9)
-        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", ncols=3, fontsize=9)
+        right.tick_params(labelleft=False)  # the axis is that of the middle
+        narrow: dict[str, Any] = {"ncols": 3, "columnspacing": 1.2, "handlelength": 1.7}
+        figure.legend(handles=staircase.moving[:6], loc="outside upper left", **narrow)
+        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", **narrow)
 
     def update(result: PlaygroundResult) -> str:
         staircase.update(result)
@@ -247,9 +248,9 @@ class Staircase:
         [self.identity] = axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="output = input")
         [self.stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
         [self.levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
-        self.ends = axes.vlines([], 0, 1, colors=RED, linestyles=":", linewidths=1.8, label="outermost levels")
-        [self.handle] = axes.plot([], [], "D", color=RED, markersize=9, markeredgecolor=WHITE)
-        self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=9)
+        self.ends = axes.vlines([], 0, 1, colors=VERMILION, linestyles=":", linewidths=1.8, label="outermost levels")
+        [self.handle] = axes.plot([], [], "D", color=VERMILION, markersize=9, markeredgecolor=WHITE)
+        self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=SMALLEST)
         self.moving: list[Artist] = [self.outside, self.inside, self.identity, self.stairs, self.levels, self.ends]
         self.moving += [self.handle, self.words]
         axes.set(xlabel="input", ylabel="output")
@@ -289,11 +290,11 @@ class ErrorCurve:
         self.over = over
         self.lines = {name: axes.plot([], [], label=name, **look)[0] for name, look in SHARES.items()}
         [self.now] = axes.plot([], [], "o", color=BLACK, markersize=12, fillstyle="none", markeredgewidth=2)
-        self.words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=9)
+        self.words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=SMALLEST)
         self.moving: list[Artist] = [*self.lines.values(), self.now, self.words]
         axes.set(yscale="log", ylim=(1e-6, 2), xlim=(0.5, 8.5) if over == "bits" else (0, REACH))
         axes.set(xticks=BITS if over == "bits" else range(7))
-        axes.set_xlabel("bitwidth" if over == "bits" else "clip (standard deviations)")
+        axes.set_xlabel("bitwidth" if over == "bits" else "clip (std. deviations)")
         if over == "bits":
             axes.set_ylabel("squared error / mean square")
 
