@@ -198,7 +198,7 @@ def lines(
     with style():
         figure, axes = plt.subplots(figsize=(PAGE, 3.6))
         for name, look in looks(curves).items():
-            axes.plot(x, curves[name], markevery=max(1, len(x) // 12), label=name, **look)
+            axes.plot(x, np.asarray(curves[name], dtype=float), markevery=max(1, len(x) // 12), label=name, **look)
         if mark is not None:
             axes.axvline(mark, color=BLACK, linewidth=1)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")

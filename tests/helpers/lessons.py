@@ -10,7 +10,7 @@ from mebqat_lite.course.exercises import Exercise
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 # A lesson joins when it has the form.
-REBUILT = ["07_compare_and_decide"]
+REBUILT = ["00_start_here", "07_compare_and_decide"]
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
 ASKS = ("number", "choice", "MarkOnAxes")  # what asks for a guess
 

@@ -13,8 +13,8 @@ with of_the_lab():
     from mebqat_lite.course.widgets.episodes import episode_viewer
     from mebqat_lite.course.widgets.heat_map import pair_map
     from mebqat_lite.course.widgets.norm_policies import norm_policies
-    from mebqat_lite.course.widgets.pair_board import pair_board
     from mebqat_lite.course.widgets.paintings import paintings
+    from mebqat_lite.course.widgets.pair_board import pair_board
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
 
@@ -25,9 +25,9 @@ __all__ = [
     "episode_viewer",
     "method_comparison",
     "norm_policies",
+    "paintings",
     "pair_board",
     "pair_map",
-    "paintings",
     "playground",
     "straight_through",
 ]

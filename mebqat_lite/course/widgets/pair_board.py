@@ -95,7 +95,7 @@ def picture(test: Split, limits: tuple[float, float], side: int, figure: Any = N
         board.choose(found.bits)
         sheet.update(found)
         large.update(found)
-        return f"{found.title} at {found.bits}: {len(found.wrong)} of {len(found.labels)} test images are read wrongly"
+        return spoken(found)
 
     return Drawing(drawn, update, [board.frame, *sheet.moving, *large.moving])
 
@@ -106,7 +106,14 @@ def still(results: Sequence[Answers], test: Split, limits: tuple[float, float]) 
     def part(side: int) -> Callable[..., str]:
         return lambda figure: picture(test, limits, side, figure).update(results)
 
-    return plots.beside([part(0), part(1)], (SIZE[0],) * 2, SIZE[1], "")
+    figure = plots.beside([part(0), part(1)], (SIZE[0],) * 2, SIZE[1], "")
+    figure.set_label("; ".join(map(spoken, results)))
+    return figure
+
+
+def spoken(found: Answers) -> str:
+    """The picture of one network in words."""
+    return f"{found.title} at {found.bits}: {len(found.wrong)} of {len(found.labels)} test images are read wrongly"
 
 
 class _Sheet:
