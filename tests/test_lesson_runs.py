@@ -86,7 +86,9 @@ def test_a_lesson_runs_with_any_answers(name, kind, monkeypatch):
 MADE = [
     "import torch\n\nfrom mebqat_lite.course import guess\nfrom mebqat_lite.course.exercises import lesson_01",
     "my = guess.number('How many?', high=10)\nother = guess.choice('Does it hold?', ['yes', 'no'])",
-    "print(guess.said(my, 4))\nprint(guess.said(other, 'no'))",
+    "import matplotlib.pyplot as plt\n\nfrom mebqat_lite.course.widgets.mark import MarkOnAxes\n\n"
+    "place = MarkOnAxes(plt.figure().add_subplot(), 'xy')",
+    "print(guess.said(my, 4))\nprint(guess.said(other, 'no'))\nprint(guess.said(place, (0.5, 0.0)))",
     "def fake_quantize(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(fake_quantize)",
     "fake_quantize = lesson_01.fake_quantize.use()\nfake_quantize(torch.ones(2), 0.3, 0, 3) + torch.ones(2)",
 ]
@@ -101,7 +103,8 @@ def test_answers_are_written_into_a_made_lesson(kind, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     lesson = made()
     runs_with(lesson, kind)
-    assert "You said 5; it is 4, 1 lower.\nYou said yes; it is no." in printed(lesson.cells[2])
+    assert "You said 5; it is 4, 1 lower.\nYou said yes; it is no." in (text := printed(lesson.cells[3]))
+    assert "You said (0.5, 0.5); it is (0.5, 0)." in text
 
 
 def test_a_lesson_that_stops_at_an_answer_is_found(monkeypatch):

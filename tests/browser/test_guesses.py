@@ -5,8 +5,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_lessons import NOISE, errors_of, page, run_all  # noqa: F401 - fixtures and what they read
+from test_lessons import errors_of
 
+from benchmarks.lab import run_all
 from notebooks.store import ANSWER, for_readers
 
 pytestmark = pytest.mark.browser
@@ -29,7 +30,7 @@ def write(cells, path) -> None:
 
 
 @pytest.fixture
-def asked(server, lab, page):  # noqa: F811
+def asked(server, lab, page):
     """A page where all cells ran without a guess."""
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     cells[2].metadata["jupyter"] = {"outputs_hidden": True}
@@ -73,7 +74,7 @@ def test_a_press_where_the_slider_stands_is_a_guess(asked):
     assert answered(asked, "You").startswith("You said 50 %; it is 31.4 %, 18.6 points lower.\nIt is yes.")
 
 
-def test_outputs_stored_hidden_are_hidden_until_the_cell_runs(server, lab, page):  # noqa: F811
+def test_outputs_stored_hidden_are_hidden_until_the_cell_runs(server, lab, page):
     cell = nbformat.v4.new_code_cell("print('seen')", metadata={"jupyter": {"outputs_hidden": True}})
     cell.outputs = [nbformat.v4.new_output("stream", text="spoilt\n")]
     for_readers(cell)

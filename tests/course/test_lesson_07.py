@@ -134,7 +134,8 @@ def test_the_clients():
 
 
 def test_the_guide():
-    says("It is highest on the glyph classes, 8 points at W1A1, and on the wide net")
+    says("It is highest on the glyph classes, 8 points at W1A1, and on the wide net, which has room for every pair, ")
+    says("nothing is told apart from zero")
     classes, wide = FOUND["glyph-classes"], FOUND["digits-wide"]
     menu = re.findall(r'": "([\w-]+)"', source(next(c for c in code(LESSON) if source(c).startswith("menu = "))))
     prices = {(n, b): cell["mean"] for n in menu for b, cell in FOUND[n]["paired"]["test"].items()}

@@ -4,6 +4,8 @@
 in all outputs, or ``{ cell = "01-23", reads = '...' }`` for the outputs of one cell. Each ``[[sentence]]`` has the
 words as they stand in the lesson (``says``) and a comparison of such numbers (``holds``), in which each number that
 the words state stands too. ``[definitions]`` lists words that measure nothing (``says``, a list): theory, questions.
+Words that ``claims.toml`` measures need no entry, nor do those that ``tests/course/test_lesson_NN.py`` holds by
+``says("...")``, for what is shown in figures alone.
 """
 
 import ast
@@ -29,7 +31,7 @@ COMPARES = (
     r"holds?|gains?|breaks?|as good as|the same as|nearly (?:all|every\w*)|twice|half|nothing)\b"
 )
 END = re.compile(r"(?:(?<=[.!?:])|(?<=[.!?:][*_)\"]))(?<!^\d\.) (?=[*_(\"`]*[A-Z])")  # of a sentence, not of "1."
-HIDDEN = r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|\(arXiv[^)]*\)|[Ee]xercises? \d+\.\d+"  # formulas, code, links, titles
+HIDDEN = r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|arXiv \d+\.\d+|[Ee]xercises? \d+\.\d+"  # formulas, code, links, titles
 MEASURED = r"\b(?:accurac\w+|errors?|PTQ\S*|QAT|MEBQAT\S*|DoReFa\S*|SAT|LSQ|FP|W\d+A\d+|networks?|naive|signal)\b"
 ADVICE = """{what} is stated and not checked. Add this, or put the words under [definitions] if nothing is measured:
 [[sentence]]
@@ -170,9 +172,9 @@ def names(expression: str) -> set[str]:
     return {node.id for node in nodes if isinstance(node, ast.Name)} - set(FUNCTIONS)
 
 
-def faults(lesson: dict, table: Table, claimed: list[str]) -> Iterator[str]:
-    """What is wrong with a lesson and its table; ``claimed`` are words that a command measures (claims.toml)."""
-    yield from missing(lesson, table.listed + claimed)
+def faults(lesson: dict, table: Table, elsewhere: list[str]) -> Iterator[str]:
+    """What is wrong with a lesson and its table; ``elsewhere`` are words that another test holds."""
+    yield from missing(lesson, table.listed + elsewhere)
     text = plain(" ".join(markdown(lesson)))
     yield from (f"{words!r} does not stand in the lesson" for words in table.listed if words not in text)
     numbers = pull(table.numbers, outputs(lesson))
@@ -195,7 +197,17 @@ def untrue(says: str, expression: str, numbers: dict[str, float]) -> Iterator[st
             yield f"{says!r} states {word!r}, which does not stand in holds = {expression!r}"
 
 
+def held_elsewhere(name: str) -> list[str]:
+    """The words of a lesson that claims.toml or a test of the lesson holds to what was measured."""
+    words = [claim.says for claim in claims() if claim.page == f"notebooks/{name}.ipynb"]
+    path = TABLES.parent / "course" / f"test_lesson_{name[:2]}.py"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8") if path.exists() else "")):
+        match node:
+            case ast.Call(func=ast.Name(id="says"), args=[ast.Constant(value=str() as said)]):
+                words.append(said)
+    return [plain(said) for said in words]
+
+
 def check(name: str) -> list[str]:
     """All faults of a lesson of the folder."""
-    claimed = [plain(claim.says) for claim in claims() if claim.page == f"notebooks/{name}.ipynb"]
-    return list(faults(read(name), table(name), claimed))
+    return list(faults(read(name), table(name), held_elsewhere(name)))
