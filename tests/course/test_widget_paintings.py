@@ -44,7 +44,9 @@ def test_it_starts_at_the_phone_or_else_at_the_first_pair():
 
 def test_the_words_name_the_nearest_and_the_farthest_picture():
     live = paintings(PICTURES, PSNR)
-    assert "nearest to the photograph: MEBQAT in turn, 31.0 dB; farthest from it: FP + PTQ-MSE, 20.0" in live.words.value
+    assert (
+        "nearest to the photograph: MEBQAT in turn, 31.0 dB; farthest from it: FP + PTQ-MSE, 20.0" in live.words.value
+    )
     live.controls["pair"].value = "FP"
     assert "nearest to the photograph: FP + PTQ-MSE, 52.0 dB" in live.words.value
     assert live.pictures[0].alt == "full precision (the server): FP + PTQ-MSE 52.0 dB, MEBQAT in turn 36.0 dB"

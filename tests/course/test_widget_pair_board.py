@@ -155,7 +155,7 @@ def test_wrong_images_are_red_in_the_sheet_and_the_first_stand_large_with_the_an
     assert red(shown).nonzero()[0].tolist() == wrong and (shown[40:] == 1).all()
     read = [text.get_text() for text in large.texts]
     assert read == [f"as {(int(data.test.labels[i]) + 1) % 10}" for i in wrong[:8]]
-    assert sheet.texts[0].get_text() == "W2A2: 9 of 40 read wrongly (red)"
+    assert sheet.texts[0].get_text() == "W2A2: 9 of 40 read wrongly (orange)"
     drawing.update([answers(data, [7])])
     assert [text.get_text() for text in large.texts][1:] == [""] * 7
     plt.close(drawing.figure)

@@ -117,7 +117,7 @@ def spoken(found: Answers) -> str:
 
 
 class _Sheet:
-    """All test images, small; those that are read wrongly are white on red."""
+    """All test images, small; those that are read wrongly are white on orange."""
 
     def __init__(self, axes: Axes, test: Split) -> None:
         self.pixels = test.images[:, 0].numpy()  # (images, height, width)
@@ -130,7 +130,7 @@ class _Sheet:
 
     def update(self, found: Answers) -> None:
         self.image.set_data(mosaic(_tinted(self.pixels, found.wrong.numpy()), WIDE))
-        self.words.set_text(f"{found.bits}: {len(found.wrong)} of {len(found.labels)} read wrongly (red)")
+        self.words.set_text(f"{found.bits}: {len(found.wrong)} of {len(found.labels)} read wrongly (orange)")
 
 
 class _Large:
@@ -158,11 +158,11 @@ class _Large:
 
 
 def _tinted(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Dark digits on white as (images, height, width, 3); the ``wrong`` ones white on red."""
-    red = np.array([int(VERMILION[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    """Dark digits on white as (images, height, width, 3); the ``wrong`` ones white on orange."""
+    orange = np.array([int(VERMILION[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     ink = pixels[..., None]
     colours = np.repeat(1 - ink, 3, axis=-1)
-    colours[wrong] = red + (1 - red) * ink[wrong]
+    colours[wrong] = orange + (1 - orange) * ink[wrong]
     return colours
 
 
