@@ -17,9 +17,7 @@ from mebqat_lite.files import replace
 from mebqat_lite.measure.boards import ACCURACY as ACCURACY
 from mebqat_lite.measure.boards import Board as Board
 from mebqat_lite.measure.boards import board as board
-from mebqat_lite.measure.boards import board_on as board_on
 from mebqat_lite.measure.boards import heat_map as heat_map
-from mebqat_lite.measure.boards import pair_at as pair_at
 from mebqat_lite.measure.boards import tables as tables
 from mebqat_lite.measure.looks import (
     BLACK,

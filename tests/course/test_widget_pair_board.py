@@ -16,6 +16,7 @@ from mebqat_lite.bits import WIDTHS, Bits
 from mebqat_lite.course.widgets import pair_board as make
 from mebqat_lite.course.widgets.pair_board import Answers, compute, mosaic, picture
 from mebqat_lite.datasets.base import Data
+from mebqat_lite.measure.boards import GAP, pair_at
 from mebqat_lite.switching.state import setting_of
 
 MODULE = importlib.import_module("mebqat_lite.course.widgets.pair_board")  # the package has a function of its name
@@ -205,12 +206,11 @@ def test_a_failure_is_shown_in_place(board, monkeypatch):
 
 @pytest.mark.parametrize("widths", [(0.0, 0.0), (9.1, 3.0), (11.0, 2.0), (-0.1, 2.0)])
 def test_points_beside_the_cells_belong_to_no_pair(widths):
-    found = mq.measure.plots.pair_at(*widths)
+    found = pair_at(*widths)
     assert found == (Bits(1, 1) if widths == (0.0, 0.0) else None)
 
 
 @given(WIDTH, WIDTH, st.floats(0, 0.99), st.floats(0, 0.99))
 def test_each_point_of_a_cell_belongs_to_its_pair(w, a, x, y):
-    gap = mq.measure.boards.GAP
-    left, top = (WIDTHS.index(bits) + gap * (bits == 32) for bits in (a, w))
-    assert mq.measure.plots.pair_at(left + x, top + y) == Bits(w, a)
+    left, top = (WIDTHS.index(bits) + GAP * (bits == 32) for bits in (a, w))
+    assert pair_at(left + x, top + y) == Bits(w, a)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import traitlets
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from mebqat_lite.course.widgets.base import buttons, card
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
+from mebqat_lite.measure.boards import board_on, pair_at
 from mebqat_lite.measure.looks import PAGE, SMALLEST, VERMILION, color_of
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
 from mebqat_lite.switching.state import at
@@ -82,7 +84,7 @@ def picture(test: Split, limits: tuple[float, float], side: int, figure: Any = N
     with plots.style(), plt.rc_context({"axes.grid": False}):
         drawn = figure or plt.figure(figsize=SIZE)
         axes = drawn.subplots(3, 1, height_ratios=(3.1, 1.5, 0.4))
-        board, sheet, large = plots.board_on(axes[0], limits, " "), _Sheet(axes[1], test), _Large(axes[2], test)
+        board, sheet, large = board_on(axes[0], limits, " "), _Sheet(axes[1], test), _Large(axes[2], test)
     accuracies: Mapping[str, float] = {}
 
     def update(results: Sequence[Answers]) -> str:
@@ -159,7 +161,7 @@ class _Large:
 
 def _tinted(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """Dark digits on white as (images, height, width, 3); the ``wrong`` ones white on orange."""
-    orange = np.array([int(VERMILION[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    orange = np.array(to_rgb(VERMILION))
     ink = pixels[..., None]
     colours = np.repeat(1 - ink, 3, axis=-1)
     colours[wrong] = orange + (1 - orange) * ink[wrong]
@@ -211,7 +213,7 @@ class PairBoard(LiveFigure):
         return found
 
     def _point(self, x: float, y: float) -> None:
-        if pair := plots.pair_at(x, y):
+        if pair := pair_at(x, y):
             self.pair = str(pair)
 
     def _step(self, right: int, up: int) -> None:
