@@ -50,7 +50,7 @@ def cell(source: str, *kinds: str, hidden: bool = False) -> dict:
 CARD = text("# 01\n\n**Time** 15 minutes" + " word" * 300)  # 1.5 minutes to read, 6 cells, an exercise of 10 minutes
 ASK = cell("my = guess.number('How many?')", WIDGET)
 ANSWERED = cell("print(guess.said(my, truth))\nplots.show(figure)", FIGURE, hidden=True)
-CHECK = cell("def uniform(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(uniform)")
+CHECK = cell("def fake_quantize(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(fake_quantize)")
 USE = cell("fake_quantize = lesson_01.fake_quantize.use()\nfake_quantize(x, 1.0, 0, 3)")
 PLAY, STILL = cell("playground(w)", WIDGET), cell("plots.show(figure)", FIGURE)
 GOOD = {"cells": [CARD, ASK, ANSWERED, CHECK, USE, PLAY, STILL]}

@@ -17,7 +17,7 @@ CELLS = [
     ("print(2 + 2)", CHECKED),
     ("ipywidgets.VBox([ipywidgets.IntSlider()])", {}),
     ("my = None", HIDDEN),
-    ("from mebqat_lite.course.exercises import lesson_01\n\nuniform = lesson_01.fake_quantize.use()", {}),
+    ("from mebqat_lite.course.exercises import lesson_01\n\nfake_quantize = lesson_01.fake_quantize.use()", {}),
 ]
 
 

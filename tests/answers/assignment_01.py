@@ -21,7 +21,7 @@ RIGHT = {
     "sqnr": [
         lambda x, y: 10 * torch.log10(x.double().pow(2).mean() / (x - y).double().pow(2).mean()),
         lambda x, y: -20 * math.log10(float((x - y).norm() / x.norm())),
-        lambda x, y: 10 * np.log10(np.array((x**2).sum()) / np.array(((x - y) ** 2).sum())),
+        lambda x, y: 10 * np.log10(np.sum(x.numpy() ** 2) / np.sum((x - y).numpy() ** 2)),
     ],
 }
 

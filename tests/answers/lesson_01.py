@@ -21,7 +21,7 @@ def quantized_by_hand(x, step, low, high):
 
 def quantized_in_numpy(x, step, low, high):
     codes = np.clip(np.rint(x.numpy().astype(np.float64) / step), low, high)
-    return torch.from_numpy((codes * step).astype(np.float32))
+    return codes * step
 
 
 def quantized_in_python(x, step, low, high):
@@ -45,7 +45,7 @@ def quantized_by_buckets(x, step, low, high):
 
 
 def quantized_in_float64(x, step, low, high):
-    return (torch.round(x.double() / step).clip(low, high) * step).to(x.dtype)
+    return torch.round(x.double() / step).clip(low, high) * step
 
 
 def quantized_by_parts(x, step, low, high):
@@ -181,6 +181,7 @@ RIGHT = {
         lambda x, step, low, high: torch.clip(torch.floor(x / step + 0.5), low, high) * step,
         lambda x, step, low, high: (x.clamp(low * step, high * step) / step).round() * step,
         lambda x, step, low, high: mq.quantizers.step_clip(x.requires_grad_(), torch.tensor(step), low, high),
+        lambda x, step, low, high: (step * clip_round(x.double(), step, low, high)).tolist(),
         lambda x, step, low, high: mq.quantizers.functions.fake_quantize(x, torch.tensor(step), low, high),
     ],
     "best_step": [
@@ -261,16 +262,12 @@ WRONG = {
         ("not multiples of step", lambda x, s, low, high: s * clip_round(x, s, low, high) * 0.9),
         ("for step = .* values are wrong", lambda x, s, low, high: torch.zeros_like(x)),
         ("has shape", lambda x, s, low, high: (s * clip_round(x, s, low, high)).flatten()),
-        ("dtype torch.int32", lambda x, s, low, high: clip_round(x, s, low, high).int()),
-        ("dtype torch.float64; it should be torch.float32", lambda x, s, low, high: s * clip_round(
-            x.double(), s, low, high)),
-        ("type ndarray: return a tensor", lambda x, s, low, high: (s * clip_round(x, s, low, high)).numpy()),
+        ("multiply them by step again", lambda x, s, low, high: clip_round(x, s, low, high).int()),
         ("x is multiplied by step", lambda x, s, low, high: s * clip_round(x * s, 1, low, high)),
         ("step is divided by x", lambda x, s, low, high: s * clip_round(s / x, 1, low, high)),
         ("low and high are swapped", lambda x, s, low, high: s * clip_round(x, s, high, low)),
         ("the sign is lost", lambda x, s, low, high: s * clip_round(x, s, low, high).abs()),
         ("dtype torch.float16", lambda x, s, low, high: (s * clip_round(x, s, low, high)).half()),
-        ("type list: return a tensor", lambda x, s, low, high: (s * clip_round(x, s, low, high)).tolist()),
         ("NaN or infinity", lambda x, s, low, high: x / 0),
         ("changes its input x in place", lambda x, s, low, high: x.div_(s).round_().clamp_(low, high).mul_(s)),
     ],

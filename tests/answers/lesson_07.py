@@ -165,7 +165,7 @@ WRONG = {
         ("divides by an accuracy", lambda a, b: two(relative(a, b).mean(), relative(a, b).max())),
         ("divides by an accuracy", lambda a, b: two(100 * relative(a, b).mean(), 100 * relative(a, b).max())),
         ("divides by an accuracy", lambda a, b: two(-relative(b, a).mean(), -relative(b, a).min())),
-        ("9 dedicated ones, 8 in common: this is the sum", lambda a, b: two(kept(a, b).sum(), kept(a, b).max())),
+        ("this is the sum.*9 dedicated ones, 8 in common", lambda a, b: two(kept(a, b).sum(), kept(a, b).max())),
         ("mean comes first", lambda a, b: two(kept(a, b).max(), kept(a, b).mean())),
         ("this is the sum", lambda a, b: two(kept(a, b).sum(), kept(a, b).max())),
         ("this is the median", lambda a, b: two(kept(a, b).median(), kept(a, b).max())),

@@ -19,7 +19,7 @@ from answers.lesson_01 import product
 from graders import NAMES, faults
 
 import mebqat_lite as mq
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01, tensor
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
 
 LESSONS = [importlib.import_module(f"mebqat_lite.course.exercises.{name}") for name in NAMES]
 ANSWERS = [importlib.import_module(f"answers.{name}") for name in NAMES]
@@ -373,14 +373,6 @@ def test_checked_accepts_what_holds_the_numbers_of_a_tensor(kind, values):
 def test_checked_names_what_is_no_tensor(value, message):
     with pytest.raises(Mistake, match=message):
         checked(value, torch.zeros(2))
-
-
-def test_tensor_wants_the_type_that_a_network_needs():
-    x = torch.ones(2, 3)
-    assert tensor(x, x) is x
-    for other in (x.double(), x.int(), x.flatten(), x.tolist(), x.numpy()):
-        with pytest.raises(Mistake, match=r"should be|return a tensor"):
-            tensor(other, x)
 
 
 def test_expect_names_the_first_mistake_that_fits():

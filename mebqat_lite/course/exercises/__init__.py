@@ -194,7 +194,7 @@ def _same(arg: Any, copy: Any) -> bool:
     return arg is copy
 
 
-def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
+def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:
     """``value`` in float64, without a graph: a number, a tensor, a NumPy array, or lists of these.
 
     Raises:
@@ -213,21 +213,11 @@ def numbers(value: Any, wanted: str = "a tensor") -> Tensor:
     if not isinstance(array, Tensor):
         raise Mistake(f"it returns a value of type {type(value).__name__}: return {wanted}")
     if array.dtype == torch.bool or array.is_complex():
-        raise Mistake(f"the result has dtype {array.dtype}: return {wanted} of plain numbers")
+        what = "True and False" if array.dtype == torch.bool else "complex numbers"
+        raise Mistake(f"it returns {what}, of dtype {array.dtype}: return {wanted}")
     if array.is_floating_point() and array.dtype.itemsize < 4:
         raise Mistake(f"the result has dtype {array.dtype}, which keeps only three digits: compute in float32")
     return array.detach().to("cpu", torch.float64)
-
-
-def tensor(value: Any, like: Tensor) -> Tensor:
-    """``value`` itself; a Mistake unless it is a tensor of the shape and dtype of ``like``, as a network needs it."""
-    if not isinstance(value, Tensor):
-        raise Mistake(f"it returns a value of type {type(value).__name__}: return a tensor")
-    if value.shape != like.shape:
-        raise Mistake(f"the result has shape {tuple(value.shape)}; it should be {tuple(like.shape)}")
-    if value.dtype != like.dtype:
-        raise Mistake(f"the result has dtype {value.dtype}; it should be {like.dtype}, the type of the input")
-    return value
 
 
 def checked(value: Any, like: Tensor | float) -> Tensor:
@@ -263,6 +253,6 @@ def expect(got: Any, want: Tensor | float, where: str, mistakes: Iterable[tuple[
     for message, result in mistakes:
         wide = torch.as_tensor(result, dtype=torch.float64).detach()  # it may be much larger than ``right``
         if bool(((got - result).abs() <= max(tolerance, 1e-5 * float(wide.abs().max()))).all()):
-            raise Mistake(f"for {where}: {message}")
+            raise Mistake(f"{message} (for {where})")
     count = f"{int(wrong.sum())} of {wrong.numel()} values are wrong: " if wrong.numel() > 1 else ""
     raise Mistake(f"for {where}: {count}it returns {got[wrong][0]:.6g}, right is {right[wrong][0]:.6g}")

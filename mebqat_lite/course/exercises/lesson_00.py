@@ -45,7 +45,7 @@ def _yes_or_no(value: Any, pair: Pair) -> bool:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if not isinstance(value, (bool, np.bool_)):
-        raise Mistake(f"for {_written(pair)} it returns a {type(value).__name__} value: return True or False")
+        raise Mistake(f"for {_written(pair)} it returns a value of type {type(value).__name__}: return True or False")
     return bool(value)
 
 
@@ -138,7 +138,7 @@ def _grade_saving(student: Student, rng: Generator) -> None:
         got, want = float(checked(student(few, many), 0.0)), 100 * (many - few) / many
         where = f"used = {few:.6g} and baseline = {many:.6g}"
         if 1e-5 * abs(want) + 1e-6 < abs(got - want) < 1 and abs(got - round(got, 2)) < 1e-4:
-            raise Mistake(f"for {where}: the result is rounded. Return all digits, and round when you print")
+            raise Mistake(f"the result is rounded: return all digits, and round when you print (for {where})")
         expect(got, want, where, _wrong_savings(few, many, want))
 
 
@@ -258,11 +258,11 @@ def _random_net(images: Tensor, seed: int) -> nn.Module:
 
 def _wrong_accuracies(right: dict[Place, float], place: Place, start: Place, count: int) -> list[tuple[str, float]]:
     want, (bits, norm_stats) = right[place], place
-    stood = "This is the accuracy at {}. Give mq.at both bits and norm_stats"
+    stood = "this is the accuracy at {}. Give mq.at both bits and norm_stats"
     named = [
-        ("it ignores bits and norm_stats. " + stood.format(_place(start) + ", as the model stood"), right[start]),
-        ("it ignores norm_stats. " + stood.format(_place((bits, start[1]))), right[bits, start[1]]),
-        ("it ignores bits. " + stood.format(_place((start[0], norm_stats))), right[start[0], norm_stats]),
+        ("it ignores bits and norm_stats: " + stood.format(_place(start) + ", as the model stood"), right[start]),
+        ("it ignores norm_stats: " + stood.format(_place((bits, start[1]))), right[bits, start[1]]),
+        ("it ignores bits: " + stood.format(_place((start[0], norm_stats))), right[start[0], norm_stats]),
         ("this is a fraction: multiply it by 100 for percent", want / 100),
         ("this is the error: the accuracy is the share of right answers", 100 - want),
         ("this is the error, and as a fraction: return the share of right answers in percent", 1 - want / 100),
@@ -273,7 +273,7 @@ def _wrong_accuracies(right: dict[Place, float], place: Place, start: Place, cou
     ]
     others = [other for other in right if other not in (place, start)]
     return named + [
-        (f"it does not go by its arguments. {stood.format(_place(other))}", right[other]) for other in others
+        (f"it does not go by its arguments: {stood.format(_place(other))}", right[other]) for other in others
     ]
 
 
@@ -299,7 +299,7 @@ def left_alone(before: dict[str, Any], after: dict[str, Any], right: str, change
     told = {
         "bits": f"the model is left at {after['bits']} and was at {before['bits']}: {back}",
         "norm_stats": f"the model is left with another norm policy, {after['norm_stats']}: {back}",
-        "mode": f"the model is left in {'training' if any(after['mode']) else 'evaluation'} mode, and was in the other",
+        "mode": f"the model is left in {'training' if any(after['mode']) else 'evaluation'} mode: put it back",
         "weights": "the model's weights have changed: leave them as they are",
         "statistics": "the norms' statistics have changed: only evaluate the model",
         "hooks": "a hook is left on the model, and would go on watching it: call remove() on each hook",

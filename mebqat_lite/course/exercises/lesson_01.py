@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from mebqat_lite import quantizers
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers, tensor
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
 
 Student = Callable[..., Any]
 BEYOND = "your values go beyond high * step: clip the codes, not x"
@@ -41,7 +41,7 @@ def _grade_fake_quantize(student: Student, rng: Generator) -> None:
         levels = step * torch.arange(low, high + 1)
         want = levels[(x[..., None] - levels).abs().argmin(-1)]  # the nearest level: (..., levels) -> (...)
         where = f"step = {step:.4g}, low = {low} and high = {high}"
-        got = checked(tensor(student(x, step, low, high), x), want)
+        got = checked(student(x, step, low, high), want)
         mistakes = _wrong_fake_quantize(x, step, low, high)
         shown = _by_property(got / step, low, high)
         expect(got, want, where, [*mistakes, (shown, got)] if shown else mistakes)
@@ -108,8 +108,8 @@ fake_quantize = Exercise(
     $$\hat x = \mathrm{step} \cdot \mathrm{clip}(\mathrm{round}(x / \mathrm{step}),\ \mathrm{low},\ \mathrm{high})$$
 
     Write `fake_quantize(x, step, low, high)`. `x` is a float tensor of any shape, `step` is a positive number, and
-    `low` and `high` are the lowest and the highest code. Return a new tensor of the same shape and dtype as `x`: the
-    lesson goes on to use your function for a photograph and for a network.
+    `low` and `high` are the lowest and the highest code. Return a new tensor of the same shape as `x`. The lesson
+    then uses your function for a photograph and for a network.
     """,
     hints=[
         "Go from the inside to the outside: divide, round, clip, multiply.",
@@ -285,7 +285,7 @@ def _grade_integer_matmul(student: Student, rng: Generator) -> None:
         got, scale = _sums_and_scale(student(x, w, x_step, w_step), sums)
         expect(got, sums, f"the sums with {where}", _wrong_sums(x, w, sums, x_step, w_step))
         if not _is_whole(got):
-            raise Mistake(f"for the sums with {where}: they are floats. Make the codes int32 before the product")
+            raise Mistake(f"the sums are floats: make the codes int32 before the product (for {where})")
         if not torch.equal(numbers(got), sums):
             raise Mistake(f"for the sums with {where}: {_inexact(numbers(got), sums)}")
         expect(scale, x_step * w_step, f"the scale with {where}", _wrong_scales(x_step, w_step))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, tensor
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
 
 Student = Callable[..., Any]
 
@@ -46,7 +46,7 @@ def _grade_ste_round(student: Student, rng: Generator) -> None:
         codes[1, :2] = torch.tensor([0, levels])
         x = (free / levels).requires_grad_()
         upstream = torch.randn(x.shape, generator=rng)
-        out = tensor(student(x, bits), x)
+        out = student(x, bits)
         nearest = codes.clamp(0, levels) / levels
         expect(out, nearest, f"bits = {bits}, the values", _wrong_values(x.detach(), levels))
         _grade_gate(x, out, upstream, bits)
@@ -69,8 +69,10 @@ def _wrong_values(x: Tensor, levels: int) -> list[tuple[str, Tensor]]:
 def _grade_gate(x: Tensor, out: Tensor, upstream: Tensor, bits: int) -> None:
     """The gradient that comes back for ``upstream``, against the gate."""
     got = None
+    if not isinstance(out, Tensor):
+        raise Mistake(f"it returns a value of type {type(out).__name__}: return a tensor, for its gradient is needed")
     if out.requires_grad:
-        (got,) = torch.autograd.grad(out, x, upstream, allow_unused=True)
+        (got,) = torch.autograd.grad(out, x, upstream.to(out.dtype), allow_unused=True)
     if got is None:
         raise Mistake(
             f"for bits = {bits} the values are right, but no gradient comes back: something (detach, no_grad or .data) "
@@ -111,7 +113,7 @@ ste_round = Exercise(
     minutes=10,
     question=r"""
     Write `ste_round(x, bits)`, which rounds activations as DoReFa does and has a useful gradient. `x` is a float tensor
-    of any shape; the result is a tensor of the same shape and dtype.
+    of any shape; the result is a tensor of the same shape.
 
     *Forward*: clip `x` to [0, 1], then round it to the nearest of the 2^bits levels k / (2^bits - 1).
 
@@ -162,6 +164,9 @@ def _grade_qat(student: Student, rng: Generator) -> None:
         for number, (w, end) in enumerate(zip(weights, right.ends, strict=True)):
             mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs()]
             expect(w, end.float(), f"{where}, weights[{number}] after training", mistakes)
+        if (shape := numbers(losses, "a list of numbers").shape) != (len(batches),):
+            found = f"{shape[0]} losses" if len(shape) == 1 else f"a {type(losses).__name__} of shape {tuple(shape)}"
+            raise Mistake(f"it returns {found}: return a list with one number for each of the {len(batches)} batches")
         after = ("these are the losses after the steps: take each before its step", right.after)
         expect(losses, torch.tensor(right.losses), f"{where}, the losses", [after])
 
@@ -480,7 +485,7 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
         ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
          slope.sum() * scale),
         ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
-        *((f"the sum is right in form, but {words}", (upstream * part).sum() * scale) for words, part in parts),
+        *((words, (upstream * part).sum() * scale) for words, part in parts),
         *((f"{words}. The scale is missing too", (upstream * part).sum()) for words, part in parts),
     ]  # fmt: skip
 

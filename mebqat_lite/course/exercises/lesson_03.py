@@ -43,7 +43,7 @@ def _wrong_shape(part: Tensor, like: Tensor) -> str:
     if part.numel() == 1:
         return "it returns one number for all channels: each channel has its own, so keep axis 1"
     if part.numel() == channels:
-        return f"the result has shape {found}; it should be ({channels},): leave out the axes of size 1"
+        return f"the result has shape {found}: it should be ({channels},): leave out the axes of size 1"
     if channels in found:
         return f"the result has shape {found}: it should be ({channels},). Average over height and width too"
     return f"the result has shape {found}: it should be ({channels},), a number per channel, which is axis 1"
@@ -71,7 +71,7 @@ def _grade_pooled_stats(student: Student, rng: Generator) -> None:
         x = torch.cat([b.double().transpose(0, 1).flatten(1) for b in batches], 1)  # (channels, values)
         right = x.mean(1).float(), x.var(1, correction=0).float()
         where = f"{count} batches of {[len(b) for b in batches]} images"
-        _swapped((mean, var), right, f"for {where}: the variance comes back first. Return mean, var")
+        _swapped((mean, var), right, f"the variance comes back first: return mean, var (for {where})")
         expect(mean, right[0], f"the mean over {where}", _wrong_means(batches))
         expect(var, right[1], f"the variance over {where}", _wrong_variances(batches, x))
 
@@ -343,7 +343,7 @@ def _grade_fold_norm(student: Student, rng: Generator) -> None:
         with torch.no_grad():  # what the norm makes of 0 and of 1, (channels,)
             zero, one = (norm(torch.full((1, channels, 1, 1), x).double()).flatten().float() for x in (0.0, 1.0))
         where = f"eps = {eps:.4f} and variances from {float(var.min()):.4f}"
-        _swapped(got, (one - zero, zero), f"for {where}: offset and scale are swapped. Return scale, offset")
+        _swapped(got, (one - zero, zero), f"offset and scale are swapped: return scale, offset (for {where})")
         expect(got[0], one - zero, f"the scale with {where}", _wrong_scales(var, gain, eps))
         expect(got[1], zero, f"the offset with {where}", _wrong_offsets(mean, gain, shift, one - zero))
 

@@ -50,7 +50,7 @@ def _grade_sample_pairs(student: Student, rng: Generator) -> None:
         ends = [FP, Bits(1, 1)][:count]
         seed = _whole(0, 2**31 - 1, rng)
         lists = _draw(student, pool, m, ends, seed, DRAWS)
-        where = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]"
+        where = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]:"
         if _draw(student, pool, m, ends, seed, 3) != lists[:3]:
             raise Mistake(
                 f"{where} two generators in the same state give different pairs: draw from rng and from nothing else"
@@ -78,7 +78,7 @@ def _read(found: Any, pool: list[Bits], m: int, ends: list[Bits]) -> list[Bits]:
     if isinstance(found, (Tensor, str, Bits, set, frozenset, dict)) or not isinstance(found, Iterable):
         raise Mistake(f"it returns a value of type {type(found).__name__}: return a list of pairs")
     found = list(found)
-    called = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]"
+    called = f"for {len(pool)} candidates, m = {m} and guaranteed = [{', '.join(map(str, ends))}]:"
     if any(isinstance(pair, (int, Tensor)) or hasattr(pair, "__index__") for pair in found):
         raise Mistake(f"{called} these are positions in the pool: return the pairs pool[i] themselves")
     if names := [pair for pair in found if isinstance(pair, str)]:
@@ -123,11 +123,11 @@ def _judge_counts(drawn: list[Bits], pool: list[Bits], ends: list[Bits], where: 
     for pair in pool:
         if not counts[pair]:
             edge = {0: ", the first of pool", len(pool) - 1: ", the last of pool"}.get(pool.index(pair), "")
-            raise Mistake(f"{where} {pair}{edge}, never comes in {len(drawn)} free draws: is your range too short?")
+            raise Mistake(f"{where} {pair}{edge}, never comes in {len(drawn)} free draws. Is your range too short?")
     worst = max(pool, key=lambda pair: abs(counts[pair] - wanted))
     if sum((counts[pair] - wanted) ** 2 / wanted for pair in pool) > 80:  # chi-square, at most 11 degrees of freedom
         raise Mistake(
-            f"{where}, in {len(drawn)} free draws, {worst} comes {counts[worst]} times, but about {wanted:.0f} is "
+            f"{where} in {len(drawn)} free draws {worst} comes {counts[worst]} times, but about {wanted:.0f} is "
             "right: every pair of the pool must be equally likely"
         )
 
@@ -261,22 +261,22 @@ def _wrong_losses(t: dict[str, Tensor], batch: int, classes: int) -> list[tuple[
 def _judge_gradients(loss: Any, logits: Tensor, teacher: Tensor, labels: Tensor, taught: bool, where: str) -> None:
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise Mistake(
-            f"for {where} the loss has no gradient: compute it with torch from logits, and return the tensor, without "
+            f"for {where}: the loss has no gradient. Compute it with torch from logits, and return the tensor, without "
             "detach, item or torch.no_grad"
         )
     loss.backward()
     if teacher.grad is not None and teacher.grad.abs().max() > 0:
         raise Mistake(
-            f"for {where} the value is right, but the teacher has a gradient: it must not move towards its pupil, so "
+            f"for {where}: the value is right, but the teacher has a gradient: it must not move towards its pupil, so "
             "detach it"
         )
     if logits.grad is None:
-        raise Mistake(f"for {where} the value is right, but no gradient reaches logits: detach the teacher instead")
+        raise Mistake(f"for {where}: the value is right, but no gradient reaches logits: detach the teacher instead")
     p, one_hot = logits.detach().softmax(1), torch.eye(logits.shape[1])[labels]
-    want = (p - one_hot + taught * (p - teacher.detach().softmax(1))) / len(labels)
-    expect(logits.grad, want, f"{where}, the gradient of logits", [
-        ("only the labels' term has one: detach the teacher, not the network's logits", (p - one_hot) / len(labels)),
-        ("only the teacher's term has one: do not detach logits", (p - teacher.detach().softmax(1)) / len(labels)),
+    hard, soft = (p - one_hot) / len(labels), (p - teacher.detach().softmax(1)) / len(labels)
+    expect(logits.grad, hard + taught * soft, f"{where}, the gradient of logits", [
+        ("only the labels' term has a gradient: detach the teacher, not the network's logits", hard),
+        ("only the teacher's term has a gradient: do not detach logits", soft),
     ])  # fmt: skip
 
 
@@ -345,7 +345,7 @@ def _grade_mebqat_step(student: Student, rng: Generator) -> None:
         scene.judge_teachers(where)
         expect(loss, scene.mean_loss(), f"{where}, the mean loss", scene.wrong_means())
         after = {**state_of(model), "weights": before["weights"], "statistics": before["statistics"]}
-        left_alone(before, after, f"for {where} the weights are right, but")
+        left_alone(before, after, f"for {where}: the weights are right, but")
 
 
 @dataclass
