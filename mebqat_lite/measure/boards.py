@@ -123,13 +123,21 @@ class Board:
         for text, value in zip(self.texts.values(), shown, strict=True):
             words = f"{value:.{self.decimals}f}" if np.isfinite(value) else ""
             text.set(text=words, color=ink(self.cells.cmap(self.cells.norm(value))))
+        self.choose(chosen)
+        words = self._words({pair: value for pair, value in known.items() if np.isfinite(value)}, chosen)
+        self.figure.set_label(words)
+        return words
+
+    def choose(self, chosen: BitsLike | None) -> None:
+        """Put the frame around a pair, or hide it for None.
+
+        Raises:
+            ValueError: the pair has a width that is not on the board.
+        """
         self.frame.set_visible(chosen is not None)
         if chosen is not None:
             pair = _on_board(chosen)
             self.frame.set(xy=_corner(pair), linestyle="-" if pair.is_candidate else "--")
-        words = self._words({pair: value for pair, value in known.items() if np.isfinite(value)}, chosen)
-        self.figure.set_label(words)
-        return words
 
     def _words(self, known: Mapping[Bits, float], chosen: BitsLike | None) -> str:
         """Say how many pairs there are, the lowest and the highest value, and that of the chosen pair."""
@@ -143,9 +151,8 @@ class Board:
         return f"{told}; {pair}: {known[pair]:.{self.decimals}f}" if pair in known else f"{told}; {pair}: no value"
 
     def at(self, x: float, y: float) -> Bits | None:
-        """Find the pair whose cell holds a point in the coordinates of the axes, or None beside the cells."""
-        inside = [p for p in self.texts if all(0 <= at - low < 1 for at, low in zip((x, y), _corner(p), strict=True))]
-        return inside[0] if inside else None
+        """Find the pair at a point, as `pair_at` does."""
+        return pair_at(x, y)
 
 
 GAP = 0.3  # cells between 16 bits and full precision
@@ -162,6 +169,16 @@ def _corner(pair: Bits) -> tuple[float, float]:
     """The left upper corner of a pair's cell: activation bits rise to the right, weight bits downwards."""
     x, y = (WIDTHS.index(bits) + GAP * (bits == FULL) for bits in (pair.a, pair.w))
     return x, y
+
+
+def pair_at(x: float, y: float) -> Bits | None:
+    """Find the pair whose cell holds a point in the coordinates of a board's axes, or None beside the cells."""
+    widths = {}
+    for name, value in (("a", x), ("w", y)):
+        for bits in WIDTHS:
+            if 0 <= value - _corner(Bits(bits, bits))[0] < 1:
+                widths[name] = bits
+    return Bits(**widths) if len(widths) == 2 else None
 
 
 def board(
@@ -187,24 +204,28 @@ def board(
     """
     known = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or (10 * math.floor(min(known, default=0) / 10), 10 * math.ceil(max(known, default=100) / 10))
-    pairs = [Bits(w, a) for w in WIDTHS for a in WIDTHS]
     with style(), plt.rc_context({"axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(PAGE, 4.6))
-        for pair in pairs:
-            axes.add_patch(Rectangle(_corner(pair), 1, 1, edgecolor=LIGHT, linewidth=0, **EMPTY[pair.is_candidate]))
-        tiles = [Rectangle(_corner(pair), 1, 1) for pair in pairs]
-        cells = PatchCollection(tiles, cmap="cividis", edgecolor=WHITE, linewidth=1)
-        cells.set_clim(low, max(high, low + 1))
-        axes.add_collection(cells)
-        frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=5)
-        axes.add_patch(frame)
-        corners = {pair: _corner(pair) for pair in pairs}
-        texts = {pair: axes.text(x + 0.5, y + 0.5, "", **MIDDLE) for pair, (x, y) in corners.items()}
-        _board_axes(axes, title)
-        figure.colorbar(cells, label=measure)
-    drawn = Board(figure, axes, cells, texts, frame, decimals)
+        drawn = board_on(plt.subplots(figsize=(PAGE, 4.6))[1], (low, max(high, low + 1)), title, decimals)
+        drawn.figure.colorbar(drawn.cells, label=measure)
     drawn.update(values, chosen)
     return drawn
+
+
+def board_on(axes: Axes, limits: tuple[float, float], title: str = "", decimals: int = 0) -> Board:
+    """Draw a `board` without values on axes that may be a part of a figure, with no scale of colours beside it."""
+    pairs = [Bits(w, a) for w in WIDTHS for a in WIDTHS]
+    for pair in pairs:
+        axes.add_patch(Rectangle(_corner(pair), 1, 1, edgecolor=LIGHT, linewidth=0, **EMPTY[pair.is_candidate]))
+    tiles = [Rectangle(_corner(pair), 1, 1) for pair in pairs]
+    cells = PatchCollection(tiles, cmap="cividis", edgecolor=WHITE, linewidth=1)
+    cells.set_clim(*limits)
+    axes.add_collection(cells)
+    frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=5)
+    axes.add_patch(frame)
+    corners = {pair: _corner(pair) for pair in pairs}
+    texts = {pair: axes.text(x + 0.5, y + 0.5, "", **MIDDLE) for pair, (x, y) in corners.items()}
+    _board_axes(axes, title)
+    return Board(axes.figure.figure, axes, cells, texts, frame, decimals)
 
 
 def _board_axes(axes: Axes, title: str) -> None:

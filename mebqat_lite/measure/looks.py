@@ -99,6 +99,11 @@ def method_of(name: str) -> str:
     return NAMES.get(found[1], found[1]) if found else ""
 
 
+def color_of(name: str) -> str:
+    """Return the colour of the method that a name speaks of, as `method_of` finds it; black if there is none."""
+    return str(LOOKS[method]["color"]) if (method := method_of(name)) else BLACK
+
+
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """Give the curves of one figure their looks.
 

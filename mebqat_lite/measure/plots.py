@@ -179,8 +179,8 @@ def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
 
 
 def lines(
-    x: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    x: Sequence[float | str],
+    curves: Mapping[str, Sequence[float | None]],
     *,
     xlabel: str,
     ylabel: str,
@@ -192,11 +192,13 @@ def lines(
     """Plot curves over a common axis, each in the look that `looks` gives to it, and a vertical line at ``mark``.
 
     With ``log`` the axis of the curves is logarithmic, and with ``doubling`` that of ``x``, in powers of 2.
+    A value may be None or NaN where nothing is known. A curve without any value is left out.
     """
+    curves = {name: y for name, y in curves.items() if any(map(is_known, y))}
     with style():
         figure, axes = plt.subplots(figsize=(PAGE, 3.6))
         for name, look in looks(curves).items():
-            axes.plot(x, curves[name], markevery=max(1, len(x) // 12), label=name, **look)
+            axes.plot(x, np.asarray(curves[name], dtype=float), markevery=max(1, len(x) // 12), label=name, **look)
         if mark is not None:
             axes.axvline(mark, color=BLACK, linewidth=1)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")

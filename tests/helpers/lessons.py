@@ -11,6 +11,7 @@ from mebqat_lite.course.exercises import Exercise
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 # A lesson joins when it has the form.
 REBUILT = [
+    "00_start_here",
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
     "07_compare_and_decide",

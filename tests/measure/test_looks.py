@@ -1,6 +1,7 @@
 """Every method has one look, which can be told from the others: on white, in grey print and by the colour-blind."""
 
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -171,3 +172,15 @@ def test_every_method_is_drawn_over_its_cost():
     axes = plots.accuracy_over_cost(accuracy, {"W2A2": 10}, {}).axes[0]
     assert [line.get_label() for line in axes.lines] == list(accuracy)
     assert [line.get_color() for line in axes.lines][:-1] == [look["color"] for look in LOOKS.values()]
+
+
+def test_a_curve_has_gaps_where_nothing_is_known_and_is_left_out_where_nothing_is():
+    curves = {"QAT": [1.0, None, 3.0], "your guess": [None, math.nan, None]}
+    axes = plots.lines(["W1A1", "W2A2", "FP"], curves, xlabel="x", ylabel="y").axes[0]
+    [line] = axes.get_lines()
+    assert (line.get_label(), axes.get_legend()) == ("QAT", None)
+    assert np.array_equal(line.get_ydata(), [1, math.nan, 3], equal_nan=True)
+
+
+def test_a_name_has_the_colour_of_its_method():
+    assert [looks.color_of(name) for name in ("mebqat", "MEBQAT", "clipping")] == [looks.BLUE, looks.BLUE, looks.BLACK]

@@ -10,9 +10,10 @@ with of_the_lab():
     from mebqat_lite.course.widgets.deploy import deployment
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.episodes import episode_viewer
-    from mebqat_lite.course.widgets.explorer import explorer
     from mebqat_lite.course.widgets.heat_map import pair_map
     from mebqat_lite.course.widgets.norm_policies import norm_policies
+    from mebqat_lite.course.widgets.paintings import paintings
+    from mebqat_lite.course.widgets.pair_board import pair_board
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
 
@@ -20,9 +21,10 @@ __all__ = [
     "deployment",
     "draw_your_own",
     "episode_viewer",
-    "explorer",
     "method_comparison",
     "norm_policies",
+    "paintings",
+    "pair_board",
     "pair_map",
     "playground",
     "straight_through",

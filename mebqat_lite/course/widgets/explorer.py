@@ -1,39 +1,24 @@
-"""Lesson 00: trained networks at any bitwidth, run for real at every move."""
+"""A network at any pair, run for real at every move, and ten images with its answers: a part of the `heat_map`."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 
-import ipywidgets
 import torch
 from torch import nn
 
-from mebqat_lite import datasets, paths
-from mebqat_lite.bits import FP, FULL, WIDTHS, Bits, BitsLike
-from mebqat_lite.checkpoint import load_model
+from mebqat_lite.bits import FP, Bits, BitsLike
 from mebqat_lite.course.widgets import svg
-from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.course.widgets.svg import Plot, Style
+from mebqat_lite.course.widgets.base import card
+from mebqat_lite.course.widgets.svg import Style
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure.summary import packed_bytes
-from mebqat_lite.switching.batchnorm import MissingNormSetError
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import at, pairs_of
+from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import place
 
-SHIPPED = {
-    "FP + PTQ naive": "digits-wide-ptq_naive",
-    "FP + PTQ-MSE": "digits-wide-ptq_mse",
-    "QAT for W1A1": "digits-wide-qat_w1a1",
-    "QAT for W2A2": "digits-wide-qat_w2a2",
-    "QAT for W4A4": "digits-wide-qat_w4a4",
-    "MEBQAT": "digits-wide-mebqat",
-}
-DIAGONAL = [*(Bits(b, b) for b in range(1, 9)), FP]
 SHOWN = 10  # images
 
 
@@ -91,55 +76,9 @@ def compute(model: nn.Module, data: Data, bits: BitsLike, first_image: int = 0) 
     )
 
 
-def diagonal(model: nn.Module, data: Data) -> Iterator[float]:
-    """The accuracy in percent at W1A1 to W8A8 and FP; NaN at a pair that the model does not have."""
-    for pair in DIAGONAL:
-        try:
-            yield compute(model, data, pair).accuracy if pair in pairs_of(model) else math.nan
-        except MissingNormSetError:
-            yield math.nan
-
-
 # --- the picture -----------------------------------------------------------------------------------------------
 
-HERE, RING = Style(svg.BLACK, "5 4", width=1.4), Style(svg.BLACK, shape="circle", size=8)
 RIGHT, WRONG = Style(svg.DARK, width=1), Style(svg.VERMILION, width=3.5)
-Curves = Mapping[str, Sequence[float]]
-
-
-def picture(result: ExplorerResult, method: str, curves: Curves, test: Split) -> str:
-    """Accuracy of all methods against bits, and the images with the answers, as SVG."""
-    wrong = sum(a != b for a, b in zip(result.predictions, result.labels, strict=True))
-    state = (
-        f"{method} at {result.bits}: accuracy {result.accuracy:.1f} %; "
-        f"{wrong} of the {len(result.labels)} images shown are classified wrongly"
-    )
-    return svg.figure(800, 362, state, _curves(result, method, curves), image_panel(result, test))
-
-
-def _curves(result: ExplorerResult, method: str, curves: Curves) -> str:
-    known = [a for curve in curves.values() for a in curve if math.isfinite(a)]
-    low = 10 * math.floor(min([50, *known, result.accuracy]) / 10)
-    plot = Plot((58, 62, 366, 250), (0.6, 9.4), (low, 100))
-    names = [*(str(pair.w) for pair in DIAGONAL[:-1]), "FP"]
-    ticks = list(enumerate(names, 1))
-    plot.axes("weight bits = activation bits", "accuracy (%)", ticks, [(y, str(y)) for y in range(low, 101, 10)])
-    styles = _styles(curves, method)
-    for title, curve in sorted(curves.items(), key=lambda item: item[0] == method):  # the chosen one on top
-        plot.line(range(1, len(curve) + 1), curve, styles[title])
-    plot.line(plot.x_range, [result.accuracy] * 2, HERE)
-    if result.bits in DIAGONAL:
-        here = plot.at(DIAGONAL.index(result.bits) + 1, result.accuracy)
-        plot.parts.append(svg.marker(*here, RING, hollow=True))
-    end, down = plot.at(plot.x_range[1], result.accuracy)
-    label = svg.text(end + 5, down + 4, f"{result.accuracy:.1f} %", size=11.5)
-    return "".join(plot.parts) + label + svg.legend(58, 14, list(styles.items()), 130, 3)
-
-
-def _styles(curves: Curves, method: str) -> dict[str, Style]:
-    """A style for each method; the chosen one is thick."""
-    styles = svg.styles(curves)
-    return {t: replace(s, width=3.5, size=5) if t == method else replace(s, width=1.5) for t, s in styles.items()}
 
 
 def image_panel(result: ExplorerResult, test: Split) -> str:
@@ -179,50 +118,3 @@ def describe(result: ExplorerResult, method: str) -> str:
     if not result.bits.is_candidate:
         lines.insert(1, f"{result.bits} is not one of the 75 pairs: no method trained for it")
     return card(*lines)
-
-
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
-class Explorer(Live):
-    """The widget for quantized models by title, and the data that they are tested on."""
-
-    def __init__(self, models: Mapping[str, nn.Module], data: Data) -> None:
-        self.models, self.data = dict(models), data
-        self.curves: dict[str, list[float]] = {title: [] for title in self.models}
-        points = len(self.models) * len(DIAGONAL)
-        self.progress = ipywidgets.IntProgress(0, 0, points, description="measuring")
-        super().__init__(_controls(list(self.models), len(data.test.labels)), self._render)
-        self.children = [*self.parts, self.progress]
-        self.in_turns(self._measure())
-
-    def _render(self, w: int, a: int, method: str, first: int) -> str:
-        result = compute(self.models[method], self.data, Bits(w, a), first)
-        return picture(result, method, self.curves, self.data.test) + describe(result, method)
-
-    def _measure(self) -> Iterator[None]:
-        """Fill the curves, a point at a time; the picture follows after each method."""
-        for title, model in self.models.items():
-            for accuracy in diagonal(model, self.data):
-                self.curves[title].append(accuracy)
-                self.progress.value += 1
-                yield
-            self.update()
-        self.progress.layout.display = "none"
-
-
-def _controls(titles: list[str], images: int) -> dict[str, ipywidgets.Widget]:
-    widths = [("FP" if width == FULL else str(width), width) for width in WIDTHS]
-    slider = ipywidgets.SelectionSlider
-    return {
-        "w": labelled("weights (bits)", slider(options=widths, value=2)),
-        "a": labelled("activations (bits)", slider(options=widths, value=2)),
-        "method": buttons("method", titles, titles[-1]),
-        "first": labelled("more images, from number", ipywidgets.IntSlider(0, 0, max(images - SHOWN, 0), SHOWN)),
-    }
-
-
-def explorer() -> Explorer:
-    """The widget with the shipped models on the digits."""
-    files = {title: paths.shipped("checkpoints", f"{name}.safetensors") for title, name in SHIPPED.items()}
-    return Explorer({title: load_model(path)[0] for title, path in files.items()}, datasets.digits())
