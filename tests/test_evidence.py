@@ -208,6 +208,8 @@ def test_the_frozen_sheet_is_the_stored_one():
     assert len(found["accuracy"][ours]) == 73 and len(found["accuracy"]["pn_qat"]) == 12
     matrix = [value for row in found["enrolment"][ours].values() for value in row.values()]
     assert len(matrix) == 25 and min(matrix) > 90.85 and max(matrix) < 93.05 and max(matrix) - min(matrix) < 2
+    table = found["enrolment"][ours]  # table[pair of the support][pair of the queries]
+    assert table["FP"]["W2A2"] >= table["W2A2"]["W2A2"]
     regret = found["regret"][ours]
     assert len(regret["pairs"]) == 12 and round(regret["mean"], 1) == 0.3 and round(regret["worst"], 1) == 0.7
 
