@@ -208,8 +208,31 @@ def test_the_frozen_sheet_is_the_stored_one():
     assert len(found["accuracy"][ours]) == 73 and len(found["accuracy"]["pn_qat"]) == 12
     matrix = [value for row in found["enrolment"][ours].values() for value in row.values()]
     assert len(matrix) == 25 and min(matrix) > 90.85 and max(matrix) < 93.05 and max(matrix) - min(matrix) < 2
+    table = found["enrolment"][ours]  # table[pair of the support][pair of the queries]
+    assert table["FP"]["W2A2"] >= table["W2A2"]["W2A2"]
     regret = found["regret"][ours]
     assert len(regret["pairs"]) == 12 and round(regret["mean"], 1) == 0.3 and round(regret["worst"], 1) == 0.7
+
+
+def test_speed_on_a_gpu():
+    sections = stored("gpu", ".")["sections"]
+    rates = {  # images per second, of our steps and of plain ones
+        (name.removeprefix("speed/"), method): row["images_per_second"]
+        for name, section in sections.items()
+        for method, row in section.items()
+        if name.startswith("speed/") and isinstance(row, dict)
+    }
+    gains = {"amp": {}, "compile": {}}
+    for (name, method), (ours, plain) in rates.items():
+        net, _, how = name.partition("+")
+        if how:
+            before = rates[net, method]
+            gains[how] |= {(net, method): ours / before[0], (net, f"plain beside {method}"): plain / before[1]}
+    assert len(gains["amp"]) == 8 and max(gains["amp"].values()) < 1
+    faster = {key: round(100 * gain) - 100 for key, gain in gains["compile"].items() if gain > 1}
+    assert len(gains["compile"]) == 8
+    assert faster == {("resnet20", "mebqat"): 7, ("resnet20", "mebqat_in_turn"): 35}
+    assert round(sections["maml"]["vectorized over serial, 16 tasks"]["ratio"], 2) == 0.36
 
 
 def test_one_set_of_running_statistics():

@@ -491,7 +491,7 @@ def spreads(
     """
     low, high = min(map(min, samples.values())), max(map(max, samples.values()))
     with style():
-        size = (7.5, 0.8 + 1.1 * len(samples))
+        size = (PAGE, 0.8 + 1.1 * len(samples))
         figure, axes = plt.subplots(len(samples), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
         for cell, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
             cell.hist(values, bins=40, range=(low, high), color=SKY)
@@ -518,7 +518,7 @@ def regrets(
     """
     heights = [len(rows) + 1.2 for rows in groups.values()]
     with style():
-        size = (7.5, 0.7 + 0.3 * sum(heights))
+        size = (PAGE, 0.7 + 0.3 * sum(heights))
         figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, height_ratios=heights)
         for cell, (name, rows) in zip(axes[:, 0], groups.items(), strict=True):
             for place, (label, (mean, worst)) in enumerate(rows.items()):

@@ -27,10 +27,10 @@ class Fast(Passes):
 
     Args:
         amp: whether to use automatic mixed precision, where forward passes run in bfloat16 if PyTorch considers it
-            safe. Activations then have at most 8 significant bits. On an H100 networks of ResNet-20's size gained
-            nothing (benchmarks/README.md).
+            safe. Activations then have at most 8 significant bits. On an H100 it made no step of networks of
+            ResNet-20's size faster (benchmarks/README.md).
         compiled: whether to compile the forward passes with `torch.compile`, once for each pair that is visited. Each
-            time this takes seconds. On an H100 a step of ResNet-20 became a little faster.
+            time this takes seconds. On an H100 some steps became faster and others slower.
         vectorized: whether to adapt all tasks of a FOMAML step in one pass (`scale.vectorized`). By default this is
             done where it is measured to be faster on CUDA, and never on the CPU.
         fabric: a launched ``lightning_fabric.Fabric``. All its processes call `fit` with the same arguments and share
