@@ -1,30 +1,30 @@
-"""Rebuilt lessons run to their end whatever a reader answers: nbval runs them without any answer, these tests with.
+"""Rebuilt lessons run to their end whatever a reader answers: nbval runs them without any answer, this test with.
 
-The answers to exercises are the solutions as they are printed, right answers of another style, and wrong ones, the last
-two from ``answers/lesson_NN.py``. Every guess is answered too.
+It answers each guess. It answers each exercise twice: at first wrongly, so that the lesson would go on as it does
+without an answer, and then rightly, in another style than that of the solution. Both are in ``answers/lesson_NN.py``.
 """
 
-import inspect
 import os
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from lessons import FOLDER, REBUILT, calls, exercise, guesses, printed
+from lessons import FOLDER, REBUILT, calls, guesses, printed
 
 from notebooks.store import run
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parent
-ANSWERS = {  # how the function is written in the cell, and what `use` then says of it
-    "solutions": ("{solution}", "your `{own}`"),
-    "other right answers": ("from answers.{module} import RIGHT\n\n{own} = RIGHT['{own}'][0]", "your `{own}`"),
-    "wrong answers": (
-        "from answers.{module} import WRONG\n\n{own} = WRONG['{own}'][0][1]",
-        "did not pass its last check",
-    ),
-}
+# These lines stand before the line that checks the function.
+ANSWERS = """
+from answers.{module} import RIGHT, WRONG
+
+{own} = WRONG["{own}"][0][1]
+{module}.{own}.check({own})
+{module}.{own}.use()
+{own} = RIGHT["{own}"][0]
+"""
 # What a reader could have said: the middle of a slider, the first option, the middle of the axes.
 GUESS = """
 def _some_guess(my):
@@ -38,12 +38,7 @@ def _some_guess(my):
 """
 
 
-def printed_solution(name: str) -> str:
-    """The solution of an exercise, under the name that the lesson asks for."""
-    return inspect.getsource(exercise(name).reference).replace("def _", "def ", 1)
-
-
-def answer(notebook: nbformat.NotebookNode, form: str) -> None:
+def answer(notebook: nbformat.NotebookNode) -> None:
     """Write answers into the cells that check an exercise or ask for a guess."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
@@ -51,34 +46,26 @@ def answer(notebook: nbformat.NotebookNode, form: str) -> None:
         lines = cell.source.splitlines()
         for name, line in reversed(calls(cell, "check")):  # from below, so that the lines above stay where they are
             module, _, own = name.partition(".")
-            words = {"solution": printed_solution(name), "module": module, "own": own}
-            lines.insert(line - 1, form.format(**words))
+            lines.insert(line - 1, ANSWERS.format(module=module, own=own))
         cell.source = "\n".join([*lines, *(GUESS.format(name=name) for name in guesses(cell))])
 
 
-def said(notebook: nbformat.NotebookNode) -> list[str]:
-    """What the lesson says about whose functions it goes on with."""
-    text = "\n".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
-    return re.findall(r"From here on the lesson runs .*", text)
-
-
-def runs_with(notebook: nbformat.NotebookNode, kind: str) -> None:
-    """Run a lesson with answers of a kind, and assert that no cell raised and that it knows whose functions run."""
-    form, words = ANSWERS[kind]
+def runs_with_answers(notebook: nbformat.NotebookNode) -> None:
+    """Run a lesson with answers, and assert that no cell raised and that it knows whose functions run."""
     used = [name for cell in notebook.cells if cell.cell_type == "code" for name, _ in calls(cell, "use")]
-    answer(notebook, form)
+    answer(notebook)
     run(notebook)  # raises the error of a cell
-    lines = said(notebook)
-    assert len(lines) == len(used) > 0
-    for name, line in zip(used, lines, strict=True):
-        assert words.format(own=name.partition(".")[2]) in line
+    text = "\n".join(printed(cell) for cell in notebook.cells if cell.cell_type == "code")
+    refused = [line for line in text.splitlines() if "did not pass its last check" in line]
+    taken = re.findall(r"From here on the lesson runs your `(\w+)`", text)
+    assert taken == [name.partition(".")[2] for name in used] != []
+    assert len(refused) == len(taken)
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
 @pytest.mark.parametrize("name", REBUILT)
-def test_a_lesson_runs_with_any_answers(name, kind, monkeypatch):
+def test_a_lesson_runs_with_answers(name, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
-    runs_with(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4), kind)
+    runs_with_answers(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))
 
 
 # --- this test, on a made lesson -------------------------------------------------------------------------------
@@ -98,16 +85,17 @@ def made(*more: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in (*MADE, *more)])
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
-def test_answers_are_written_into_a_made_lesson(kind, monkeypatch):
+def test_answers_are_written_into_a_made_lesson(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     lesson = made()
-    runs_with(lesson, kind)
+    runs_with_answers(lesson)
     assert "You said 5; it is 4, 1 lower.\nYou said yes; it is no." in (text := printed(lesson.cells[3]))
     assert "You said (0.5, 0.5); it is (0.5, 0)." in text
+    assert "did not pass its last check" in printed(lesson.cells[4])
+    assert "the lesson runs your `fake_quantize`" in printed(lesson.cells[5])
 
 
 def test_a_lesson_that_stops_at_an_answer_is_found(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        runs_with(made("1 / (my.value is None)"), "solutions")
+        runs_with_answers(made("1 / (my.value is None)"))
