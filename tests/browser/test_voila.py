@@ -13,9 +13,11 @@ NOISE = (r"^Failed to load resource: net::", r"(?is)shared module.*/labextension
 
 def test_a_lesson_runs_without_its_code(voila, page):
     page.goto(voila, timeout=120 * SECONDS)
-    widget = page.locator(".mq-widget").first
-    widget.wait_for(timeout=120 * SECONDS)
-    page.wait_for_function(READY, arg=widget.element_handle())
+    mark, playground = page.locator(".mq-widget").first, page.locator(".mq-widget").last
+    for widget in (mark, playground):
+        widget.wait_for(timeout=120 * SECONDS)
+        page.wait_for_function(READY, arg=widget.element_handle())
+        assert len(move_everything(page, widget)) > 5
+    assert playground.locator(".noUi-handle").count() == 2
     assert page.locator(".jp-CodeCell .jp-InputArea-editor").count() == 0  # the code is not shown
-    assert len(move_everything(page, widget)) > 5
     assert page.locator(".mq-error").count() == 0

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 # A lesson joins when it has the form.
 REBUILT = [
     "00_start_here",
+    "01_quantization",
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
     "07_compare_and_decide",
