@@ -24,6 +24,7 @@ from mebqat_lite.switching.state import (
     at,
     frozen_weights,
     has_norm_sets,
+    key_of,
     norm_layers,
     pairs_of,
     parse_settings,
@@ -322,10 +323,7 @@ def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str |
         return None
     if policy != "recalibrated":
         return FP, policy
-    names = []
-    for pair in pairs:
-        with at(model, pair):
-            names.append(f"stats_{setting_of(model).key}")
+    names = [f"stats_{key_of(model, pair)}" for pair in pairs]
     for norm in norm_layers(model.stem).values():  # type: ignore[arg-type]
         found = [norm._buffers.get(name) for name in names]
         if any(stats is None or not torch.equal(stats, found[0]) for stats in found):  # type: ignore[arg-type]
