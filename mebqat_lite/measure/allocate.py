@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-from mebqat_lite.bits import Bits, BitsLike
+from mebqat_lite.bits import FP, Bits, BitsLike
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.evaluate import goal_of, scores
-from mebqat_lite.switching.state import pairs_of, parse_settings, quantized_layers
+from mebqat_lite.switching.state import MapOrBits, pairs_of, parse_settings, quantized_layers
 from mebqat_lite.tensors import Images
 
 if TYPE_CHECKING:
@@ -98,9 +98,11 @@ def prices(
     return pd.DataFrame(found).loc[_body(model)].rename_axis(index="layer", columns="bits")
 
 
-def price(allocation: Mapping[str, BitsLike], prices: pd.DataFrame) -> float:
-    """Add up what an allocation costs in the layers of the table ``prices``."""
-    return sum(float(prices[str(Bits.parse(allocation[layer]))][layer]) for layer in prices.index)
+def total(setting: MapOrBits, table: pd.DataFrame) -> float:
+    """Add up what a pair, or a map of layers to pairs, has in a table of prices or losses, layers x pairs."""
+    named = setting if isinstance(setting, Mapping) else {"*": setting}
+    chosen = {layer: named[layer] if layer in named else named.get("*", FP) for layer in table.index}
+    return sum(float(table[str(Bits.parse(pair))][layer]) for layer, pair in chosen.items())
 
 
 def solve(losses: pd.DataFrame, prices: pd.DataFrame, budget: float) -> Allocation:
@@ -134,6 +136,39 @@ def solve(losses: pd.DataFrame, prices: pd.DataFrame, budget: float) -> Allocati
         rules.append(LinearConstraint(found.x.round(), ub=len(costs) - 1))  # within the solver's rounding, but not ours
 
 
+def front(
+    model: nn.Module,
+    split: Split,
+    settings: Mapping[str, MapOrBits],
+    losses: pd.DataFrame,
+    *,
+    calibration: Images | None = None,
+) -> pd.DataFrame:
+    """Lay allocations side by side: what they cost, what the sum of their losses foretells, and what was measured.
+
+    Args:
+        model: a quantized model, which does not change.
+        split: the images to measure on: those of validation, if one of the settings is to be chosen.
+        settings: pairs or maps of layers to pairs, by any names.
+        losses: layers x pairs, as for `solve`.
+        calibration: training images, on which each setting gets norm statistics of its own.
+
+    Returns:
+        A frame with a row per setting: ``bytes`` and ``bitops`` of all layers, the same ``inside`` (without the first,
+        the last and other kept layers), ``summed losses``, and ``accuracy`` or ``PSNR``.
+    """
+    import pandas as pd
+
+    found = scores(model, split, settings.values(), calibration=calibration)
+    rows = {}
+    for (name, setting), value in zip(settings.items(), found, strict=True):
+        costs = by_layer(model, split.images[0], setting)
+        parts = {"": costs, " inside": costs[~costs.edge]}
+        row: dict[str, float] = {f"{unit}{of}": int(part[unit].sum()) for unit in UNITS for of, part in parts.items()}
+        rows[name] = row | {"summed losses": total(setting, losses), goal_of(split, "score").name: value}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def greedy(
     measure: Callable[[list[Allocation]], Sequence[float]], prices: pd.DataFrame, budget: float
 ) -> list[Allocation]:
@@ -158,11 +193,11 @@ def greedy(
     ladders = {str(layer): _ladder(row) for layer, row in prices.iterrows()}
     path = [{layer: ladder[0] for layer, ladder in ladders.items()}]
     [now] = measure(path)
-    while (spent := price(path[-1], prices)) > budget:
+    while (spent := total(path[-1], prices)) > budget:
         nexts = {layer: ladder[ladder.index(path[-1][layer]) + 1 :][:1] for layer, ladder in ladders.items()}
         tried = [{**path[-1], layer: pair} for layer, pairs in nexts.items() for pair in pairs]
         found = measure(tried)
-        gains = [(value - now) / (spent - price(one, prices)) for value, one in zip(found, tried, strict=True)]
+        gains = [(value - now) / (spent - total(one, prices)) for value, one in zip(found, tried, strict=True)]
         best = int(np.argmax(gains))
         path.append(tried[best])
         now = found[best]
