@@ -1,0 +1,262 @@
+"""Lesson 08: bits for each layer, of one network for all pairs beside a rounded one, and what they cost and read."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import nn
+
+from mebqat_lite.bits import Bits
+from mebqat_lite.course.widgets.base import buttons, card
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.costs import bit_operations
+from mebqat_lite.measure.evaluate import grid
+from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, VERMILION, WHITE, looks, pale
+from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.state import quantized_layers
+
+WIDTHS = (1, 2, 3, 4)  # bits that the weights of a layer may have
+ACTIVATIONS = 4  # bits of all activations
+Choice = tuple[int, ...]  # the weight bits of each layer
+
+
+@dataclass(frozen=True)
+class Search:
+    """All allocations of some networks, each measured on the validation images with norm statistics of its own.
+
+    Attributes:
+        layers: the number of weights of each layer whose bits are chosen, by its name.
+        accuracy: ``accuracy[title][choice]`` in percent.
+        bitops: bit operations for an image, by choice: of the layers whose bits are chosen, and of the whole network.
+    """
+
+    layers: dict[str, int]
+    accuracy: dict[str, dict[Choice, float]]
+    bitops: dict[Choice, tuple[int, int]]
+    data: Data = field(repr=False)
+    networks: dict[str, nn.Module] = field(repr=False)
+
+    def bytes(self, choice: Sequence[int]) -> int:
+        """Bytes of the codes: each layer has as many bit planes as bits."""
+        return sum(bits * -(-count // 8) for bits, count in zip(choice, self.layers.values(), strict=True))
+
+    def confirm(self, choice: Choice) -> dict[str, float]:
+        """Measure an allocation on the test images, in percent, by title."""
+        return {title: _measure(net, self.data, self.data.test, [choice])[choice] for title, net in self.networks.items()}
+
+
+def search(networks: Mapping[str, nn.Module], data: Data) -> Search:
+    """Measure all allocations of `WIDTHS` to the layers of some networks of the same shape, which stay as they are.
+
+    Raises:
+        DataError: the labels of the data are no classes.
+    """
+    data.val.of_classes("the widget of bits for each layer")
+    copies = {title: copy.deepcopy(net).eval() for title, net in networks.items()}
+    first = next(iter(copies.values()))
+    layers = {name: layer.weight.numel() for name, layer in _body(first).items()}
+    choices = list(itertools.product(WIDTHS, repeat=len(layers)))
+    accuracy = {title: _measure(net, data, data.val, choices) for title, net in copies.items()}
+    image = data.val.images[0]
+    totals = {choice: bit_operations(first, image, setting(first, choice)) for choice in choices}
+    one, two = (totals[(bits,) * len(layers)] for bits in (1, 2))
+    edges = 2 * one - two  # bit operations of the body are proportional to its bits
+    bitops = {choice: (total - edges, total) for choice, total in totals.items()}
+    return Search(layers, accuracy, bitops, data, copies)
+
+
+def _body(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: layer for name, layer in quantized_layers(model).items() if layer.site.role == "body"}
+
+
+def setting(model: nn.Module, choice: Sequence[int]) -> dict[str, Bits]:
+    """The map of layers to pairs that `mq.at` takes, for these weight bits of the layers in the body."""
+    return {name: Bits(bits, ACTIVATIONS) for name, bits in zip(_body(model), choice, strict=True)}
+
+
+def _measure(model: nn.Module, data: Data, split: Split, choices: Sequence[Choice]) -> dict[Choice, float]:
+    """The accuracy of allocations in percent; their norm statistics are measured on the training images."""
+    maps = [setting(model, choice) for choice in choices]
+    recalibrate(model, data.train.images, maps)
+    return dict(zip(choices, grid(model, split, maps, norm_stats="recalibrated")["mean"].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class AllocationResult:
+    """One allocation: what it costs and what the networks read with it."""
+
+    choice: Choice
+    codes: int  # bytes
+    file: int  # bytes, with all that is no code
+    bitops: tuple[int, int]  # of the layers whose bits are chosen, and of the whole network
+    accuracy: dict[str, float]  # percent of the validation images, by title
+
+
+def compute(found: Search, rest: int, choice: Sequence[int]) -> AllocationResult:
+    """Look an allocation up. ``rest`` is the bytes of a file that are no codes.
+
+    Raises:
+        ValueError: the choice is not among those that were measured.
+    """
+    key = tuple(choice)
+    if key not in found.bitops:
+        raise ValueError(f"choose {len(found.layers)} of the widths {', '.join(map(str, WIDTHS))}, not {key}")
+    codes = found.bytes(key)
+    accuracy = {title: row[key] for title, row in found.accuracy.items()}
+    return AllocationResult(key, codes, codes + rest, found.bitops[key], accuracy)
+
+
+# --- the picture -----------------------------------------------------------------------------------------------
+
+
+def picture(found: Search) -> Drawing:
+    """Draw the bits of each layer as a board, and the accuracy of all allocations over the bytes of their codes.
+
+    The drawing takes results of `compute`. Its first axes are those of the board: a row for each layer, one unit high,
+    and a column for each of `WIDTHS`.
+    """
+    with plots.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.7), width_ratios=(1, 1.9))
+        board, cloud = Board(left, found.layers), Cloud(right, found)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+    def update(result: AllocationResult) -> str:
+        board.update(result)
+        cloud.update(result)
+        return say(result)
+
+    return Drawing(figure, update, [*board.moving, *cloud.moving])
+
+
+class Board:
+    """A row of cells for each layer; the cells up to its bits are filled."""
+
+    def __init__(self, axes: Axes, layers: Mapping[str, int]) -> None:
+        self.cells = [
+            [axes.add_patch(Rectangle((i + 0.06, row + 0.15), 0.88, 0.7, edgecolor=DARK)) for i in range(len(WIDTHS))]
+            for row in range(len(layers))
+        ]
+        self.moving: list[Artist] = [cell for row in self.cells for cell in row]
+        axes.set(xlim=(0, len(WIDTHS)), ylim=(len(layers), 0), title="weight bits of each layer")
+        axes.set_xticks([i + 0.5 for i in range(len(WIDTHS))], map(str, WIDTHS))
+        names = [f"layer {row}\n{count:,} weights" for row, count in enumerate(layers.values(), 1)]
+        axes.set_yticks([row + 0.5 for row in range(len(layers))], names)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+
+    def update(self, result: AllocationResult) -> None:
+        """Fill the cells."""
+        for row, bits in zip(self.cells, result.choice, strict=True):
+            for width, cell in zip(WIDTHS, row, strict=True):
+                cell.set_facecolor(SKY if width <= bits else LIGHT)
+
+
+class Cloud:
+    """A point for each allocation of each network, a line through the uniform ones, and a mark on the chosen one."""
+
+    def __init__(self, axes: Axes, found: Search) -> None:
+        self.marks, self.words = {}, {}
+        for (title, look), row in zip(looks(found.accuracy).items(), found.accuracy.values(), strict=True):
+            sizes = [found.bytes(choice) for choice in row]
+            dots = {"marker": look["marker"], "color": pale(look["color"], 0.5), "linestyle": "none", "markersize": 4}
+            axes.plot(sizes, list(row.values()), **dots)
+            uniform = [(bits,) * len(found.layers) for bits in WIDTHS]
+            sizes = [found.bytes(choice) for choice in uniform]
+            axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; the line: equal bits", **look, markersize=5)
+            mark = {"marker": look["marker"], "color": look["color"], "markeredgecolor": BLACK, "markersize": 13}
+            [self.marks[title]] = axes.plot([], [], **mark)
+            self.words[title] = axes.text(0, 0, "", color=look["color"], fontweight="bold", va="top")
+        self.moving: list[Artist] = [*self.marks.values(), *self.words.values()]
+        axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title="all 64 allocations")
+        axes.set_ylim(top=102)
+        axes.margins(x=0.12)
+
+    def update(self, result: AllocationResult) -> None:
+        """Move the marks."""
+        for title, value in result.accuracy.items():
+            self.marks[title].set_data([result.codes], [value])
+            self.words[title].set(x=result.codes + 30, y=value - 0.8, text=f"{value:.1f}")
+
+
+# --- in words --------------------------------------------------------------------------------------------------
+
+
+def say(result: AllocationResult) -> str:
+    """The picture in one sentence."""
+    read = ", ".join(f"{title} {value:.1f} %" for title, value in result.accuracy.items())
+    return f"weight bits {' '.join(map(str, result.choice))}, {result.codes:,} bytes of codes: {read}"
+
+
+def describe(result: AllocationResult) -> str:
+    """The numbers of a result, as HTML."""
+    body, total = result.bitops
+    return card(
+        f"<b>{say(result)}</b> of the validation images",
+        f"the whole file {result.file:,} bytes; {body:,} bit operations in these layers, {total:,} in the whole network",
+    )
+
+
+# --- the widget ------------------------------------------------------------------------------------------------
+
+
+class Allocations(LiveFigure):
+    """The widget: choose the bits of each layer, and confirm one choice on the test images."""
+
+    def __init__(self, found: Search, rest: int) -> None:
+        self.found, self.row = found, 0
+        self.confirming = ipywidgets.Button(
+            description="confirm on the test images (works once)", layout={"width": "auto"}
+        )
+        self.confirming.on_click(self._guarded(self._confirm))
+        self.confirmed = ipywidgets.HTML()
+        controls = {f"layer {i}": buttons(f"layer {i}", WIDTHS, 2) for i in range(1, len(found.layers) + 1)}
+        drawing = picture(found)
+        super().__init__(controls, lambda **bits: compute(found, rest, [*bits.values()]), drawing, words=describe)
+        self.children = [*self.parts, self.confirming, self.confirmed]
+        label = "the bits: click a cell, or change a layer's with the left and right keys and the layer with up and down"
+        self.touch(drawing.figure.axes[0], label, self._click, self._key)
+
+    def _put(self, row: int, bits: int) -> None:
+        self.row = int(np.clip(row, 0, len(self.controls) - 1))
+        list(self.controls.values())[self.row].value = int(np.clip(bits, WIDTHS[0], WIDTHS[-1]))
+
+    def _click(self, x: float, y: float) -> None:
+        self._put(int(y), int(x) + 1)
+
+    def _key(self, right: int, up: int) -> None:
+        row = int(np.clip(self.row - up, 0, len(self.controls) - 1))
+        self._put(row, list(self.controls.values())[row].value + right)
+
+    def _confirm(self, _button: object) -> None:
+        """Measure the present choice on the test images, and never another one."""
+        self.confirming.disabled = True
+        read = self.found.confirm(self.result.choice)
+        rows = (f"{t}: {self.result.accuracy[t]:.1f} % of the validation images, {v:.1f} % of the test images"
+                for t, v in read.items())  # fmt: skip
+        self.confirmed.value = card(f"<b>bits {' '.join(map(str, self.result.choice))}, confirmed</b>", *rows)
+
+
+def still(found: Search, rest: int, choice: Sequence[int]) -> Figure:
+    """Draw one allocation among all, as a figure that is labelled with what it shows."""
+    drawing = picture(found)
+    drawing.update(compute(found, rest, choice))
+    return drawing.figure
+
+
+def allocations(found: Search, rest: int) -> Allocations:
+    """The widget for what `search` found; ``rest`` is the bytes of a file that are no codes."""
+    return Allocations(found, rest)
