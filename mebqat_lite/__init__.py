@@ -18,8 +18,9 @@ from mebqat_lite.checkpoint import load_model, save_model
 from mebqat_lite.deploy.packed import load_packed, save_packed
 from mebqat_lite.files import CheckpointError
 from mebqat_lite.loop import Run, TrainingError
-from mebqat_lite.measure import costs, results
-from mebqat_lite.measure.evaluate import accuracy, grid, score, sensitivity
+from mebqat_lite.measure import allocate, costs, results
+from mebqat_lite.measure.allocate import sensitivity
+from mebqat_lite.measure.evaluate import accuracy, grid, score
 from mebqat_lite.measure.summary import summary
 from mebqat_lite.methods import METHODS
 from mebqat_lite.quantizers import ptq
@@ -45,6 +46,7 @@ __all__ = [
     "Sampled",
     "TrainingError",
     "accuracy",
+    "allocate",
     "at",
     "bits",
     "candidates",

@@ -126,9 +126,13 @@ def _sampled(model: nn.Module, recipe: Recipe) -> Sampled:
     Where the quantizer has no 1 bit, W2A2 takes the place of W1A1 if ``recipe.sandwich`` is set.
     """
     lowest = [b for b in _lowest(model, recipe) if b.w == 1 or recipe.sandwich]
+    return Sampled(_pool(model, recipe), recipe.m, [FP, *lowest], **_draws(model, recipe))
+
+
+def _draws(model: nn.Module, recipe: Recipe) -> dict[str, Any]:
+    """Return the options of a sampler: its seed, and the layers that draw a pair each, none without ``per_layer``."""
     body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
-    layers = body if recipe.per_layer else []
-    return Sampled(_pool(model, recipe), recipe.m, [FP, *lowest], seed=recipe.seed, layers=layers)
+    return {"seed": recipe.seed, "layers": body if recipe.per_layer else []}
 
 
 def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
@@ -140,7 +144,7 @@ def _ends(model: nn.Module, recipe: Recipe) -> list[Bits]:
 
 
 def _sampled_pn(model: nn.Module, recipe: Recipe) -> Sampled:
-    return Sampled(_pool(model, recipe), recipe.m, _ends(model, recipe), seed=recipe.seed)
+    return Sampled(_pool(model, recipe), recipe.m, _ends(model, recipe), **_draws(model, recipe))
 
 
 def _in_turn(sampler: Callable[[nn.Module, Recipe], Sampled]) -> Callable[[nn.Module, Recipe], Sampler]:
@@ -154,7 +158,7 @@ def _in_turn(sampler: Callable[[nn.Module, Recipe], Sampled]) -> Callable[[nn.Mo
 
 
 def _dealt(model: nn.Module, recipe: Recipe) -> Dealt:
-    return Dealt(_pool(model, recipe), recipe.tasks, _ends(model, recipe), seed=recipe.seed)
+    return Dealt(_pool(model, recipe), recipe.tasks, _ends(model, recipe), **_draws(model, recipe))
 
 
 def _listed(model: nn.Module, recipe: Recipe) -> Listed:

@@ -103,7 +103,7 @@ def counted():
     for odd in (nn.ConvTranspose2d(4, 4, 1), recurrent, Attention(4, 2, batch_first=True)):
         model = made(nn.Sequential(odd, nn.ReLU(), conv()))
         assert "float: parameters of no convolution or linear layer" in mq.summary(model)
-        with pytest.warns(UserWarning, match="bit_operations leaves out"):
+        with pytest.warns(UserWarning, match="costs leave out"):
             bit_operations(model, X[0], "W2A2")
 
 

@@ -31,10 +31,10 @@ from mebqat_lite.deploy.onnx_graph import (
     weights_of,
 )
 from mebqat_lite.deploy.onnx_run import values
+from mebqat_lite.deploy.statistics import require_statistics
 from mebqat_lite.files import FORMAT
 from mebqat_lite.learners import prototype_logits
 from mebqat_lite.switching.layers import QuantizedLayer
-from mebqat_lite.switching.norms import require_statistics
 from mebqat_lite.switching.state import (
     MapOrBits,
     plan_of,

@@ -21,9 +21,9 @@ from mebqat_lite import checkpoint, files, quantizers
 from mebqat_lite.bits import FP, FULL, Bits
 from mebqat_lite.deploy.agree import DisagreementError, check_close, compared, copied, recorded
 from mebqat_lite.deploy.codes import LAYOUT, dequantize, pack, unpack, weight_codes
+from mebqat_lite.deploy.statistics import require_statistics
 from mebqat_lite.quantizers import NESTED, Params, Quantizer, Site
 from mebqat_lite.switching.layers import QuantizedLayer
-from mebqat_lite.switching.norms import require_statistics
 from mebqat_lite.switching.state import (
     MapOrBits,
     at,

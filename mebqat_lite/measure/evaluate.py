@@ -9,25 +9,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mebqat_lite.bits import FP, Bits, BitsLike
+from mebqat_lite.bits import FP, Bits
 from mebqat_lite.datasets.base import DataError, Split
-from mebqat_lite.learners import Classes, objective
+from mebqat_lite.learners import Classes, Values, objective
 from mebqat_lite.measure.intervals import interval
+from mebqat_lite.quantizers import wide
 from mebqat_lite.switching.audit import audit
 from mebqat_lite.switching.batchnorm import MissingNormSetError, MissingStatisticsError
-from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.switching.norms import lent_stats, recalibrate, stored_stats
 from mebqat_lite.switching.state import (
     MapOrBits,
     at,
     frozen_weights,
     has_norm_sets,
+    key_of,
     norm_layers,
     pairs_of,
     parse_settings,
-    quantized_layers,
     setting_of,
 )
 from mebqat_lite.switching.stem import has_stem
@@ -75,6 +77,75 @@ def score(
     The arguments and errors are those of `accuracy`.
     """
     return _scores(model, split, [bits], norm_stats, batch_size)[0]
+
+
+def scores(
+    model: nn.Module,
+    split: Split,
+    settings: str | Iterable[MapOrBits],
+    *,
+    metric: str = "score",
+    norm_stats: str | None = None,
+    calibration: Images | None = None,
+) -> list[float]:
+    """Measure many pairs or maps of layers to pairs in one pass over the images; nothing is left in the model.
+
+    Args:
+        model: a quantized model. Its bits, norm policy, mode and stored statistics do not change.
+        split: the images and their labels.
+        settings: the pairs, or maps of layers to pairs.
+        metric: ``score`` is what `score` measures. ``KL`` is the mean Kullback-Leibler divergence in nats of the class
+            probabilities from those at FP: 0 is best, and the labels play no part.
+        norm_stats: the norm policy; by default ``recalibrated`` where ``calibration`` is given, else the model's own.
+        calibration: training images, on which each setting gets norm statistics of its own, which are then forgotten.
+
+    Returns:
+        One number for each setting; NaN where the model has norm sets, but none for the setting.
+
+    Raises:
+        ValueError: the metric is unknown, or the quantizer does not define these bits.
+        DataError: the split is empty, or ``KL`` is asked for where labels are values.
+    """
+    listed, policy = parse_settings(settings), _policy(model, norm_stats, calibration)
+    goal = goal_of(split, metric)
+    lent = contextlib.nullcontext() if calibration is None else lent_stats(model, stored_stats(model))
+    with frozen_weights(model), lent:
+        if calibration is not None:
+            _calibrate(model, calibration, [FP, *listed] if metric == "KL" else listed, progress=False)
+        if isinstance(goal, Divergence):
+            split = split._replace(labels=_probabilities(model, split.images, policy))
+        return _scores(model, split, listed, policy, BATCH, goal=goal)
+
+
+class Divergence:
+    """The mean Kullback-Leibler divergence of class probabilities from those of the network at FP, in nats."""
+
+    name, measure = "KL", "KL from FP (nats)"
+
+    def score(self, out: Tensor, labels: Tensor) -> float:
+        """Add up the divergences of logits from the probabilities ``labels``, both (batch, classes)."""
+        return float(F.kl_div(wide(out).log_softmax(1), labels, reduction="sum"))
+
+    def measured(self, total: float, count: int) -> float:
+        """Return the mean over ``count`` images."""
+        return total / count
+
+
+def goal_of(split: Split, metric: str) -> Classes | Values | Divergence:
+    """Return what ``metric`` measures on ``split``; an unknown metric is a ValueError, see `scores`."""
+    if metric not in ("score", "KL"):
+        raise ValueError(f"no metric {metric!r}; choose score or KL")
+    if metric == "score":
+        return objective(split.labels)
+    split.of_classes("the metric KL", ", or leave out the metric")
+    return Divergence()
+
+
+def _probabilities(model: nn.Module, images: Tensor, norm_stats: str) -> Tensor:
+    """Compute the class probabilities at FP, (count, classes)."""
+    with evaluating(model), at(model, FP, norm_stats):
+        batches = _batches(images, BATCH)
+        return torch.cat([wide(model(like_model(batch, model).clone())).softmax(1) for batch in batches])
 
 
 def grid(
@@ -162,40 +233,6 @@ def _calibrate(model: nn.Module, images: Images, pairs: Sequence[MapOrBits], pro
             recalibrate(model, images, [pair])
 
 
-def sensitivity(
-    model: nn.Module,
-    split: Split,
-    bits: BitsLike = "W2A2",
-    *,
-    rest: BitsLike = "FP",
-    norm_stats: str | None = None,
-    calibration: Images | None = None,
-) -> pd.DataFrame:
-    """Measure the accuracy, or the PSNR, when one layer goes down to ``bits`` and all other layers stay at ``rest``.
-
-    If ``calibration`` images are given, norm statistics are measured on them for each of these settings first, and
-    used, unless ``norm_stats`` asks for others.
-
-    Returns:
-        A frame with a row per quantized layer: ``accuracy`` in percent (or ``PSNR`` in dB), and ``loss``, the points
-        (or dB) that are lost compared with all layers at ``rest``. ``frame.attrs["measure"]`` is as in `grid`.
-    """
-    import pandas as pd
-
-    body = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
-    settings: dict[str, MapOrBits] = {"": rest} | {name: {"*": rest, name: bits} for name in body}
-    found, policy = {}, _policy(model, norm_stats, calibration)
-    for name, setting in settings.items():
-        if calibration is not None:
-            recalibrate(model, calibration, setting)
-        found[name] = score(model, split, setting, policy)
-    whole, goal = found.pop(""), objective(split.labels)
-    rows = [{"layer": name, goal.name: value, "loss": whole - value} for name, value in found.items()]
-    frame = pd.DataFrame(rows).set_index("layer")
-    frame.attrs["measure"] = goal.measure
-    return frame
-
-
 def _policy(model: nn.Module, asked: str | None, calibration: object) -> str:
     """The norm policy: the one asked for, else that of the calibration images, else the model's own."""
     measured = "recalibrated" if calibration is not None else setting_of(model).norm_stats
@@ -259,8 +296,9 @@ def _scores(
     norm_stats: str | None,
     batch_size: int,
     bar: Callable[..., Iterable] = lambda batches, **_: batches,
+    goal: Classes | Values | Divergence | None = None,
 ) -> list[float]:
-    """Measure accuracy or PSNR at each pair.
+    """Measure ``goal`` at each pair, by default the accuracy or the PSNR, as the labels ask for.
 
     Each weight is quantized only once per bitwidth, and a shared stem runs only once per batch.
     """
@@ -268,7 +306,7 @@ def _scores(
         raise DataError("there are no images to measure on: this part of the data is empty")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    goal, sums = objective(split.labels), [0.0] * len(pairs)
+    goal, sums = goal or objective(split.labels), [0.0] * len(pairs)
     batches = list(zip(_batches(split.images, batch_size), _batches(split.labels, batch_size), strict=True))
     with evaluating(model), frozen_weights(model):
         shared = _shares_stem(model, pairs, norm_stats)
@@ -322,10 +360,7 @@ def _shares_stem(model: nn.Module, pairs: Sequence[MapOrBits], norm_stats: str |
         return None
     if policy != "recalibrated":
         return FP, policy
-    names = []
-    for pair in pairs:
-        with at(model, pair):
-            names.append(f"stats_{setting_of(model).key}")
+    names = [f"stats_{key_of(model, pair)}" for pair in pairs]
     for norm in norm_layers(model.stem).values():  # type: ignore[arg-type]
         found = [norm._buffers.get(name) for name in names]
         if any(stats is None or not torch.equal(stats, found[0]) for stats in found):  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from mebqat_lite.measure.fewshot import EVALUATION_SEED
 from mebqat_lite.methods import Method
 from mebqat_lite.recipe import Recipe
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import MapOrBits, pairs_of, parse_settings
+from mebqat_lite.switching.state import MapOrBits, key_of, pairs_of, parse_settings
 
 
 def trained_for(model: nn.Module, extra: Mapping[str, Any]) -> list[Bits]:
@@ -80,7 +80,7 @@ def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: Iterable[M
     ``bits`` are the pairs that need statistics, by default all candidates.
     """
     pairs = pairs_of(model) if bits is None else parse_settings(bits)
-    missing = [pair for pair in pairs if not is_recalibrated(model, str(pair))]
+    missing = [pair for pair in pairs if not is_recalibrated(model, key_of(model, pair))]
     if missing:
         train = datasets.load(extra["data"], extra.get("seed", 0)).train
         recalibrate(model, norm_images(train), missing)

@@ -30,12 +30,15 @@ class QuantizedLayer(nn.Module):
 
     @property
     def bits(self) -> Bits:
-        """The current bits of this layer.
+        """The current bits of this layer."""
+        return self.runs_at(self.setting.of(self.site.name))
+
+    def runs_at(self, bits: Bits) -> Bits:
+        """Return the bits at which this layer runs if it is given ``bits``.
 
         Except at FP, the first and the last layer have weights of `Quantizer.edge_bits`; their inputs are never
         quantized. A signed input is not quantized either, if the quantizer cannot represent negative values.
         """
-        bits = self.setting.of(self.site.name)
         if self.site.role != "body":
             return FP if bits == FP else Bits(self.quantizer.edge_bits, FULL)
         blocked = self.site.signed and not self.quantizer.signed_inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from torch import nn
 class MeasuredWith:
     """The parameters of a model at the time when its norm statistics were measured, for each bit setting."""
 
-    def __init__(self) -> None:
-        self.then: dict[str, list[list]] = {}  # key of a bit setting -> versions and checksums of all parameters
+    def __init__(self, then: Mapping[str, list[list]] | None = None) -> None:
+        self.then = dict(then or {})  # key of a bit setting -> versions and checksums of all parameters
 
     def remember(self, model: nn.Module, keys: Iterable[str]) -> None:
         """Remember the present parameters of ``model`` for the bit settings named ``keys`` (`Setting.key`)."""

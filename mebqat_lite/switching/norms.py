@@ -17,6 +17,7 @@ from mebqat_lite.switching.state import (
     MapOrBits,
     at,
     frozen_weights,
+    key_of,
     norm_layers,
     parse_settings,
     setting_of,
@@ -48,7 +49,7 @@ def recalibrate(
     Raises:
         ValueError: there are no images, or what was measured is not finite. The model then keeps what it had.
     """
-    settings = parse_settings(bits)
+    settings = list({key_of(model, setting): setting for setting in parse_settings(bits)}.values())
     try:
         with evaluating(model), frozen_weights(model):
             if callable(images):
@@ -115,7 +116,7 @@ def lent_stats(model: nn.Module, stats: Mapping[str, Tensor]) -> Iterator[None]:
     """
     norms, setting = norm_layers(model), setting_of(model)
     before, measured_with = {name: dict(norm._buffers) for name, norm in norms.items()}, setting.measured_with
-    setting.measured_with = MeasuredWith() if stats else measured_with
+    setting.measured_with = MeasuredWith({} if stats else measured_with.then)  # a copy: the model keeps its own
     try:
         for name, value in stats.items():
             owner, _, buffer = name.rpartition(".")
@@ -147,28 +148,6 @@ def _measure(model: nn.Module, images: Tensor | Callable[[nn.Module], object], s
             model.body(features.clone())  # type: ignore[operator]
     for norm in norm_layers(model.stem).values():  # type: ignore[arg-type]
         norm.share_measured(first, keys)
-
-
-def require_statistics(model: nn.Module, settings: Iterable[MapOrBits], calibration: Sample | None) -> None:
-    """Measure the recalibrated statistics of those settings for which the model has none, or those of other weights.
-
-    Raises:
-        ValueError: statistics are missing, and there are no calibration images to measure them on.
-        MissingNormSetError: the model has norm sets, but none for a setting, because it was not trained for it.
-    """
-    missing = []
-    for setting in settings:
-        with at(model, setting, "batch"):
-            key, measured_with = setting_of(model).key, setting_of(model).measured_with
-            if not is_recalibrated(model, key) or (calibration is not None and measured_with.changed(model, key)):
-                missing.append(setting)
-            measured_with.warn_if_changed(model, [] if setting in missing else [key])
-    if missing and calibration is None:
-        raise ValueError(
-            f"no recalibrated norm statistics for {', '.join(map(str, missing))}: give calibration=, training images"
-        )
-    if missing:
-        recalibrate(model, calibration, missing)  # type: ignore[arg-type]
 
 
 def is_recalibrated(model: nn.Module, key: str) -> bool:

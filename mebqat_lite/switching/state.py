@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import mode
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +168,8 @@ def parse_settings(bits: MapOrBits | Iterable[MapOrBits]) -> list[MapOrBits]:
 def set_bits(model: nn.Module, bits: MapOrBits) -> None:
     """Switch a model to a bitwidth pair, or to one pair for each layer, for all threads.
 
-    A map names layers; ``*`` stands for all other layers, which are at FP if it is missing.
+    A map names layers; ``*`` stands for all other layers, which are at FP if it is missing. Maps at which every layer
+    runs at the same bits are one setting, however they are written, so they share their norm statistics.
 
     >>> mq.set_bits(model, {"*": "W8A8", "body.1.0": "W2A2"})
     >>> setting = setting_of(model)
@@ -179,21 +181,28 @@ def set_bits(model: nn.Module, bits: MapOrBits) -> None:
         ValueError: ``bits`` is no pair, the quantizer does not define these bits, or a named layer is not quantized.
     """
     setting = setting_of(model)
-    per_layer: dict[str, Bits] = {}
-    if isinstance(bits, Mapping):
-        per_layer = {layer: Bits.parse(pair) for layer, pair in bits.items()}
-        known = quantized_layers(model)
-        if unknown := set(per_layer) - set(known) - {"*"}:
-            raise ValueError(f"no quantized layer {sorted(unknown)}; there are {list(known)} and * for the rest")
-        pair = per_layer.pop("*", FP)
-        per_layer = {known[layer].site.name: own for layer, own in per_layer.items()}  # its name where it was quantized
-    else:
-        pair = Bits.parse(bits)
+    given = {layer: Bits.parse(pair) for layer, pair in (bits if isinstance(bits, Mapping) else {"*": bits}).items()}
+    known = quantized_layers(model) if isinstance(bits, Mapping) else {}
+    if unknown := set(given) - set(known) - {"*"}:
+        raise ValueError(f"no quantized layer {sorted(unknown)}; there are {list(known)} and * for the rest")
     setting.guard.check_user()
-    for each in (pair, *per_layer.values()):
-        setting.quantizer.check(each)
-    setting.bits, setting.per_layer = pair, per_layer
+    for pair in given.values():
+        setting.quantizer.check(pair)
+    setting.bits, setting.per_layer = _shortest(given, known.items())
     _warn_if_stale(model, setting)
+
+
+def _shortest(given: Mapping[str, Bits], layers: Iterable[tuple[str, QuantizedLayer]]) -> tuple[Bits, dict[str, Bits]]:
+    """Return the pair at which most layers are, and the bits of those layers that run at others.
+
+    However a map is written, the result is the same if every layer runs at the same bits.
+    """
+    rest = given.get("*", FP)
+    own = {layer: given.get(name, rest) for name, layer in layers}
+    body = sorted((bits for layer, bits in own.items() if layer.site.role == "body"), reverse=True)
+    pair = mode(body or [rest])  # in a tie, the highest
+    others = {layer: layer.runs_at(bits) for layer, bits in own.items()}
+    return pair, {layer.site.name: bits for layer, bits in others.items() if bits != layer.runs_at(pair)}
 
 
 @contextlib.contextmanager
@@ -218,6 +227,12 @@ def at(model: nn.Module, bits: MapOrBits, norm_stats: str | None = None) -> Iter
     finally:
         setting.bits, setting.per_layer, setting.norm_stats = before
         setting.guard.user = user
+
+
+def key_of(model: nn.Module, bits: MapOrBits) -> str:
+    """Return the name under which the norm statistics of ``bits`` are stored (`setting.Setting.key`)."""
+    with at(model, bits, "batch"):
+        return setting_of(model).key
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def test_all_other_parameters_have_a_line_and_are_in_the_sum(module):
     with mq.at(model, "W2A2"), mq.at(plain, "W2A2"):
         more = mq.measure.summary.packed_bytes(model) - mq.measure.summary.packed_bytes(plain)
     assert more == own_bytes(module) > 0
-    with pytest.warns(UserWarning, match=rf"bit_operations leaves out .*{name} \({type(module).__name__}\)"):
+    with pytest.warns(UserWarning, match=rf"costs leave out .*{name} \({type(module).__name__}\)"):
         bit_operations(model, X[0], "W2A2")
 
 
