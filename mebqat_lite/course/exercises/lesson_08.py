@@ -207,13 +207,13 @@ cut = Exercise(
 
 def _choose_bits(losses: list[list[float]], sizes: list[list[int]], budget: int) -> list[int]:
     """The choice of each layer: the least sum of losses among all whose sizes add up to at most the budget."""
-    choices = itertools.product(*(range(len(row)) for row in losses))
-
-    def total(table: list[list[float]], choice: tuple[int, ...]) -> float:
-        return sum(row[k] for row, k in zip(table, choice, strict=True))
-
-    fits = [choice for choice in choices if total(sizes, choice) <= budget]
-    return list(min(fits, key=lambda choice: total(losses, choice)))
+    best, least = [], float("inf")
+    for choice in itertools.product(*(range(len(row)) for row in losses)):
+        size = sum(row[k] for row, k in zip(sizes, choice, strict=True))
+        loss = sum(row[k] for row, k in zip(losses, choice, strict=True))
+        if size <= budget and loss < least:
+            best, least = list(choice), loss
+    return best
 
 
 def _grade_choose_bits(student: Student, rng: Generator) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,21 +13,22 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import nn
+from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
 from mebqat_lite.course.widgets.base import buttons, card
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.costs import bit_operations
-from mebqat_lite.measure.evaluate import grid
-from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, VERMILION, WHITE, looks, pale
-from mebqat_lite.switching.norms import recalibrate
+from mebqat_lite.measure.costs import by_layer
+from mebqat_lite.measure.evaluate import scores
+from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, looks, pale
+from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import quantized_layers
 
 WIDTHS = (1, 2, 3, 4)  # bits that the weights of a layer may have
 ACTIVATIONS = 4  # bits of all activations
+MEASURED = 256  # training images on which norm statistics are measured
 Choice = tuple[int, ...]  # the weight bits of each layer
 
 
@@ -39,45 +39,37 @@ class Search:
     Attributes:
         layers: the number of weights of each layer whose bits are chosen, by its name.
         accuracy: ``accuracy[title][choice]`` in percent.
-        bitops: bit operations for an image, by choice: of the layers whose bits are chosen, and of the whole network.
+        costs: by choice, ``bytes`` and ``bitops`` of these layers, and ``bitops of all`` layers, for an image.
     """
 
     layers: dict[str, int]
     accuracy: dict[str, dict[Choice, float]]
-    bitops: dict[Choice, tuple[int, int]]
+    costs: dict[Choice, dict[str, int]]
     data: Data = field(repr=False)
     networks: dict[str, nn.Module] = field(repr=False)
 
-    def bytes(self, choice: Sequence[int]) -> int:
-        """Bytes of the codes: each layer has as many bit planes as bits."""
-        return sum(bits * -(-count // 8) for bits, count in zip(choice, self.layers.values(), strict=True))
-
     def confirm(self, choice: Choice) -> dict[str, float]:
         """Measure an allocation on the test images, in percent, by title."""
-        return {title: _measure(net, self.data, self.data.test, [choice])[choice] for title, net in self.networks.items()}
+        test = self.data.test
+        return {title: _measure(net, self.data, test, [choice])[choice] for title, net in self.networks.items()}
 
 
 def search(networks: Mapping[str, nn.Module], data: Data) -> Search:
-    """Measure all allocations of `WIDTHS` to the layers of some networks of the same shape, which stay as they are.
+    """Measure all allocations of `WIDTHS` to the layers of some networks of the same shape, which do not change.
 
     Raises:
         DataError: the labels of the data are no classes.
     """
     data.val.of_classes("the widget of bits for each layer")
-    copies = {title: copy.deepcopy(net).eval() for title, net in networks.items()}
-    first = next(iter(copies.values()))
+    first = next(iter(networks.values()))
     layers = {name: layer.weight.numel() for name, layer in _body(first).items()}
     choices = list(itertools.product(WIDTHS, repeat=len(layers)))
-    accuracy = {title: _measure(net, data, data.val, choices) for title, net in copies.items()}
-    image = data.val.images[0]
-    totals = {choice: bit_operations(first, image, setting(first, choice)) for choice in choices}
-    one, two = (totals[(bits,) * len(layers)] for bits in (1, 2))
-    edges = 2 * one - two  # bit operations of the body are proportional to its bits
-    bitops = {choice: (total - edges, total) for choice, total in totals.items()}
-    return Search(layers, accuracy, bitops, data, copies)
+    accuracy = {title: _measure(net, data, data.val, choices) for title, net in networks.items()}
+    costs = {choice: _costs(first, data.val.images[0], choice) for choice in choices}
+    return Search(layers, accuracy, costs, data, dict(networks))
 
 
-def _body(model: nn.Module) -> dict[str, nn.Module]:
+def _body(model: nn.Module) -> dict[str, QuantizedLayer]:
     return {name: layer for name, layer in quantized_layers(model).items() if layer.site.role == "body"}
 
 
@@ -89,8 +81,14 @@ def setting(model: nn.Module, choice: Sequence[int]) -> dict[str, Bits]:
 def _measure(model: nn.Module, data: Data, split: Split, choices: Sequence[Choice]) -> dict[Choice, float]:
     """The accuracy of allocations in percent; their norm statistics are measured on the training images."""
     maps = [setting(model, choice) for choice in choices]
-    recalibrate(model, data.train.images, maps)
-    return dict(zip(choices, grid(model, split, maps, norm_stats="recalibrated")["mean"].tolist(), strict=True))
+    return dict(zip(choices, scores(model, split, maps, calibration=data.train.images[:MEASURED]), strict=True))
+
+
+def _costs(model: nn.Module, image: Tensor, choice: Choice) -> dict[str, int]:
+    table = by_layer(model, image, setting(model, choice))
+    inside = table[~table.edge]
+    found = {"bytes": inside.bytes, "bitops": inside.bitops, "bitops of all": table.bitops}
+    return {name: int(column.sum()) for name, column in found.items()}
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ class AllocationResult:
     """One allocation: what it costs and what the networks read with it."""
 
     choice: Choice
-    codes: int  # bytes
-    file: int  # bytes, with all that is no code
-    bitops: tuple[int, int]  # of the layers whose bits are chosen, and of the whole network
+    costs: dict[str, int]  # as in `Search`, and ``file``: bytes, with all that is no code
     accuracy: dict[str, float]  # percent of the validation images, by title
 
 
@@ -111,11 +107,11 @@ def compute(found: Search, rest: int, choice: Sequence[int]) -> AllocationResult
         ValueError: the choice is not among those that were measured.
     """
     key = tuple(choice)
-    if key not in found.bitops:
+    if key not in found.costs:
         raise ValueError(f"choose {len(found.layers)} of the widths {', '.join(map(str, WIDTHS))}, not {key}")
-    codes = found.bytes(key)
+    costs = found.costs[key]
     accuracy = {title: row[key] for title, row in found.accuracy.items()}
-    return AllocationResult(key, codes, codes + rest, found.bitops[key], accuracy)
+    return AllocationResult(key, costs | {"file": costs["bytes"] + rest}, accuracy)
 
 
 # --- the picture -----------------------------------------------------------------------------------------------
@@ -166,30 +162,30 @@ class Board:
 
 
 class Cloud:
-    """A point for each allocation of each network, a line through the uniform ones, and a mark on the chosen one."""
+    """A point for each allocation of each network, a line through those of equal bits, and a mark on the chosen one."""
 
     def __init__(self, axes: Axes, found: Search) -> None:
-        self.marks, self.words = {}, {}
-        for (title, look), row in zip(looks(found.accuracy).items(), found.accuracy.values(), strict=True):
-            sizes = [found.bytes(choice) for choice in row]
-            dots = {"marker": look["marker"], "color": pale(look["color"], 0.5), "linestyle": "none", "markersize": 4}
-            axes.plot(sizes, list(row.values()), **dots)
-            uniform = [(bits,) * len(found.layers) for bits in WIDTHS]
-            sizes = [found.bytes(choice) for choice in uniform]
-            axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; the line: equal bits", **look, markersize=5)
-            mark = {"marker": look["marker"], "color": look["color"], "markeredgecolor": BLACK, "markersize": 13}
-            [self.marks[title]] = axes.plot([], [], **mark)
+        self.marks, self.words, styles = {}, {}, looks(found.accuracy)
+        uniform = [(bits,) * len(found.layers) for bits in WIDTHS]
+        for title, row in reversed(found.accuracy.items()):  # the first one lies above the others
+            look = {"color": styles[title]["color"], "marker": styles[title]["marker"]}
+            dots = {"color": pale(look["color"], 0.5), "marker": look["marker"], "linestyle": "none", "markersize": 4}
+            axes.plot([found.costs[c]["bytes"] for c in row], list(row.values()), **dots)
+            sizes = [found.costs[c]["bytes"] for c in uniform]
+            axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; line: equal bits", **styles[title])
+            [self.marks[title]] = axes.plot([], [], markeredgecolor=BLACK, markersize=13, **look)
             self.words[title] = axes.text(0, 0, "", color=look["color"], fontweight="bold", va="top")
         self.moving: list[Artist] = [*self.marks.values(), *self.words.values()]
-        axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title="all 64 allocations")
+        title = f"all {len(found.costs)} allocations"
+        axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title=title)
         axes.set_ylim(top=102)
         axes.margins(x=0.12)
 
     def update(self, result: AllocationResult) -> None:
         """Move the marks."""
         for title, value in result.accuracy.items():
-            self.marks[title].set_data([result.codes], [value])
-            self.words[title].set(x=result.codes + 30, y=value - 0.8, text=f"{value:.1f}")
+            self.marks[title].set_data([result.costs["bytes"]], [value])
+            self.words[title].set(x=result.costs["bytes"] + 30, y=value - 0.8, text=f"{value:.1f}")
 
 
 # --- in words --------------------------------------------------------------------------------------------------
@@ -198,15 +194,16 @@ class Cloud:
 def say(result: AllocationResult) -> str:
     """The picture in one sentence."""
     read = ", ".join(f"{title} {value:.1f} %" for title, value in result.accuracy.items())
-    return f"weight bits {' '.join(map(str, result.choice))}, {result.codes:,} bytes of codes: {read}"
+    return f"weight bits {' '.join(map(str, result.choice))}, {result.costs['bytes']:,} bytes of codes: {read}"
 
 
 def describe(result: AllocationResult) -> str:
     """The numbers of a result, as HTML."""
-    body, total = result.bitops
+    costs = result.costs
     return card(
         f"<b>{say(result)}</b> of the validation images",
-        f"the whole file {result.file:,} bytes; {body:,} bit operations in these layers, {total:,} in the whole network",
+        f"the whole file: {costs['file']:,} bytes; bit operations for an image: {costs['bitops']:,} in these layers, "
+        f"{costs['bitops of all']:,} in all",
     )
 
 
@@ -227,7 +224,7 @@ class Allocations(LiveFigure):
         drawing = picture(found)
         super().__init__(controls, lambda **bits: compute(found, rest, [*bits.values()]), drawing, words=describe)
         self.children = [*self.parts, self.confirming, self.confirmed]
-        label = "the bits: click a cell, or change a layer's with the left and right keys and the layer with up and down"
+        label = "the bits: click a cell, or take the arrow keys: up and down for the layer, left and right for its bits"
         self.touch(drawing.figure.axes[0], label, self._click, self._key)
 
     def _put(self, row: int, bits: int) -> None:

@@ -160,7 +160,8 @@ def picture(bits: Tensor, images: Tensor, titles: Sequence[str], whole: int) -> 
     """
     with plots.style():
         figure = plt.figure(figsize=(PAGE, 4.0))
-        top, middle, bottom = (part.subplots() for part in figure.subfigures(3, 1, height_ratios=HEIGHTS))
+        places: Any = figure.subfigures(3, 1, height_ratios=HEIGHTS)
+        top, middle, bottom = (place.subplots() for place in places)
         stack, bar, rows = Stack(top, bits), Bar(middle, whole), Rows(bottom, images, titles)
 
     def update(result: PlanesResult) -> str:
