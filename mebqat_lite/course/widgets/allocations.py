@@ -174,18 +174,19 @@ class Cloud:
             sizes = [found.costs[c]["bytes"] for c in uniform]
             axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; line: equal bits", **styles[title])
             [self.marks[title]] = axes.plot([], [], markeredgecolor=BLACK, markersize=13, **look)
-            self.words[title] = axes.text(0, 0, "", color=look["color"], fontweight="bold", va="top")
+            side = "bottom" if title == next(iter(found.accuracy)) else "top"  # so that two words do not meet
+            self.words[title] = axes.text(0, 0, "", color=look["color"], fontweight="bold", va=side)
         self.moving: list[Artist] = [*self.marks.values(), *self.words.values()]
         title = f"all {len(found.costs)} allocations"
         axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title=title)
-        axes.set_ylim(top=102)
+        axes.set_ylim(min(min(row.values()) for row in found.accuracy.values()) - 4, 104)
         axes.margins(x=0.12)
 
     def update(self, result: AllocationResult) -> None:
         """Move the marks."""
         for title, value in result.accuracy.items():
             self.marks[title].set_data([result.costs["bytes"]], [value])
-            self.words[title].set(x=result.costs["bytes"] + 30, y=value - 0.8, text=f"{value:.1f}")
+            self.words[title].set(x=result.costs["bytes"] + 30, y=value, text=f"{value:.1f}")
 
 
 # --- in words --------------------------------------------------------------------------------------------------
@@ -240,6 +241,8 @@ class Allocations(LiveFigure):
 
     def _confirm(self, _button: object) -> None:
         """Measure the present choice on the test images, and never another one."""
+        if self.confirming.disabled:
+            return
         self.confirming.disabled = True
         read = self.found.confirm(self.result.choice)
         rows = (f"{t}: {self.result.accuracy[t]:.1f} % of the validation images, {v:.1f} % of the test images"
@@ -254,6 +257,6 @@ def still(found: Search, rest: int, choice: Sequence[int]) -> Figure:
     return drawing.figure
 
 
-def allocations(found: Search, rest: int) -> Allocations:
+def layer_bits(found: Search, rest: int) -> Allocations:
     """The widget for what `search` found; ``rest`` is the bytes of a file that are no codes."""
     return Allocations(found, rest)

@@ -179,7 +179,9 @@ class Stack:
         pad = -bits.shape[1] % SIDE
         for index, plane in enumerate(torch.nn.functional.pad(bits, (0, pad)).reshape(PLANES, -1, SIDE)):
             place = (index + GAP, index + 1 - GAP, 0, 1)
-            axes.imshow(plane.T, cmap="gray_r", vmin=0, vmax=1.6, extent=place, aspect="auto", interpolation="nearest")
+            axes.imshow(
+                plane.T.numpy(), cmap="gray_r", vmin=0, vmax=1.6, extent=place, aspect="auto", interpolation="nearest"
+            )
         self.veil = axes.add_patch(Rectangle((PLANES, -0.02), 0, 1.04, facecolor="#FFFFFF", alpha=0.85))
         self.moving: list[Artist] = [self.veil]
         axes.set(xlim=(0, PLANES), ylim=(0, 1), yticks=[], title="eight bit planes of one layer, a weight a pixel")
@@ -220,7 +222,7 @@ class Rows:
         count, self.titles = len(images), list(titles)
         for index, image in enumerate(images):
             place = (index + 0.1, index + 0.9, 0.05, 0.65)
-            axes.imshow(image[0], cmap="gray_r", extent=place, aspect="auto", interpolation="nearest")
+            axes.imshow(image[0].numpy(), cmap="gray_r", extent=place, aspect="auto", interpolation="nearest")
         rows = [-0.2 - 0.38 * row for row in range(len(titles))]
         look: dict[str, Any] = {"va": "center", "fontsize": 10}
         self.names = [
