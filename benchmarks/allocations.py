@@ -29,7 +29,7 @@ from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.experiments.jobs import one_thread
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.files import write_json
-from mebqat_lite.measure.allocate import UNITS, greedy, price, prices, scores, sensitivity, solve
+from mebqat_lite.measure.allocate import UNITS, greedy, prices, scores, sensitivity, solve, total
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.intervals import interval
 from mebqat_lite.measure.results import table
@@ -112,7 +112,7 @@ class Search:
         for name, budget in budgets.items():
             uniform = [pair for pair in self.case.pairs if float(costs[pair].sum()) <= budget]
             solved = [solve(losses, costs, budget) for losses in self.losses.values()]
-            settings = [*uniform, *solved, next(step for step in path if price(step, costs) <= budget)]
+            settings = [*uniform, *solved, next(step for step in path if total(step, costs) <= budget)]
             values = self.measured(self.search, settings)
             best = settings[max(range(len(uniform)), key=values.__getitem__)]
             chosen = settings[max(range(len(settings)), key=values.__getitem__)]
@@ -141,7 +141,7 @@ class Search:
         best = max(range(len(drawn)), key=few.__getitem__)
         found = {"optimism": few[best] - true[best]}
         for rest, losses in self.losses.items():
-            summed = [-sum(losses.at[layer, str(pair)] for layer, pair in one.items()) for one in drawn]
+            summed = [-total(one, losses) for one in drawn]
             found[f"rank, rest {rest}"] = float(spearmanr(summed, true).statistic)
         return found
 
@@ -154,12 +154,12 @@ class Search:
         while len(drawn) < self.case.drawn:
             picks = torch.randint(len(pairs), (len(costs),), generator=draw).tolist()
             one = dict(zip(costs.index, [pairs[i] for i in picks], strict=True))
-            drawn += [one] if price(one, costs) <= budget else []
+            drawn += [one] if total(one, costs) <= budget else []
         return drawn
 
 
 def every(split: Split, step: int, start: int = 0) -> Split:
-    """Take one of ``step`` images. Validation images lie class after class, so each class is in it."""
+    """Take one of ``step`` images; their order is random."""
     return split.select(torch.arange(start, len(split.labels), step))
 
 
@@ -211,10 +211,9 @@ def text(found: dict[str, Any]) -> str:
             blocks.append(f"{head}; {title}\n{table(rows, list(next(iter(networks.values()))))}")
     columns = list(next(iter(found["pitfalls"].values())))
     ranks = {name: {key: percent(key, cell) for key, cell in row.items()} for name, row in found["pitfalls"].items()}
-    head = f"{found['drawn']} random allocations: points by which the best on 160 images is too optimistic, and rank correlation"
-    blocks.append(
-        f"{head} (x 100)\nof summed sensitivities with the accuracy, all others at FP or W2A2\n{table(ranks, columns)}"
-    )
+    head = f"{found['drawn']} random allocations: by how many points the best on 160 images is too optimistic,"
+    rest = "and the rank correlation (x 100) of the accuracy with summed sensitivities, all others at FP or at W2A2"
+    blocks.append(f"{head}\n{rest}\n{table(ranks, columns)}")
     return "\n\n".join(blocks)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import accuracy, deploy, frozen, paint, steps, timing, zoo
+from benchmarks import accuracy, allocations, deploy, frozen, paint, steps, timing, zoo
 from benchmarks.__main__ import BENCHMARKS, block, main
 from benchmarks.experiments import Experiment
 from mebqat_lite import paths
@@ -204,3 +204,47 @@ def test_a_network_that_fails_has_its_error_in_its_row():
     row |= {"levels": zoo.attempt(lambda: [4, 4]), "packed": zoo.attempt(fails), "onnx": zoo.attempt(fails)}
     shown = " ".join(zoo.line("net", row).split())
     assert shown == "net 2.0 M 5 2 7 6 other ValueError: no way ValueError: no way"
+
+
+# ---------------------------------------------------------------- bits for each layer
+
+
+@pytest.fixture(scope="module")
+def allocated():
+    recipe = Recipe(steps=4, warm_steps=2, batch_size=16)
+    data, pairs = "digits,count=100,val=60,test=60", ("W1A1", "W1A32", "W2A2", "W4A4")
+    return allocations.run(2, allocations.Case(data, recipe, layers=2, pairs=pairs, drawn=4))
+
+
+def test_allocations_are_searched_measured_and_shown(allocated, tmp_path, monkeypatch):
+    monkeypatch.setattr(allocations, "FOLDER", tmp_path)
+    (tmp_path / "README.md").write_text("before\n<!-- allocations -->\n<!-- /allocations -->\nafter\n")
+    allocations.store(allocated)
+    page, stored = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "allocations.json").read_text())
+    assert (
+        page
+        == f"before\n<!-- allocations -->\n```text\n{allocations.text(stored)}\n```\n<!-- /allocations -->\nafter\n"
+    )
+    assert page.count("FP + PTQ, searched") == 4 and "2 seeds" in page and "4 random allocations" in page
+    for unit, networks in stored["budgets"].items():
+        assert list(networks) == list(allocations.METHODS)
+        for cells in (cells for network in networks.values() for cells in network.values()):
+            for part in ("val", "test"):
+                gain = cells[f"{part} searched"]["mean"] - cells[f"{part} uniform"]["mean"]
+                assert (
+                    cells[f"{part} gain"]["mean"] == pytest.approx(gain, abs=2e-4) and cells[f"{part} gain"]["n"] == 2
+                )
+        assert [f"{times:g}x" for times in allocations.BUDGETS[unit]] == list(cells_of(networks))
+
+
+def cells_of(networks):
+    return next(iter(networks.values()))
+
+
+def test_allocations_are_chosen_and_confirmed_on_other_images():
+    split = allocations.datasets.load("glyph_classes").val
+    search, confirm = allocations.every(split, 2), allocations.every(split, 2, 1)
+    few = allocations.every(search, allocations.FEW // 2)
+    assert len(few.labels) == 160 and len(search.labels) == len(confirm.labels) == 1600
+    assert all(len(part.labels.unique()) == 32 for part in (few, search, confirm))
+    assert torch.equal(torch.stack([search.labels, confirm.labels], 1).flatten(), split.labels)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import adapt, gpu, one_set, summary
+from benchmarks import adapt, allocations, gpu, one_set, summary
 from benchmarks.accuracy import FOLDER, tables
 from benchmarks.experiments import EXPERIMENTS, LOW, OURS, RATES
 from mebqat_lite.experiments import frozen
@@ -53,6 +53,12 @@ def test_the_page_shows_the_summary_and_what_other_commands_stored():
     assert section("gpu") == f"```text\n{gpu.block(stored('gpu', '.'))}\n```\n"
     for module, name in ((adapt, "adapt"), (one_set, "one_set")):
         assert section(name) == f"```text\n{module.text(stored(name, '.'))}\n```\n"
+
+
+def test_the_page_shows_the_allocations_or_says_that_they_are_not_measured():
+    measured = (FOLDER / "allocations.json").exists()
+    text = f"```text\n{allocations.text(stored('allocations', '.'))}\n```\n" if measured else "Not measured yet: "
+    assert section("allocations").startswith(text)
 
 
 def test_the_page_names_the_experiments_that_are_not_measured():

@@ -8,7 +8,7 @@ from mebqat_lite import METHODS, fit
 from mebqat_lite.bits import FP, Bits, candidates
 from mebqat_lite.learners.quantize_adapted import QuantizeAdapted
 from mebqat_lite.loop import Loop
-from mebqat_lite.switching.state import norm_layers
+from mebqat_lite.switching.state import norm_layers, quantized_layers
 
 W2A2 = Bits(2, 2)
 
@@ -179,3 +179,18 @@ def test_an_interrupted_few_shot_run_ends_as_if_it_had_not_been(name, passes, tm
     assert run.losses == whole[0].losses and run.costs == whole[0].costs
     mine, other = model.state_dict(), whole[1].state_dict()
     assert list(mine) == list(other) and [n for n in mine if not torch.equal(mine[n], other[n])] == []
+
+
+# --- a pair for each layer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mebqat_pn", "mebqat_pn_in_turn", "mebqat_maml", "mebqat_maml_in_turn"])
+def test_few_shot_methods_draw_a_pair_per_layer(name):
+    body = [layer for layer, m in quantized_layers(network_of(name)).items() if m.site.role == "body"]
+    pairs = [pair for step in draws(name, per_layer=True, count=60) for task in step for pair in task]
+    mixed = [pair for pair in pairs if isinstance(pair, dict)]
+    assert len(mixed) >= 20 and all(list(pair) == body for pair in mixed)
+    assert any(len(set(pair.values())) > 1 for pair in mixed)
+    assert not any(isinstance(pair, dict) for step in draws(name, count=20) for task in step for pair in task)
+    run = fit(network_of(name), DATA, name, recipe_of(name, per_layer=True), progress=False, device="cpu")
+    assert len(run.losses) == 2

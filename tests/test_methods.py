@@ -155,10 +155,10 @@ def test_sensitivity_lowers_one_layer_at_a_time():
     model = net()
     fit(model, DATA, "fp", steps=10, batch_size=16, progress=False)
     frame = sensitivity(model, TRAIN, "W1A1", rest="W8A8", norm_stats="recalibrated", calibration=TRAIN.images)
-    assert list(frame.index) == ["body.0.0", "body.1.0", "body.2.0"]
+    assert frame.index.tolist() == [(layer, "W1A1") for layer in ("body.0.0", "body.1.0", "body.2.0")]
     recalibrate(model, TRAIN.images, "W8A8")
     whole = accuracy(model, TRAIN, "W8A8", "recalibrated")
-    for layer, row in frame.iterrows():
+    for (layer, _), row in frame.iterrows():
         alone = {"*": "W8A8", layer: "W1A1"}
         assert row["accuracy"] == accuracy(model, TRAIN, alone, "recalibrated")
         assert row["loss"] == pytest.approx(whole - row["accuracy"])

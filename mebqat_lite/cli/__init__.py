@@ -1,4 +1,4 @@
-"""The command line: demo, train, evaluate, export, compare, benchmark, assignments, grade, doctor, test."""
+"""The command line: demo, train, evaluate, allocate, export, compare, benchmark, assignments, grade, doctor, test."""
 
 from __future__ import annotations
 
@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     training.add_demo(commands)
     training.add_train(commands)
     measuring.add_evaluate(commands)
+    deploying.add_allocate(commands)
     deploying.add_export(commands)
     training.add_compare(commands)
     measuring.add_benchmark(commands)

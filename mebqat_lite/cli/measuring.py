@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mebqat_lite import paths
 from mebqat_lite.bits import parse_all
-from mebqat_lite.cli.shared import Commands, print_written
+from mebqat_lite.cli.shared import Commands, layer_map, print_written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--part", default="test", choices=("train", "val", "test"))
     pairs = command.add_mutually_exclusive_group()
     pairs.add_argument("--bits", help="bitwidth pairs, as W2A2,W4A4,FP; default: all candidates")
-    pairs.add_argument("--layers", metavar="MAP", help="a pair per layer, as *=W8A8,body.0.0=W2A2")
+    pairs.add_argument("--layers", metavar="MAP", help="a pair per layer: a file of allocate, or *=W8A8,body.0.0=W2A2")
     command.add_argument("--norm", default="recalibrated", choices=("running", "batch", "recalibrated", "support"))
     for name, what in FOR_NEW_CLASSES.items():
         command.add_argument(f"--{name}", type=int, help=f"for models that learn new classes: {what}")
@@ -102,7 +102,7 @@ def _on_fixed_classes(arguments: argparse.Namespace, model: nn.Module, extra: Ma
     if packed_settings(model) and arguments.norm != "recalibrated":
         raise ValueError(f"this packed file has no statistics but recalibrated ones: leave out --norm {arguments.norm}")
     calibration, part = _calibration(arguments, model, data), getattr(data, arguments.part)
-    pairs = [_layers(arguments.layers)] if arguments.layers else arguments.bits
+    pairs = [layer_map(arguments.layers)] if arguments.layers else arguments.bits
     with on_images(arguments.checkpoint.name, part.images):
         frame = grid(model, part, pairs, norm_stats=arguments.norm, calibration=calibration, progress=True)
     images = f"{len(part.labels)} images of {name}, split of seed {seed}"
@@ -134,17 +134,6 @@ def _calibration(arguments: argparse.Namespace, model: nn.Module, data: Data) ->
     return norm_images(data.train)
 
 
-def _layers(text: str) -> dict[str, str]:
-    """``*=W8A8,body.0.0=W2A2`` as a map of layers to pairs."""
-    parts = [part.split("=") for part in text.split(",")]
-    if not all(len(part) == 2 for part in parts):
-        raise ValueError(f"--layers takes LAYER=PAIR,LAYER=PAIR (* for the rest), not {text!r}")
-    layers = {part[0]: part[1] for part in parts}
-    if len(layers) < len(parts):
-        raise ValueError(f"--layers takes each layer once (* for the rest), not {text!r}")
-    return layers
-
-
 def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapping[str, Any]) -> Measured:
     """Accuracy on episodes of classes that the model was not trained on."""
     from mebqat_lite.experiments.setups import on_images
@@ -157,11 +146,12 @@ def _on_new_classes(arguments: argparse.Namespace, model: nn.Module, extra: Mapp
     asked = _given_for_new_classes(arguments)
     count = {"count": asked.pop("episodes")} if "episodes" in asked else {}
     learner, episodes, name = episodes_for(model, extra, arguments.data, arguments.part, **asked)
-    pairs = None if arguments.bits is None else parse_all(arguments.bits)
     if arguments.norm == "recalibrated":
-        give_statistics(model, extra, pairs)
+        give_statistics(model, extra, arguments.bits)
     with on_images(arguments.checkpoint.name, episodes.split.images):
-        frame = episode_grid(model, learner, episodes, pairs, norm_stats=arguments.norm, progress=True, **count)
+        frame = episode_grid(
+            model, learner, episodes, arguments.bits, norm_stats=arguments.norm, progress=True, **count
+        )
     kind = f"{episodes.ways}-way {episodes.shots}-shot, {episodes.queries} queries a class"
     images = f"{int(frame['n'].iloc[0])} episodes of {name}, {kind}; ± over episodes"
     return Measured(frame, ["mean", "ci95"], {}, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
@@ -42,6 +43,34 @@ def _check_outputs(paths: dict[str, Path]) -> None:
         folders = [path, *path.parents] if name in ("folder", "ship") else path.parents
         if wrong := [str(place) for place in folders if place.exists() and not place.is_dir()]:
             raise ValueError(f"{OUTPUTS[name]} {path}: {wrong[0]} is a file, and a folder is needed there")
+
+
+def layer_map(text: str) -> dict[str, str]:
+    """Read a map of layers to pairs: ``*=W8A8,body.0.0=W2A2``, or the name of a file that ``allocate`` wrote.
+
+    Raises:
+        ValueError: it is neither, or names a layer twice.
+    """
+    if (path := Path(text)).is_file():
+        return _stored_map(path)
+    parts = [part.split("=") for part in text.split(",")]
+    if not all(len(part) == 2 for part in parts):
+        raise ValueError(f"--layers takes LAYER=PAIR,LAYER=PAIR (* for the rest), or a file of allocate, not {text!r}")
+    layers = {part[0]: part[1] for part in parts}
+    if len(layers) < len(parts):
+        raise ValueError(f"--layers takes each layer once (* for the rest), not {text!r}")
+    return layers
+
+
+def _stored_map(path: Path) -> dict[str, str]:
+    """Read a map from a JSON file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # also of bytes that are no text
+        found = None
+    if not isinstance(found, dict) or not found or not all(isinstance(pair, str) for pair in found.values()):
+        raise ValueError(f"--layers {path}: this file holds no map of layers to pairs; mebqat-lite allocate writes one")
+    return found
 
 
 def print_written(files: Iterable[Path]) -> None:

@@ -9,19 +9,24 @@ from typing import Any
 from torch import nn
 
 from mebqat_lite import datasets, methods
-from mebqat_lite.bits import Bits, parse_all
+from mebqat_lite.bits import Bits
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.deploy.packed import KIND, save_packed
 from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
 from mebqat_lite.quantizers import NESTED
+from mebqat_lite.switching.state import MapOrBits, parse_settings
 
 FORMATS = ("packed", "nested", "onnx")
 
 
 def export(
-    checkpoint: Path, to: str, bits: str | None = None, out: Path | None = None, untrained: bool = False
+    checkpoint: Path,
+    to: str,
+    bits: str | Mapping[str, str] | None = None,
+    out: Path | None = None,
+    untrained: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Write a checkpoint in another form.
 
@@ -29,8 +34,8 @@ def export(
         checkpoint: a file of `checkpoint.save_model` whose description says how the network was trained.
         to: ``packed`` (integers of exactly the bits asked for), ``nested`` (one set of 8-bit integers for all weights
             of up to 8 bits, if the quantizer allows it) or ``onnx`` (one pair, for ONNX Runtime).
-        bits: the pairs; ``onnx`` takes exactly one. Only ``nested`` has a default: all pairs with weights of up to 8
-            bits that the network was trained for.
+        bits: the pairs, or a map of layers to pairs; ``onnx`` takes exactly one of them. Only ``nested`` has a default:
+            all pairs with weights of up to 8 bits that the network was trained for.
         out: the file to write, by default in ``results``. A network that learns new classes becomes two ONNX files,
             and ``out`` is their folder.
         untrained: whether to write pairs that the network was never trained for.
@@ -53,7 +58,8 @@ def export(
     if not untrained:
         _check_trained(checkpoint.name, model, extra, pairs)
     give_statistics(model, extra, pairs)
-    name = "nested" if to == "nested" else "-".join(str(pair).lower() for pair in pairs)
+    pair_names = "-".join("layers" if isinstance(pair, Mapping) else str(pair).lower() for pair in pairs)
+    name = "nested" if to == "nested" else pair_names
     out = (
         out
         or results() / f"{checkpoint.name.removesuffix('.safetensors')}-{name}{'' if to == 'onnx' else '.safetensors'}"
@@ -64,11 +70,15 @@ def export(
     return [out], [_about(is_nested)] if to == "nested" else []
 
 
-def _pairs(model: nn.Module, extra: Mapping[str, Any], to: str, bits: str | None) -> list[Bits]:
+def _pairs(
+    model: nn.Module, extra: Mapping[str, Any], to: str, bits: str | Mapping[str, str] | None
+) -> list[MapOrBits]:
     """Return the pairs to write, which are those asked for or the default of ``nested``."""
     if bits is None and to != "nested":
         raise ValueError(f"--to {to} needs --bits, as W4A4")
-    pairs = [pair for pair in trained_for(model, extra) if pair.w <= NESTED] if bits is None else parse_all(bits)
+    if bits is None:
+        return [pair for pair in trained_for(model, extra) if pair.w <= NESTED]
+    pairs = parse_settings(bits)
     if to == "onnx" and len(pairs) != 1:
         raise ValueError(f"an ONNX file holds one pair, not {len(pairs)}: export each into a file of its own")
     return pairs
@@ -82,10 +92,11 @@ def _check_fixed(name: str, extra: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} adapts its weights to each set of classes ({extra['method']}): it has none to export")
 
 
-def _check_trained(name: str, model: nn.Module, extra: Mapping[str, Any], pairs: Iterable[Bits]) -> None:
-    """Refuse pairs that the network was never trained for."""
+def _check_trained(name: str, model: nn.Module, extra: Mapping[str, Any], settings: Iterable[MapOrBits]) -> None:
+    """Refuse pairs that the network was never trained for, also those of single layers."""
     known = trained_for(model, extra)
-    if never := [str(pair) for pair in pairs if pair not in known]:
+    pairs = [Bits.parse(pair) for one in settings for pair in (one.values() if isinstance(one, Mapping) else [one])]
+    if never := [str(pair) for pair in dict.fromkeys(pairs) if pair not in known]:
         shown = ", ".join(str(pair) for pair in known[:6]) + ", ..." * (len(known) > 6)
         raise ValueError(
             f"{name} was never trained for {', '.join(never)} ({extra['method']}: {shown}): choose one of these, or "
@@ -103,7 +114,7 @@ def _about(is_nested: bool) -> str:
     )
 
 
-def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: Bits, out: Path) -> tuple[list[Path], list[str]]:
+def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: MapOrBits, out: Path) -> tuple[list[Path], list[str]]:
     """Write an ONNX file and compare it with the network on all test images.
 
     A network that learns new classes is written as two files, and these are not compared.

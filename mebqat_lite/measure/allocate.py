@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-from mebqat_lite.bits import Bits, BitsLike
+from mebqat_lite.bits import FP, Bits, BitsLike
 from mebqat_lite.datasets.base import Split
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.evaluate import goal_of, scores
-from mebqat_lite.switching.state import pairs_of, parse_settings, quantized_layers
+from mebqat_lite.switching.state import MapOrBits, pairs_of, parse_settings, quantized_layers
 from mebqat_lite.tensors import Images
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Allocation: TypeAlias = dict[str, Bits]  # a pair for each layer, which `set_bits` and all that measures take
+Allocation: TypeAlias = dict[str, Bits]  # a pair for each layer, as `set_bits` takes it
 UNITS = ("bytes", "bitops")
 
 
@@ -62,11 +62,10 @@ def sensitivity(
     import pandas as pd
 
     pairs = parse_settings(bits)
-    settings: dict[tuple[str, str], Any] = {
-        (name, str(pair)): {"*": rest, name: pair} for name in _body(model) for pair in pairs
-    }
+    settings = {(name, str(pair)): {"*": rest, name: pair} for name in _body(model) for pair in pairs}
     how: dict[str, Any] = {"metric": metric, "norm_stats": norm_stats, "calibration": calibration}
-    whole, *found = scores(model, split, [parse_settings(rest)[0], *settings.values()], **how)
+    wanted: Any = [rest, *settings.values()]
+    whole, *found = scores(model, split, wanted, **how)
     goal, sign = goal_of(split, metric), 1 if metric == "score" else -1
     index = pd.MultiIndex.from_tuples(settings, names=["layer", "bits"])
     frame = pd.DataFrame({goal.name: found, "loss": [sign * (whole - value) for value in found]}, index)
@@ -77,17 +76,10 @@ def sensitivity(
 def prices(
     model: nn.Module, image: Tensor, bits: str | Iterable[BitsLike] | None = None, unit: str = "bytes"
 ) -> pd.DataFrame:
-    """Tabulate what each quantized layer costs at each pair, in weight bytes or in bit operations for one image.
+    """Tabulate what each layer costs at each pair, by default all candidates; ``image``: (channels, height, width).
 
-    Args:
-        model: a quantized model.
-        image: (channels, height, width).
-        bits: the pairs; by default all candidates.
-        unit: ``bytes`` or ``bitops``, as `costs.by_layer` counts them.
-
-    Returns:
-        A frame, layers x pairs. The first, the last and other kept layers are not in it: they cost the same at every
-        pair but FP.
+    ``unit`` is ``bytes`` or ``bitops``, as `costs.by_layer` counts them. The frame, layers x pairs, leaves out the
+    first, the last and other kept layers, which cost the same at every pair but FP.
     """
     import pandas as pd
 
@@ -98,9 +90,11 @@ def prices(
     return pd.DataFrame(found).loc[_body(model)].rename_axis(index="layer", columns="bits")
 
 
-def price(allocation: Mapping[str, BitsLike], prices: pd.DataFrame) -> float:
-    """Add up what an allocation costs in the layers of the table ``prices``."""
-    return sum(float(prices[str(Bits.parse(allocation[layer]))][layer]) for layer in prices.index)
+def total(setting: MapOrBits, table: pd.DataFrame) -> float:
+    """Add up what a pair, or a map of layers to pairs, has in a table of prices or losses, layers x pairs."""
+    named = setting if isinstance(setting, Mapping) else {"*": setting}
+    chosen = {layer: named[layer] if layer in named else named.get("*", FP) for layer in table.index}
+    return sum(float(table[str(Bits.parse(pair))][layer]) for layer, pair in chosen.items())
 
 
 def solve(losses: pd.DataFrame, prices: pd.DataFrame, budget: float) -> Allocation:
@@ -121,7 +115,9 @@ def solve(losses: pd.DataFrame, prices: pd.DataFrame, budget: float) -> Allocati
     costs = prices.loc[losses.index, losses.columns].to_numpy(float)  # (layers, pairs)
     values = losses.to_numpy(float)
     if not np.isfinite(values).all():
-        raise ValueError("a loss is not finite: leave out the pairs for which the model has no norm set")
+        raise ValueError(
+            "a loss is not finite: norm sets serve the pairs that they were made for, not a pair per layer"
+        )
     _check(costs.min(1).sum(), budget)
     one_each = np.kron(np.eye(len(costs)), np.ones(costs.shape[1]))  # (layers, layers * pairs)
     rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(costs.ravel() / budget, ub=1)]
@@ -134,35 +130,58 @@ def solve(losses: pd.DataFrame, prices: pd.DataFrame, budget: float) -> Allocati
         rules.append(LinearConstraint(found.x.round(), ub=len(costs) - 1))  # within the solver's rounding, but not ours
 
 
+def front(
+    model: nn.Module,
+    split: Split,
+    settings: Mapping[str, MapOrBits],
+    losses: pd.DataFrame,
+    *,
+    calibration: Images | None = None,
+) -> pd.DataFrame:
+    """Lay allocations side by side: what they cost, what the sum of their losses foretells, and what was measured.
+
+    ``settings`` are pairs or maps of layers to pairs by any names, and ``losses`` is as in `solve`. `scores` measures
+    them on ``split``: validation images, if one of them is to be chosen. The frame has a row per setting with ``bytes``
+    and ``bitops`` of all layers, the same ``inside`` (without the first, the last and other kept layers), the ``summed
+    losses``, and ``accuracy`` or ``PSNR``.
+    """
+    import pandas as pd
+
+    found = scores(model, split, settings.values(), calibration=calibration)
+    rows = {}
+    for (name, setting), value in zip(settings.items(), found, strict=True):
+        costs = by_layer(model, split.images[0], setting)
+        parts = {"": costs, " inside": costs[~costs.edge]}
+        row: dict[str, float] = {f"{unit}{of}": int(part[unit].sum()) for unit in UNITS for of, part in parts.items()}
+        rows[name] = row | {"summed losses": total(setting, losses), goal_of(split, "score").name: value}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def greedy(
     measure: Callable[[list[Allocation]], Sequence[float]], prices: pd.DataFrame, budget: float
 ) -> list[Allocation]:
     """Lower one layer after the other, each time the one that loses least for what it saves, until the budget is met.
 
     All layers start at their dearest pair. A step takes one layer to its next cheaper pair; of pairs with the same
-    price only the highest counts. Each step measures whole allocations, and so no sum of losses is needed.
+    price only the highest counts. Each step measures whole allocations, so no sum of losses is needed.
 
     Args:
         measure: gives a score for each of a list of allocations, more is better, for example
             ``lambda found: scores(model, data.val, found, calibration=images)``.
-        prices: layers x pairs.
-        budget: the most that all layers may cost together.
+        prices, budget: as in `solve`, with the same error.
 
     Returns:
         The allocations from the first to the one that fits. Each costs less than the one before.
-
-    Raises:
-        ValueError: not even the cheapest pairs fit.
     """
     _check(prices.min(axis=1).sum(), budget)
     ladders = {str(layer): _ladder(row) for layer, row in prices.iterrows()}
     path = [{layer: ladder[0] for layer, ladder in ladders.items()}]
     [now] = measure(path)
-    while (spent := price(path[-1], prices)) > budget:
+    while (spent := total(path[-1], prices)) > budget:
         nexts = {layer: ladder[ladder.index(path[-1][layer]) + 1 :][:1] for layer, ladder in ladders.items()}
         tried = [{**path[-1], layer: pair} for layer, pairs in nexts.items() for pair in pairs]
         found = measure(tried)
-        gains = [(value - now) / (spent - price(one, prices)) for value, one in zip(found, tried, strict=True)]
+        gains = [(value - now) / (spent - total(one, prices)) for value, one in zip(found, tried, strict=True)]
         best = int(np.argmax(gains))
         path.append(tried[best])
         now = found[best]

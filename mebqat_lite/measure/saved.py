@@ -74,7 +74,7 @@ def episodes_for(
     return *few_shot(methods.get(extra["method"]), split, recipe), name
 
 
-def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: Iterable[MapOrBits] | None = None) -> None:
+def give_statistics(model: nn.Module, extra: Mapping[str, Any], bits: str | Iterable[MapOrBits] | None = None) -> None:
     """Measure the recalibrated norm statistics that a checkpoint lacks, on images that it was trained on.
 
     ``bits`` are the pairs that need statistics, by default all candidates.

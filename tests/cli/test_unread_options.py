@@ -31,6 +31,7 @@ MODES = {
         "evaluate --checkpoint pn.safetensors --bits W2A2,FP --episodes 5",
         "evaluate --checkpoint packed.safetensors",
     ],
+    "allocate": ["allocate --checkpoint m.safetensors --bytes 480"],
     "export": ["export --checkpoint m.safetensors --to packed --bits W2A2"],
     "compare": [
         f"compare {FEW} --steps 2 --warm-steps 1 --seeds 1 --engine serial --methods mebqat,qat --bits W2A2 --pairs FP",
@@ -61,6 +62,8 @@ VALUES = {
     "checkpoint": ["other.safetensors"],
     "part": ["val"],
     "layers": ["*=W2A2"],
+    "bytes": ["380"],
+    "bitops": ["9999999"],
     "norm": ["batch"],
     "ways": ["3"],
     "shots": ["2"],

@@ -68,7 +68,7 @@ def test_accuracy_is_of_classes_alone(model):
 def test_sensitivity_names_its_column(model):
     frame = mq.sensitivity(model, points(), "W1A1", calibration=points().images)
     assert list(frame.columns) == ["PSNR", "loss"] and frame.attrs["measure"] == "PSNR (dB)"
-    assert list(frame.index) == ["body.0.0", "body.1.0"]
+    assert frame.index.tolist() == [("body.0.0", "W1A1"), ("body.1.0", "W1A1")]
     whole = mq.score(model, points(), "FP")
     assert frame["PSNR"].tolist() == pytest.approx((whole - frame["loss"]).tolist())
 
