@@ -217,7 +217,7 @@ class Allocations(LiveFigure):
     def __init__(self, found: Search, rest: int) -> None:
         self.found, self.row = found, 0
         self.confirming = ipywidgets.Button(
-            description="confirm on the test images (works once)", layout={"width": "auto"}
+            description="confirm on the test images (works once)", layout={"width": "auto", "max_width": "784px"}
         )
         self.confirming.on_click(self._guarded(self._confirm))
         self.confirmed = ipywidgets.HTML()

@@ -297,7 +297,7 @@ def bit_planes(networks: Mapping[str, Stripped], file: Mapping[str, int]) -> Liv
         networks: by title, all of them with the same data.
         file: the bytes of the file with all planes, as `Stripped.file` returns them.
     """
-    slider = labelled("planes that are kept", ipywidgets.IntSlider(PLANES, 1, PLANES))
+    slider = labelled("planes that are kept", ipywidgets.IntSlider(PLANES // 2, 1, PLANES))
     drawing = drawn(networks, file)
     live = LiveFigure({"kept": slider}, lambda kept: compute(networks, file, kept), drawing, words=describe)
 
