@@ -207,12 +207,15 @@ cut = Exercise(
 
 def _choose_bits(losses: list[list[float]], sizes: list[list[int]], budget: int) -> list[int]:
     """The choice of each layer: the least sum of losses among all whose sizes add up to at most the budget."""
-    best, least = [], float("inf")
-    for choice in itertools.product(*(range(len(row)) for row in losses)):
+    choices: list[list[int]] = [[]]
+    for row in losses:
+        choices = [[*choice, k] for choice in choices for k in range(len(row))]
+    best, least = choices[0], float("inf")
+    for choice in choices:
         size = sum(row[k] for row, k in zip(sizes, choice, strict=True))
         loss = sum(row[k] for row, k in zip(losses, choice, strict=True))
         if size <= budget and loss < least:
-            best, least = list(choice), loss
+            best, least = choice, loss
     return best
 
 
@@ -325,7 +328,7 @@ choose_bits = Exercise(
     choices each are only 1,024 combinations: you may try them all. One of them always fits.)
     """,
     hints=[
-        "All combinations: itertools.product(range(4), range(4), ...), one range for each layer.",
+        "All combinations: itertools.product(range(4), range(4), ...), or a longer list with each layer.",
         "The bytes of a combination: sum(row[k] for row, k in zip(sizes, combination)). Keep those of at most budget.",
         "min(..., key=...) finds the one whose losses have the least sum.",
     ],
