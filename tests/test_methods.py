@@ -160,6 +160,7 @@ def test_sensitivity_lowers_one_layer_at_a_time():
     whole = accuracy(model, TRAIN, "W8A8", "recalibrated")
     for (layer, _), row in frame.iterrows():
         alone = {"*": "W8A8", layer: "W1A1"}
+        recalibrate(model, TRAIN.images, alone)
         assert row["accuracy"] == accuracy(model, TRAIN, alone, "recalibrated")
         assert row["loss"] == pytest.approx(whole - row["accuracy"])
     assert frame["accuracy"].nunique() > 1

@@ -31,7 +31,7 @@ def add_allocate(commands: Commands) -> None:
     budget.add_argument("--bytes", type=int, help="the most that the weights of all layers may take")
     budget.add_argument("--bitops", type=int, help="the most bit operations that one image may take")
     command.add_argument("--bits", help=f"pairs to choose from; default: the trained ones of {TRIED}")
-    command.add_argument("--out", type=Path, help="file to write; default: in results, named after the checkpoint")
+    command.add_argument("--out", type=Path, help="JSON file to write; default: in results, named after the checkpoint")
     command.set_defaults(run=run_allocate)
 
 
@@ -48,6 +48,8 @@ def run_allocate(arguments: argparse.Namespace) -> int:
     name, unit = arguments.checkpoint.name.removesuffix(".safetensors"), "bytes" if arguments.bytes else "bitops"
     out, budget = arguments.out or results() / f"{name}-layers.json", getattr(arguments, unit)
     check_output(out)
+    if out.suffix != ".json":
+        raise ValueError(f"--out {out}: the map is JSON, so give a name that ends with .json")
     model, extra = load_model(arguments.checkpoint)
     pairs = _to_choose_from(arguments, model, extra)
     data = datasets.load(extra["data"], extra.get("seed", 0))

@@ -73,6 +73,7 @@ def test_evaluate_and_export_take_the_map(capsys, tmp_path, model):
 
 def test_what_cannot_be_allocated_is_one_line(capsys, tmp_path, model):
     refused(capsys, [*CHOOSE, "--bytes", "100"], "--bytes 100: layers of fixed bits take 384, and the others at least")
+    refused(capsys, [*CHOOSE, "--bytes", "700", "--out", "new.safetensors"], "give a name that ends with .json")
     save_model(model, tmp_path / "bare.safetensors")
     refused(
         capsys, [CHOOSE[0], "--checkpoint", "bare.safetensors", "--bytes", "700"], "does not say how it was trained"
