@@ -24,6 +24,7 @@ from mebqat_lite.cli import doctor, training
 from mebqat_lite.course import stored
 from mebqat_lite.course.exercises import lesson_01
 from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.deploy import onnx_graph
 from mebqat_lite.experiments import setups
 from mebqat_lite.paths import shipped
 
@@ -315,6 +316,7 @@ def scene(digits, tmp_path, monkeypatch, home):
         "memory": lambda: torch.empty(2**60),
         "kernel": lambda: importlib.import_module("jupyter_client.kernelspec").get_kernel_spec("absent"),
         "widgets": without_ipywidgets,
+        "onnx": lambda: onnx_graph.need("onnx_that_is_absent"),
         "module": lambda: importlib.import_module("mebqat_lite_absent"),
         "summary": lambda: mq.summary(mq.quantize(Odd(), sample=torch.randn(4, 8))),
         "dots": lambda: lesson_01.fake_quantize.check(lambda x, step, low, high: ...).line,

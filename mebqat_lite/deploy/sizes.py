@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mebqat_lite import files
 from mebqat_lite.bits import FP, Bits
-from mebqat_lite.deploy.packed import save_packed
+from mebqat_lite.deploy.packed import KIND, save_packed
 from mebqat_lite.measure.costs import saving
 from mebqat_lite.quantizers import NESTED
 from mebqat_lite.switching.state import pairs_of
@@ -63,3 +64,13 @@ def savings(sizes: pd.DataFrame) -> dict[str, float]:
     """Compute how many percent smaller one FP32 file is than a file for each pair, in FP32 and packed."""
     one = sizes.bytes["FP32"]
     return {baseline: saving(one, sizes.bytes[baseline]) for baseline in ("FP32, each pair", "packed, each pair")}
+
+
+def parts(path: str | Path) -> dict[str, int]:
+    """Count the bytes of a packed file by what they are for: codes, norm statistics, other floats, and the header."""
+    tensors, _ = files.read(path, KIND)
+    found = {"codes": 0, "norm statistics": 0, "other floats": 0}
+    for name, tensor in tensors.items():
+        kind = {"codes": "codes", "statistics": "norm statistics"}.get(name.partition("/")[0], "other floats")
+        found[kind] += tensor.nbytes
+    return found | {"header": Path(path).stat().st_size - sum(found.values())}

@@ -1,21 +1,36 @@
 """Lesson 08: right answers, each written another way, and wrong ones with the message that names them."""
 
+import itertools
 import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import LinearConstraint, milp
 from torch import nn
 
 from mebqat_lite.deploy import codes as packing
 
 
-def size_by_packing(shape, bits):
-    return packing.pack(torch.zeros(shape, dtype=torch.int32), bits).numel()
+def pack_in_numpy(codes, bits):
+    flat = codes.flatten().numpy()
+    return np.packbits([flat >> k & 1 for k in range(bits)][::-1], axis=1)
 
 
-def size_in_strings(shape, bits):
-    return bits * len(range(0, math.prod(shape), 8))
+def pack_in_strings(codes, bits):
+    words = [f"{code:0{bits}b}" for code in codes.flatten().tolist()]
+    rows = ["".join(column) for column in zip(*words, strict=True)]
+    rows = [row.ljust(8 * math.ceil(len(row) / 8), "0") for row in rows]
+    return [[int(row[i : i + 8], 2) for i in range(0, len(row), 8)] for row in rows]
+
+
+def pack_in_loops(codes, bits):
+    flat = codes.flatten().tolist()
+    planes = torch.zeros(bits, math.ceil(len(flat) / 8))
+    for i, code in enumerate(flat):
+        for k in range(bits):
+            planes[bits - 1 - k, i // 8] += (code >> k & 1) * 2 ** (7 - i % 8)
+    return planes
 
 
 def cut_in_numpy(planes, count, bits):
@@ -58,33 +73,46 @@ def correction_in_loops(x, kernel, step, zero):
     return -out * step * zero
 
 
-def file_sizes(layers, rest, statistics, widths):
-    """Nested, and each width."""
-    fixed = rest + statistics * len(widths)
-    planes = [[math.ceil(count / 8)] * bits for count in layers for bits in widths]
-    return fixed + 8 * sum(math.ceil(count / 8) for count in layers), fixed + sum(map(sum, planes))
+def total(table, choice):
+    return sum(row[k] for row, k in zip(table, choice, strict=True))
 
 
-def file_by_both_sizes(budget, layers, rest, statistics, widths):
-    fitting = [size for size in file_sizes(layers, rest, statistics, widths) if size <= budget]
-    return min(fitting, default=0)
+def every_choice(table):
+    return itertools.product(*(range(len(row)) for row in table))
 
 
-def file_in_steps(budget, layers, rest, statistics, widths):
-    nested, apart = file_sizes(layers, rest, statistics, widths)
-    size = nested if sum(widths) > 8 else apart
-    if size > budget:
-        return 0
-    return torch.tensor(size)
+def choose_in_a_loop(losses, sizes, budget):
+    best, least = None, math.inf
+    for choice in every_choice(losses):
+        if total(sizes, choice) <= budget and total(losses, choice) < least:
+            best, least = choice, total(losses, choice)
+    return torch.tensor(best)
+
+
+def choose_layer_by_layer(losses, sizes, budget):
+    """Dynamic programming over the bytes that are used."""
+    best = {0: (0.0, [])}
+    for row, costs in zip(losses, sizes, strict=True):
+        following = {}
+        for used, (loss, choice) in best.items():
+            for k, cost in enumerate(costs):
+                if used + cost <= budget:
+                    old = following.get(used + cost, (math.inf, []))
+                    following[used + cost] = min(old, (loss + row[k], [*choice, k]))
+        best = following
+    return min(best.values())[1]
+
+
+def choose_by_integer_programming(losses, sizes, budget):
+    layers, options = np.shape(losses)
+    one_each = np.kron(np.eye(layers), np.ones(options))
+    limits = [LinearConstraint(one_each, 1, 1), LinearConstraint(np.ravel(sizes), 0, budget)]
+    found = milp(np.ravel(losses), constraints=limits, integrality=np.ones(layers * options), bounds=(0, 1))
+    return found.x.reshape(layers, options).argmax(1)
 
 
 RIGHT = {
-    "packed_size": [
-        size_by_packing,
-        size_in_strings,
-        lambda shape, bits: bits * -(-math.prod(shape) // 8),
-        lambda shape, bits: float(bits * math.ceil(np.prod(shape) / 8)),
-    ],
+    "pack": [pack_in_numpy, pack_in_strings, pack_in_loops, packing.pack],
     "cut": [
         lambda planes, count, bits: (whole(planes, count) >> (8 - bits)).tolist(),
         cut_in_numpy,
@@ -92,19 +120,30 @@ RIGHT = {
         cut_whole_codes,
     ],
     "correction": [correction_by_pooling, correction_from_two_convolutions, correction_in_loops],
-    "best_file": [file_by_both_sizes, file_in_steps],
+    "choose_bits": [choose_in_a_loop, choose_layer_by_layer, choose_by_integer_programming],
 }
 
 # --- wrong answers ---------------------------------------------------------------------------------------------
 
 
-def number(shape):
-    return math.prod(shape)
+def rows_of(codes, bits, **options):
+    """Planes in NumPy, from a flat array of codes."""
+    flat = codes.flatten().numpy()
+    return torch.from_numpy(np.packbits([flat >> k & 1 for k in reversed(range(bits))], axis=1, **options))
 
 
-def four_sizes(shape, bits):
-    out, into, height, width = shape
-    return bits * math.ceil(out * into * height * width / 8)
+def padded_in_front(codes, bits):
+    return rows_of(F.pad(codes.flatten(), (-codes.numel() % 8, 0)), bits)
+
+
+def codes_in_a_row(codes, bits):
+    text = "".join(f"{code:0{bits}b}" for code in codes.flatten().tolist())
+    values = [int(text[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(text), 8)]
+    return torch.tensor(values).reshape(bits, -1)
+
+
+def a_byte_for_each_bit(codes, bits):
+    return torch.stack([codes >> k & 1 for k in reversed(range(bits))])
 
 
 def whole(planes, count):
@@ -144,34 +183,52 @@ def repeated(x, kernel):
     return window(F.pad(x, (kernel // 2,) * 4, mode="replicate"), kernel, padding=0)
 
 
-def kept(size, budget):
-    return size if size <= budget else 0
+def uniform(losses, sizes, budget):
+    fits = [k for k in range(len(losses[0])) if total(sizes, [k] * len(sizes)) <= budget]
+    return [max(fits, default=0)] * len(losses)
 
 
-def plane(layers):
-    return sum(math.ceil(count / 8) for count in layers)
+def fitting(sizes, budget):
+    return [choice for choice in every_choice(sizes) if total(sizes, choice) <= budget]
 
 
-def few(widths):
-    return min(8, sum(widths))
+def one_after_the_other(losses, sizes, budget, order=1):
+    choice = [0] * len(sizes)
+    for i in range(len(sizes))[::order]:
+        rest = total(sizes, choice) - sizes[i][0]
+        choice[i] = max(k for k, size in enumerate(sizes[i]) if size + rest <= budget)
+    return choice
+
+
+def greedy(losses, sizes, budget):
+    choice = [0] * len(sizes)
+    while True:
+        best = None
+        for i, k in enumerate(choice):
+            if k + 1 < len(sizes[i]) and total(sizes, choice) + sizes[i][k + 1] - sizes[i][k] <= budget:
+                worth = (losses[i][k] - losses[i][k + 1]) / (sizes[i][k + 1] - sizes[i][k])
+                best = max(best or (0, 0), (worth, i))
+        if best is None:
+            return choice
+        choice[best[1]] += 1
 
 
 WRONG = {
-    "packed_size": [
-        ("bytes of float weights", lambda shape, bits: 4 * number(shape)),
-        ("these are bits", lambda shape, bits: bits * number(shape)),
-        ("plane by plane", lambda shape, bits: math.ceil(bits * number(shape) / 8)),
-        ("whole bytes", lambda shape, bits: bits * number(shape) / 8),
-        ("rounds down", lambda shape, bits: bits * number(shape) // 8),
-        ("rounds down", lambda shape, bits: bits * (number(shape) // 8)),
-        ("one byte too many", lambda shape, bits: bits * (number(shape) // 8 + 1)),
-        ("a byte for each weight", lambda shape, bits: number(shape)),
-        ("this is one plane", lambda shape, bits: math.ceil(number(shape) / 8)),
-        ("number of levels", lambda shape, bits: 2**bits * math.ceil(number(shape) / 8)),
-        ("sizes of the shape are added", lambda shape, bits: bits * math.ceil(sum(shape) / 8)),
-        ("only the first size", lambda shape, bits: bits * math.ceil(shape[0] / 8)),
-        ("return a number", lambda shape, bits: [bits] * math.ceil(number(shape) / 8)),
-        ("ValueError: not enough values", four_sizes),
+    "pack": [
+        ("wrong order", lambda codes, bits: rows_of(codes, bits).flip(0)),
+        ("highest bit, the one worth 128", lambda codes, bits: rows_of(codes, bits, bitorder="little")),
+        ("most significant plane", lambda codes, bits: rows_of(codes, bits, bitorder="little").flip(0)),
+        ("zeros and ones are exchanged|after the codes", lambda codes, bits: rows_of(2**bits - 1 - codes, bits)),
+        ("come after the codes, not before", padded_in_front),
+        ("whole codes stand one after the other", codes_in_a_row),
+        ("value for each bit", a_byte_for_each_bit),
+        ("last codes are lost", lambda codes, bits: rows_of(codes, bits)[:, : codes.numel() // 8]),
+        ("a byte too many", lambda codes, bits: rows_of(F.pad(codes.flatten(), (0, 8 - codes.numel() % 8)), bits)),
+        ("rows and columns are exchanged", lambda codes, bits: rows_of(codes, bits).T),
+        ("these are 8 planes", lambda codes, bits: rows_of(codes, 8)),
+        ("has shape", lambda codes, bits: rows_of(codes, bits).flatten()),
+        ("changes its input codes", lambda codes, bits: rows_of(codes.mul_(0), bits)),
+        ("values are wrong", lambda codes, bits: 0 * rows_of(codes, bits)),
     ],
     "cut": [
         ("whole 8-bit codes", lambda planes, count, bits: whole(planes, count)),
@@ -181,6 +238,7 @@ WRONG = {
         ("worth 128", low_bit_first),
         ("shifted back", lambda planes, count, bits: whole(planes, count) >> (8 - bits) << (8 - bits)),
         ("it rounds", lambda planes, count, bits: (whole(planes, count) + 2 ** (8 - bits) // 2) >> (8 - bits)),
+        ("scales the codes down", lambda p, count, bits: (whole(p, count) * (2**bits - 1) / 255).round()),
         ("rows are added", added),
         ("one bit too few", lambda planes, count, bits: packing.unpack(planes[: bits - 1], (count,))),
         ("fill the last byte", with_padding),
@@ -191,6 +249,7 @@ WRONG = {
     "correction": [
         ("sign is wrong", lambda x, k, s, z: s * z * window(x, k)),
         ("zero is forgotten", lambda x, k, s, z: -s * window(x, k)),
+        ("zero counts twice", lambda x, k, s, z: -s * 2 * z * window(x, k)),
         ("step is forgotten", lambda x, k, s, z: -z * window(x, k)),
         ("step and zero are forgotten", lambda x, k, s, z: window(x, k)),
         ("divided by step", lambda x, k, s, z: -z / s * window(x, k)),
@@ -210,24 +269,18 @@ WRONG = {
         ("changes its input x", lambda x, k, s, z: window(x.mul_(-s * z), k)),
         ("values are wrong", lambda x, k, s, z: -s * int(z) * window(x, k)),
     ],
-    "best_file": [
-        ("not always the smaller one", lambda b, n, r, s, w: kept(8 * plane(n) + r + len(w) * s, b)),
-        ("not always the smaller ones", lambda b, n, r, s, w: kept(sum(w) * plane(n) + r + len(w) * s, b)),
-        ("not always the smaller", lambda b, n, r, s, w: kept(max(file_sizes(n, r, s, w)), b)),
-        ("all 8 planes", lambda b, n, r, s, w: kept(max(w) * plane(n) + r + len(w) * s, b)),
-        ("once for each pair", lambda b, n, r, s, w: kept(few(w) * plane(n) + r + s, b)),
-        ("statistics are forgotten", lambda b, n, r, s, w: kept(few(w) * plane(n) + r, b)),
-        ("layer by layer", lambda b, n, r, s, w: kept(few(w) * math.ceil(sum(n) / 8) + r + len(w) * s, b)),
-        ("layer by layer", lambda b, n, r, s, w: kept(few(w) * sum(n) / 8 + r + len(w) * s, b)),
-        ("rounds down", lambda b, n, r, s, w: kept(few(w) * sum(c // 8 for c in n) + r + len(w) * s, b)),
-        ("these are bits|it does fit", lambda b, n, r, s, w: kept(few(w) * sum(n) + r + len(w) * s, b)),
-        ("rest is forgotten", lambda b, n, r, s, w: kept(few(w) * plane(n) + len(w) * s, b)),
-        ("not for each pair", lambda b, n, r, s, w: kept(few(w) * plane(n) + len(w) * (s + r), b)),
-        ("exactly the budget fits", lambda b, n, r, s, w: file_by_both_sizes(b - 1, n, r, s, w)),
-        ("it does not fit", lambda b, n, r, s, w: min(file_sizes(n, r, s, w))),
-        ("it does fit", lambda b, n, r, s, w: 0),
-        ("this is the budget", lambda b, n, r, s, w: b),
-        ("every branch", lambda b, n, r, s, w: file_by_both_sizes(b, n, r, s, w) or None),
-        ("return a number", lambda b, n, r, s, w: file_sizes(n, r, s, w)),
+    "choose_bits": [
+        ("exactly the budget fits", lambda n, s, b: choose_in_a_loop(n, s, b - 1)),
+        ("each may have its own", uniform),
+        ("wastes the budget", lambda n, s, b: [0] * len(s)),
+        ("most bytes that fit", lambda n, s, b: max(fitting(s, b), key=lambda c: total(s, c))),
+        ("one layer after the other", one_after_the_other),
+        ("one layer after the other", lambda n, s, b: one_after_the_other(n, s, b, -1)),
+        ("never gives one back", greedy),
+        ("more than the budget", lambda n, s, b: [len(row) - 1 for row in s]),
+        ("more than the budget", lambda n, s, b: [max(k for k, size in enumerate(row) if size <= b) for row in s]),
+        ("place of the choice", lambda n, s, b: [row[0] for row in s]),
+        ("has shape", lambda n, s, b: choose_in_a_loop(n, s, b)[1:]),
+        ("return a tensor", lambda n, s, b: total(n, choose_in_a_loop(n, s, b).tolist())),
     ],
 }  # fmt: skip

@@ -17,7 +17,8 @@ def widget(name):
     [
         ("the explorer", lambda model, data: widget("explorer").compute(model, data, "W2A2")),
         ("the widget of norm policies", lambda model, data: widget("norm_policies").Bench(model, data)),
-        ("the widget of files", lambda model, data: next(widget("deploy").measure(model, data))),
+        ("the widget of bit planes", lambda model, data: widget("planes").Stripped(model, data)),
+        ("the widget of bits for each layer", lambda model, data: widget("allocations").search({"a": model}, data)),
     ],
 )
 def test_values_are_refused(what, compute):

@@ -16,6 +16,7 @@ REBUILT = [
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
     "07_compare_and_decide",
+    "08_deploy",
 ]
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
 ASKS = ("number", "choice", "MarkOnAxes")  # what asks for a guess

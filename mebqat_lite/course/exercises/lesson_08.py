@@ -1,9 +1,9 @@
-"""Exercises of lesson 08: bytes of bit planes, cutting a nested code, a half-integer zero, and what a device holds."""
+"""Exercises of lesson 08: packing codes, cutting a nested code, bits for each layer, and a half-integer zero."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
+from mebqat_lite.deploy import codes as packing
 
 Student = Callable[..., Any]
 
@@ -23,66 +24,91 @@ def _whole(low: int, high: int, rng: Generator) -> int:
 # --- 8.1 -------------------------------------------------------------------------------------------------------
 
 
-def _packed_size(shape: tuple[int, ...], bits: int) -> int:
-    """Bytes of the ``bits`` bit planes of a layer of that shape."""
-    count = 1
-    for size in shape:
-        count *= size
-    plane = (count + 7) // 8  # bytes, rounded up
-    return bits * plane
+def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """The bit planes of codes of any shape, the most significant plane first: (bits, bytes)."""
+    places = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1])
+    flat = torch.nn.functional.pad(codes.flatten(), (0, -codes.numel() % 8))  # whole bytes
+    planes = [(flat // 2**k % 2).reshape(-1, 8) @ places for k in reversed(range(bits))]
+    return torch.stack(planes).to(torch.uint8)
 
 
-def _grade_packed_size(student: Student, rng: Generator) -> None:
-    odd = [(8 * _whole(2, 5, rng) + 3, 3, 5, 1), (5, 7 + 2 * _whole(0, 3, rng)), (2 * _whole(2, 7, rng) + 1,)]
-    even = [(8 * _whole(1, 4, rng), _whole(3, 9, rng), 3, 3), (10, 8 * _whole(2, 5, rng))]
-    for shape in (*odd, *even):
-        bits, count = (3, 5, 6, 7)[_whole(0, 3, rng)], math.prod(shape)  # at 4 the bits are as many as a float's bytes
-        codes = torch.zeros(bits, count, dtype=torch.bool)  # counted, not computed
-        want = sum(len(row.split(8)) for row in codes)
-        got = student(shape, bits)
-        checked(got, 0.0)
-        expect(got, float(want), f"shape {shape} at {bits} bits", _wrong_sizes(shape, bits))
+def _grade_pack(student: Student, rng: Generator) -> None:
+    for bits, shape in ((2, (8 * _whole(3, 4, rng),)), (_whole(3, 5, rng), (3, 5, 3, 1)), (8, (2, 3, 3)), (4, (8, 7))):
+        codes = torch.randint(0, 2**bits, shape, generator=rng)
+        want = _planes(codes.flatten().tolist(), bits).double()
+        got = student(codes, bits)
+        _check_planes(got, want, codes, bits)
+        expect(got, want, f"{codes.numel()} codes of {bits} bits", _wrong_planes(codes.flatten(), bits))
 
 
-def _wrong_sizes(shape: tuple[int, ...], bits: int) -> list[tuple[str, float]]:
-    count = math.prod(shape)
-    return [
-        ("these are the bytes of float weights: 4 each. Count bits a weight", 4 * count),
-        ("these are bits: a byte holds eight of them", bits * count),
-        ("each plane begins at a new byte: round up plane by plane, not at the end", math.ceil(bits * count / 8)),
-        ("a file has whole bytes: each plane is rounded up", bits * count / 8),
-        ("it rounds down: the last weights of a plane need a byte too", bits * count // 8),
-        ("it rounds down: the last weights of a plane need a byte too", bits * (count // 8)),
-        ("one byte too many where the weights fill the last byte: round up, do not always add one",
-         bits * (count // 8 + 1)),
-        ("this is a byte for each weight: a plane holds eight in a byte", count),
-        ("this is one plane: there are as many as bits", math.ceil(count / 8)),
-        ("this is the number of levels times a plane: there are as many planes as bits",
-         2**bits * math.ceil(count / 8)),
-        ("the sizes of the shape are added: multiply them", bits * math.ceil(sum(shape) / 8)),
-        ("only the first size of the shape counts in it: multiply all", bits * math.ceil(shape[0] / 8)),
-    ]  # fmt: skip
+def _check_planes(got: Any, want: Tensor, codes: Tensor, bits: int) -> None:
+    """Name the shapes that are likely."""
+    if not isinstance(got, Tensor) or got.shape == want.shape:
+        return
+    count, length = codes.numel(), want.shape[1]
+    if got.shape == (bits, count) or got.shape == (bits, *codes.shape):
+        raise Mistake("it has a value for each bit: put the bits of eight codes into one byte")
+    if got.shape == (bits, count // 8):
+        raise Mistake("the last codes are lost: fill the last byte of each plane up with zeros")
+    if got.shape == (bits, count // 8 + 1):
+        raise Mistake("there is a byte too many: the codes fill the last byte here")
+    if got.shape == (length, bits):
+        raise Mistake("rows and columns are exchanged: each plane is a row")
+    if got.shape == (8, length):
+        raise Mistake(f"these are 8 planes: codes of {bits} bits have {bits}")
 
 
-packed_size = Exercise(
-    "packed_size",
-    "8.1: Bytes of a packed layer",
-    difficulty=1,
-    minutes=5,
+def _planes(codes: list[int], bits: int = 8) -> Tensor:
+    """Bit planes (bits, bytes) of codes, by text: row k is bit k from the left."""
+    rows = ["".join(f"{code:0{bits}b}"[k] for code in codes) for k in range(bits)]
+    padded = [row + "0" * (-len(row) % 8) for row in rows]
+    return torch.tensor([[int(row[i : i + 8], 2) for i in range(0, len(row), 8)] for row in padded], dtype=torch.uint8)
+
+
+def _wrong_planes(codes: Tensor, bits: int) -> list[tuple[str, Tensor]]:
+    right, count = _planes(codes.tolist(), bits), len(codes)
+    front = _planes([0] * (-count % 8) + codes.tolist(), bits)
+    turned = _turned(right)
+    known = [
+        ("the planes are in the wrong order: the first row is the most significant one", right.flip(0)),
+        ("the first code of a byte is its highest bit, the one worth 128", turned),
+        ("the first code of a byte is its highest bit, and the first row the most significant plane", turned.flip(0)),
+        ("zeros and ones are exchanged", _planes((2**bits - 1 - codes).tolist(), bits)),
+        ("the zeros that fill the last byte come after the codes, not before", front),
+    ]
+    if count % 8 == 0:
+        text = "".join(f"{code:0{bits}b}" for code in codes.tolist())
+        stream = torch.tensor([int(text[i : i + 8], 2) for i in range(0, len(text), 8)]).reshape(bits, -1)
+        known.append(("whole codes stand one after the other: take one bit of each code for a plane", stream))
+    return [(message, planes.double()) for message, planes in known]
+
+
+def _turned(planes: Tensor) -> Tensor:
+    """The same bytes, with the bits of each in reverse."""
+    return torch.tensor([int(f"{v:08b}"[::-1], 2) for v in planes.flatten().tolist()]).reshape(planes.shape)
+
+
+pack = Exercise(
+    "pack",
+    "8.1: Pack codes into bit planes",
+    difficulty=2,
+    minutes=15,
     question="""
-    A packed layer is stored as `bits` bit planes. A plane holds one bit of each weight, eight in a byte, and its last
-    byte is filled up with zeros: so each plane begins at a new byte.
+    Store codes of `bits` bits in `bits` bits each. A **bit plane** holds one bit of every code. The first plane is
+    the most significant one. In a plane each byte holds the bits of eight codes, the first code in the highest bit
+    (worth 128), and the last byte is filled up with zeros.
 
-    Write `packed_size(shape, bits)`. `shape` is a tuple of whole numbers, as `(32, 16, 3, 3)`, of any length. Return
-    the number of bytes of all planes, one whole number.
+    Write `pack(codes, bits)`. `codes` is a tensor of whole numbers from 0 to 2^bits - 1, of any shape, and is read row
+    by row. Return the planes, `(bits, bytes)`: whole numbers from 0 to 255.
     """,
     hints=[
-        "How many weights has the layer? math.prod(shape), or a loop.",
-        "How many bytes has one plane? Eight weights a byte, rounded up: (count + 7) // 8.",
-        "There are as many planes as bits.",
+        "Flatten the codes. The bit worth 2^k of all of them: codes // 2**k % 2. Begin with k = bits - 1.",
+        "Add zeros until there are whole bytes, and reshape to (bytes, 8).",
+        "A byte is the sum of its eight bits times 128, 64, ..., 1. numpy.packbits does all of this for a row.",
     ],
-    solution=_packed_size,
-    grade=_grade_packed_size,
+    solution=_pack,
+    grade=_grade_pack,
+    package=packing.pack,
 )
 
 # --- 8.2 -------------------------------------------------------------------------------------------------------
@@ -112,17 +138,10 @@ def _grade_cut(student: Student, rng: Generator) -> None:
         expect(got, want, f"{count} codes cut to {bits} bits", _wrong_cuts(planes, codes, bits))
 
 
-def _planes(codes: list[int]) -> Tensor:
-    """Bit planes (8, bytes) of 8-bit codes, by text: row k is bit k from the left."""
-    rows = ["".join(f"{code:08b}"[k] for code in codes) for k in range(8)]
-    padded = [row + "0" * (-len(row) % 8) for row in rows]
-    return torch.tensor([[int(row[i : i + 8], 2) for i in range(0, len(row), 8)] for row in padded], dtype=torch.uint8)
-
-
 def _wrong_cuts(planes: Tensor, codes: Tensor, bits: int) -> list[tuple[str, Tensor]]:
     shift, count = 8 - bits, len(codes)
     mirrored = _read(planes.flip(0)[shift:].flip(0), count)  # as many upper planes, the first counting least
-    turned = torch.tensor([int(f"{v:08b}"[::-1], 2) for v in planes.flatten().tolist()]).reshape(planes.shape)
+    turned = _turned(planes)
     upper = codes >> shift
     reverse = torch.tensor([int(f"{code:0{bits}b}"[::-1], 2) for code in upper.tolist()])
     return [
@@ -133,6 +152,10 @@ def _wrong_cuts(planes: Tensor, codes: Tensor, bits: int) -> list[tuple[str, Ten
         ("the first code of a byte is its highest bit, and the first row counts most", _mirror(turned, bits, count)),
         ("the codes are shifted back: with fewer bits they go from 0 to 2^bits - 1", (upper << shift).double()),
         ("it rounds: a nested code is cut, without rounding", ((codes + (1 << shift >> 1)) >> shift).double()),
+        (
+            "it scales the codes down and rounds: only cut the lower bits off",
+            (codes.double() * (2**bits - 1) / 255).round(),
+        ),
         ("the rows are added: each further one is worth half of the one before", _ones(planes[:bits], count)),
         ("this is one bit too few: take as many rows as bits", (codes >> (shift + 1)).double()),
         ("the first row counts most: begin with it, and double before each further one", mirrored),
@@ -182,6 +205,140 @@ cut = Exercise(
 # --- 8.3 -------------------------------------------------------------------------------------------------------
 
 
+def _choose_bits(losses: list[list[float]], sizes: list[list[int]], budget: int) -> list[int]:
+    """The choice of each layer: the least sum of losses among all whose sizes add up to at most the budget."""
+    choices: list[list[int]] = [[]]
+    for row in losses:
+        choices = [[*choice, k] for choice in choices for k in range(len(row))]
+    best, least = choices[0], float("inf")
+    for choice in choices:
+        size = sum(row[k] for row, k in zip(sizes, choice, strict=True))
+        loss = sum(row[k] for row, k in zip(losses, choice, strict=True))
+        if size <= budget and loss < least:
+            best, least = choice, loss
+    return best
+
+
+def _grade_choose_bits(student: Student, rng: Generator) -> None:
+    for layers, options, is_exact in ((4, 3, False), (4, 4, False), (3, 4, False), (4, 4, True), (5, 4, False)):
+        losses, sizes, budget, want, wrong = _clear_knapsack(layers, options, is_exact, rng)
+        got = student([list(row) for row in losses], [list(row) for row in sizes], budget)
+        values = checked(got, torch.tensor(want, dtype=torch.float64)).tolist()
+        _check_choice(values, losses, sizes, budget)
+        where = f"{layers} layers of {options} choices and a budget of {budget}"
+        known = [(words, torch.tensor(choice).double()) for words, choice in wrong]
+        expect(got, torch.tensor(want).double(), where, known)
+
+
+def _clear_knapsack(layers: int, options: int, is_exact: bool, rng: Generator) -> tuple[Any, ...]:
+    """Tables, a budget, the right choice and wrong ones, all of them different so that each can be named."""
+    while True:
+        losses, sizes = _knapsack(layers, options, rng)
+        best = sorted(itertools.product(range(options), repeat=layers), key=lambda c: _total(losses, c))
+        budget = _total(sizes, best[_whole(3, len(best) // 2, rng)])
+        fits = [choice for choice in best if _total(sizes, choice) <= budget]
+        wrong = _wrong_choices(fits, losses, sizes, budget)
+        if is_exact:
+            wrong = [("a choice of exactly the budget fits: at most, not less than", fits[1])]
+        used, spent = _total(sizes, fits[0]), sorted(_total(sizes, choice) for choice in fits)
+        below = used < budget or (is_exact and _total(sizes, fits[1]) < budget)
+        differ = len({fits[0], *(choice for _, choice in wrong)}) == 1 + len(wrong)
+        if below and differ and spent[-1] > spent[-2] and (used == budget) == is_exact:
+            return losses, sizes, budget, fits[0], wrong
+
+
+def _knapsack(layers: int, options: int, rng: Generator) -> tuple[list[list[float]], list[list[int]]]:
+    """Losses that fall and sizes that rise from choice to choice; a layer that is far larger than the others."""
+    falls = torch.rand(layers, options, generator=rng) + 0.01
+    losses = falls.flip(1).cumsum(1).flip(1) * (1 + 9 * torch.rand(layers, 1, generator=rng))
+    planes = torch.randint(20, 90, (layers, 1), generator=rng) * (1 + 3 * (torch.arange(layers)[:, None] == 1))
+    return losses.double().tolist(), (planes * torch.tensor([1, 2, 4, 8])[:options]).tolist()
+
+
+def _total(table: list[list[Any]], choice: Any) -> Any:
+    return sum(row[k] for row, k in zip(table, choice, strict=True))
+
+
+def _check_choice(values: list[float], losses: list[list[float]], sizes: list[list[int]], budget: int) -> None:
+    """Whether it is a choice, and fits."""
+    if any(value != int(value) or not 0 <= value < len(row) for value, row in zip(values, losses, strict=True)):
+        raise Mistake(
+            f"it returns {values}: return the place of the choice in each row, a whole number from 0 to "
+            f"{len(losses[0]) - 1}"
+        )
+    if (size := _total(sizes, map(int, values))) > budget:
+        raise Mistake(
+            f"the choice takes {size} bytes, more than the budget of {budget}: the sizes of all layers add up"
+        )
+
+
+def _wrong_choices(
+    fits: list[tuple[int, ...]], losses: list[list[float]], sizes: list[list[int]], budget: int
+) -> list[tuple[str, tuple[int, ...]]]:
+    """``fits`` are the choices that fit, the least loss first."""
+    forwards, backwards = (_in_order(sizes, budget, range(len(sizes))[::step]) for step in (1, -1))
+    return [
+        ("it wastes the budget: this is the smallest choice, not the best that fits", (0,) * len(losses)),
+        ("all layers have the same choice: each may have its own", next(c for c in fits if len(set(c)) == 1)),
+        ("it takes the most bytes that fit: take the least loss", max(fits, key=lambda c: _total(sizes, c))),
+        ("it spends on one layer after the other, the first one first: try all combinations", forwards),
+        ("it spends on one layer after the other, the last one first: try all combinations", backwards),
+        ("it takes the best step each time, and never gives one back: try all combinations",
+         _greedy(losses, sizes, budget)),
+    ]  # fmt: skip
+
+
+def _in_order(sizes: list[list[int]], budget: int, order: range) -> tuple[int, ...]:
+    """The largest choice that still fits for one layer after the other, the later ones at their smallest."""
+    choice = [0] * len(sizes)
+    for layer in order:
+        for option in range(len(sizes[layer])):
+            trial = [*choice[:layer], option, *choice[layer + 1 :]]
+            choice = trial if _total(sizes, trial) <= budget else choice
+    return tuple(choice)
+
+
+def _greedy(losses: list[list[float]], sizes: list[list[int]], budget: int) -> tuple[int, ...]:
+    """From the smallest on, one step of one layer at a time: the one that gains most for a byte."""
+    choice = [0] * len(sizes)
+    while True:
+        steps = []
+        for layer, option in enumerate(choice):
+            trial = [*choice[:layer], option + 1, *choice[layer + 1 :]]
+            if option + 1 < len(sizes[layer]) and _total(sizes, trial) <= budget:
+                gain = losses[layer][option] - losses[layer][option + 1]
+                steps.append((gain / (sizes[layer][option + 1] - sizes[layer][option]), trial))
+        if not steps:
+            return tuple(choice)
+        choice = max(steps)[1]
+
+
+choose_bits = Exercise(
+    "choose_bits",
+    "8.3: Bits for each layer",
+    difficulty=2,
+    minutes=15,
+    question="""
+    Each layer of a network may have weights of other bits. `losses[i][k]` is how much is lost if layer `i` has its
+    choice `k`, and `sizes[i][k]` is how many bytes the layer then takes. Both are lists with a row for each layer.
+    What is lost, and the bytes, add up over the layers.
+
+    Write `choose_bits(losses, sizes, budget)`. Among all combinations that take at most `budget` bytes, find the one
+    that loses least, and return its choice for each layer, a list of whole numbers from 0 on. (Five layers with four
+    choices each are only 1,024 combinations: you may try them all. One of them always fits.)
+    """,
+    hints=[
+        "All combinations: itertools.product(range(4), range(4), ...), or a longer list with each layer.",
+        "The bytes of a combination: sum(row[k] for row, k in zip(sizes, combination)). Keep those of at most budget.",
+        "min(..., key=...) finds the one whose losses have the least sum.",
+    ],
+    solution=_choose_bits,
+    grade=_grade_choose_bits,
+)
+
+# --- 8.4 -------------------------------------------------------------------------------------------------------
+
+
 def _correction(x: torch.Tensor, kernel: int, step: float, zero: float) -> torch.Tensor:
     """What a convolution with codes lacks: (batch, channels, height, width) -> (batch, 1, height, width)."""
     ones = torch.ones(1, x.shape[1], kernel, kernel)
@@ -229,6 +386,7 @@ def _wrong_corrections(x: Tensor, kernel: int, step: float, zero: float) -> list
     return [
         ("the sign is wrong: code - zero is less than code, so something is taken away", -right),
         ("zero is forgotten: each x in the window counts zero times", -step * sums),
+        ("zero counts twice: only in doubled codes it is 2 zero", 2 * right),
         ("step is forgotten: w = step (code - zero)", -zero * sums),
         ("step and zero are forgotten: multiply the sums by -step * zero", sums),
         ("step and zero are forgotten: multiply the sums by -step * zero", -sums),
@@ -253,7 +411,7 @@ def _first(x: Tensor, kernel: int) -> Tensor:
 
 correction = Exercise(
     "correction",
-    "8.3: A half-integer zero on integer hardware",
+    "8.4: A half-integer zero on integer hardware",
     difficulty=3,
     minutes=15,
     question=r"""
@@ -276,89 +434,4 @@ correction = Exercise(
     grade=_grade_correction,
 )
 
-# --- 8.4 -------------------------------------------------------------------------------------------------------
-
-
-def _best_file(budget: int, layers: list[int], rest: int, statistics: int, widths: list[int]) -> int:
-    """Bytes of the smaller of both files for pairs of these weight bits, or 0 if it is larger than ``budget``."""
-    plane = sum((count + 7) // 8 for count in layers)  # bytes of one bit of every weight
-    smaller = min(8, sum(widths)) * plane  # nested, or codes of each width
-    size = smaller + rest + len(widths) * statistics
-    return size if size <= budget else 0
-
-
-def _grade_best_file(student: Student, rng: Generator) -> None:
-    for widths in ([2, 4, 8], [2, 4], [1, 2, 3], [3, 4, 5, 6], [2, 3]):
-        layers = [9 * (2 * _whole(150, 500, rng) + 1) for _ in range(_whole(3, 5, rng))]
-        rest, statistics = _whole(4000, 9000, rng), _whole(300, 1500, rng)
-        planes = [sum(-(-count // 8) for count in layers for _ in range(b)) for b in (8, sum(widths))]
-        size = rest + statistics * len(widths) + min(planes)
-        larger = rest + statistics * len(widths) + max(planes)
-        for budget in (size + larger, size, size - 1, (size + larger) // 2, 64_000):
-            want = size if size <= budget else 0
-            got = student(budget, list(layers), rest, statistics, list(widths))
-            where = f"budget {budget:,}, layers {layers}, rest {rest:,}, statistics {statistics:,}, widths {widths}"
-            expect(got, float(want), where, _wrong_files(budget, layers, rest, statistics, widths))
-
-
-def _wrong_files(
-    budget: int, layers: Sequence[int], rest: int, statistics: int, widths: Sequence[int]
-) -> list[tuple[str, float]]:
-    plane, k, both = sum(math.ceil(n / 8) for n in layers), len(widths), (8, sum(widths))
-    few = min(both)
-    size = few * plane + rest + k * statistics
-    known = [
-        ("the nested file is not always the smaller one: compare it with codes of each width", _file(8, plane, k)),
-        ("codes of each width are not always the smaller ones: compare with the nested file", _file(both[1], plane, k)),
-        ("a nested file holds all 8 planes, however few bits its pairs have", _file(max(widths), plane, k)),
-        ("the statistics are there once for each pair", _file(few, plane, 1)),
-        ("the norm statistics are forgotten: they are there once for each pair", _file(few, plane, 0)),
-        ("round up layer by layer, each plane begins at a new byte", _file(few, math.ceil(sum(layers) / 8), k)),
-        ("round up layer by layer, each plane begins at a new byte", _file(few, sum(layers) / 8, k)),
-        ("it rounds down: the last weights of a plane need a byte too", _file(few, sum(n // 8 for n in layers), k)),
-        ("these are bits where bytes are wanted: eight weights of a plane are a byte", _file(few, sum(layers), k)),
-        ("the rest is forgotten: it is in every file", lambda r, s: few * plane + k * s),
-        ("the rest is in the file once, not for each pair", lambda r, s: few * plane + k * (r + s)),
-    ]
-    sizes = [(message, how(rest, statistics)) for message, how in known]
-    return [
-        ("a file of exactly the budget fits: at most, not less than", 0 if size == budget else math.nan),
-        (
-            "it does not fit: return 0 if the smaller file is larger than the budget",
-            size if size > budget else math.nan,
-        ),
-        ("it does fit: 0 is only for what is larger than the budget", 0 if size < budget else math.nan),
-        ("this is the budget: return the size of the file, or 0", budget if budget != size else math.nan),
-        *[(message, value) for message, value in sizes if value != size],
-    ]
-
-
-def _file(planes: float, plane: float, pairs: int) -> Callable[[int, int], float]:
-    return lambda rest, statistics: planes * plane + rest + pairs * statistics
-
-
-best_file = Exercise(
-    "best_file",
-    "8.4: What a 64 kB device holds",
-    difficulty=2,
-    minutes=15,
-    question="""
-    A device must switch between several pairs, whose weights have the bits in `widths`, and has `budget` bytes for the
-    file. There are two forms: a **nested** file holds all 8 bit planes of each layer once, whatever the widths; the
-    other holds the codes of **each width**: b planes for b bits. `rest` bytes (float layers, header) are in either file
-    once, `statistics` bytes (of the norms) once for each pair.
-
-    Write `best_file(budget, layers, rest, statistics, widths)`. `layers` is a list of the numbers of weights, `widths`
-    a list such as `[2, 4, 8]`, one pair each. Return the bytes of the smaller file if it fits (exactly the budget is
-    fine), else 0.
-    """,
-    hints=[
-        "One plane of all layers: the sum of (count + 7) // 8. Exercise 8.1 is that for one layer.",
-        "A nested file has 8 planes. The other has as many as all the widths together.",
-        "Add rest once and statistics once for each width; then compare with the budget.",
-    ],
-    solution=_best_file,
-    grade=_grade_best_file,
-)
-
-EXERCISES = (packed_size, cut, correction, best_file)
+EXERCISES = (pack, cut, choose_bits, correction)

@@ -6,21 +6,23 @@
 from mebqat_lite.course import of_the_lab
 
 with of_the_lab():
+    from mebqat_lite.course.widgets.allocations import layer_bits
     from mebqat_lite.course.widgets.comparison import method_comparison
-    from mebqat_lite.course.widgets.deploy import deployment
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.episodes import episode_viewer
     from mebqat_lite.course.widgets.heat_map import pair_map
     from mebqat_lite.course.widgets.norm_policies import norm_policies
     from mebqat_lite.course.widgets.paintings import paintings
     from mebqat_lite.course.widgets.pair_board import pair_board
+    from mebqat_lite.course.widgets.planes import bit_planes
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
 
 __all__ = [
-    "deployment",
+    "bit_planes",
     "draw_your_own",
     "episode_viewer",
+    "layer_bits",
     "method_comparison",
     "norm_policies",
     "paintings",
