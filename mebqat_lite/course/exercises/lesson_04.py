@@ -590,8 +590,7 @@ def train(
     Yields:
         After each update, the pairs that it visited and the mean of their losses.
     """
-    rng = torch.Generator().manual_seed(seed)
-    visits: list[list[Bits]] = []
+    rng, visits = torch.Generator().manual_seed(seed), list[list[Bits]]()
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
