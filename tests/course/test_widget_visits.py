@@ -155,8 +155,13 @@ def test_the_board_shows_the_accuracies_and_the_visits():
     view, drawing = View(made(1), 20, Bits(3, 2)), picture()
     drawing.update(view)
     axes = drawing.figure.axes[0]
-    numbers = [text.get_text() for text in axes.texts if text.get_text().isdigit()]
-    assert numbers == [f"{value:.0f}" for value in view.training.accuracy[16].values()]
+    written: dict[tuple, list[str]] = {}
+    for text in axes.texts:
+        if text.get_text().isdigit():
+            written.setdefault(text.get_position(), []).append(text.get_text())
+    numbers = [f"{value:.0f}" for value in view.training.accuracy[16].values()]
+    assert [words[0] for words in written.values()] == numbers
+    assert sum(words == 2 * words[:1] for words in written.values()) == len(view.lit)  # again on the orange tile
     [dots] = [part for part in drawing.moving if isinstance(part, PathCollection)]
     every = [Bits(w, a) for w in mq.bits.WIDTHS for a in mq.bits.WIDTHS]
     assert {pair for pair, size in zip(every, dots.get_sizes(), strict=True) if size} == {*view.visits}
@@ -252,8 +257,10 @@ def test_a_press_on_a_tile_chooses_its_pair(live, pair, chosen):
 
 
 def test_the_live_picture_is_the_still_one_and_only_its_moving_parts_are_drawn(live, monkeypatch):
+    live.moment.value = 24
     monkeypatch.setattr(live.drawings[0]._canvas, "draw", lambda *args: pytest.fail("the whole figure is drawn again"))
-    live.moment.value = 16
+    live.moment.value = 16  # nothing was measured between the two
+    live.pair = "W2A2"
     shown = np.asarray(Image.open(io.BytesIO(live.pictures[0].value)))
     assert np.array_equal(shown, pixels(live.result))
 

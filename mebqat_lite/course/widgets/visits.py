@@ -25,7 +25,7 @@ from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.boards import Board, board_on, pair_at
+from mebqat_lite.measure.boards import MIDDLE, Board, board_on, pair_at
 from mebqat_lite.measure.evaluate import grid
 from mebqat_lite.measure.looks import BLACK, GREY, PAGE, VERMILION, WHITE, color_of, ink
 
@@ -178,6 +178,8 @@ def picture() -> Drawing:
         curves[0].axes.set(xticklabels=[])
         curves[1].axes.set(xlabel="back-propagations")
         curves[1].axes.legend(loc="lower right")
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # so that nothing shifts when the board is drawn again
 
     def update(view: View) -> str:
         tiles.update(view)
@@ -204,16 +206,22 @@ class Tiles:
         axes.add_collection(self.lit)
         self.dots = axes.scatter(*zip(*((x + 0.38, y + 0.37) for x, y in self.middles.values()), strict=True), **DOT)
         self.title = axes.text(0.0, -0.85, "", fontsize=11)
-        cells, *texts, frame = self.board.moving
-        self.moving: list[Artist] = [cells, self.lit, *texts, self.dots, frame, self.title]
+        self.numbers = [axes.text(0.0, 0.0, "", color=ink(to_rgb(VERMILION)), **MIDDLE) for _ in range(BEAT)]
+        self.accuracy: Mapping[Bits, float] = {}
+        self.moving: list[Artist] = [self.lit, *self.numbers, self.dots, self.board.frame, self.title]
 
     def update(self, view: View) -> None:
         """Show a moment of a training."""
-        lit, visits = view.lit, view.visits
-        self.board.update(view.training.measured(view.at), view.pair)
-        self.lit.set_paths([Rectangle((x - 0.5, y - 0.5), 1, 1) for x, y in map(self.middles.__getitem__, lit)])
-        for pair in lit:
-            self.board.texts[pair].set_color(ink(to_rgb(VERMILION)))
+        accuracy, visits = view.training.measured(view.at), view.visits
+        lit = {self.middles[pair]: f"{accuracy[pair]:.0f}" for pair in view.lit}
+        if accuracy != self.accuracy:  # measured anew: all of the board is drawn again
+            self.accuracy = accuracy
+            self.board.update(accuracy)
+        self.board.choose(view.pair)
+        self.lit.set_paths([Rectangle((x - 0.5, y - 0.5), 1, 1) for x, y in lit])
+        unused = [((0.0, 0.0), "")] * (BEAT - len(lit))
+        for number, (place, words) in zip(self.numbers, [*lit.items(), *unused], strict=True):
+            number.set(position=place, text=words)
         self.dots.set_sizes([min(4 * visits[pair], 60) for pair in self.middles])
         self.title.set_text(f"{view.training.choice.title}: after {view.at} back-propagations")
 
