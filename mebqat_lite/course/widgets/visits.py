@@ -205,7 +205,7 @@ class Tiles:
         self.lit = PatchCollection([], **LIT)
         axes.add_collection(self.lit)
         self.dots = axes.scatter(*zip(*((x + 0.38, y + 0.37) for x, y in self.middles.values()), strict=True), **DOT)
-        self.title = axes.text(0.0, -0.85, "", fontsize=11)
+        self.title = axes.text(0.0, -0.5, "MEBQAT", fontsize=11)  # words, so that there is room
         self.numbers = [axes.text(0.0, 0.0, "", color=ink(to_rgb(VERMILION)), **MIDDLE) for _ in range(BEAT)]
         self.accuracy: Mapping[Bits, float] = {}
         self.moving: list[Artist] = [self.lit, *self.numbers, self.dots, self.board.frame, self.title]
@@ -233,7 +233,7 @@ class Curve:
         self.axes = axes
         [self.other] = axes.plot([], [], "--", color=GREY, label="the one before")
         [self.now] = axes.plot([], [], "o-", color=BLACK, markersize=4, label="this training")
-        self.title = axes.text(0.0, 1.04, "", transform=axes.transAxes, fontsize=11)
+        self.title = axes.text(0.0, 1.04, "mean", transform=axes.transAxes, fontsize=11)
         self.moving: list[Artist] = [self.other, self.now, self.title]
         axes.set(xlim=(-10, BACKPROPS + 10), ylim=(lowest, 101))
 
