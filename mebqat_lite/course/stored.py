@@ -56,3 +56,23 @@ def best(comparison: Mapping[str, Any]) -> dict[str, float]:
         for pair, value in row.items():
             found[pair] = max(value, found.get(pair, value))
     return found
+
+
+def ahead(comparison: Mapping[str, Any], method: str) -> dict[str, float]:
+    """Take how far the first method of a comparison is ahead of another one over all pairs, on test images.
+
+    If the other was trained in several variants, such as learning rates, it is the one that is best on validation
+    images.
+
+    Args:
+        comparison: one of `comparisons`.
+        method: the name of the other method; an unknown one is a KeyError.
+
+    Returns:
+        The paired difference in points, ``{"mean": mean, "ci95": half of its 95 % interval, "n": seeds}``.
+    """
+    means = comparison["means"]
+    variants = [name for name in means["val"]["all"] if name.partition("+")[0] == method] or [method]
+    best = max(variants, key=lambda name: means["val"]["all"][name]["mean"])
+    cell = means["test"]["minus_first"]["all"][best]
+    return cell | {"mean": -cell["mean"]}

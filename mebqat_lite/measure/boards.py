@@ -202,7 +202,7 @@ def board(
         limits: the values at the two ends of the colours; by default the tens below and above all values.
         decimals: digits after the point.
     """
-    known = [value for value in values.values() if np.isfinite(value)]
+    known = [value for _, value in values.items() if np.isfinite(value)]  # of a series, `values` is no method
     low, high = limits or (10 * math.floor(min(known, default=0) / 10), 10 * math.ceil(max(known, default=100) / 10))
     with style(), plt.rc_context({"axes.grid": False}):
         drawn = board_on(plt.subplots(figsize=(PAGE, 4.6))[1], (low, max(high, low + 1)), title, decimals)

@@ -85,12 +85,23 @@ def test_train_calls_what_it_is_given(data, in_turn):
 
     def mine(*args): ...
 
-    losses = lesson_04.train(network(data), data.train, 8, sample, mine, step, in_turn=in_turn)
-    assert losses == [1.0, 2, 3, 4, 5, 6, 7, 8]
+    steps = list(lesson_04.train(network(data), data.train, 8, sample, mine, step, in_turn=in_turn))
+    assert [loss for _, loss in steps] == [1.0, 2, 3, 4, 5, 6, 7, 8] and [pairs for pairs, _ in steps] == visited
     if not in_turn:
-        assert visited == drawn and all(pairs[:2] == [mq.FP, mq.Bits(1, 1)] for pairs in drawn)
+        assert visited == [sorted(pairs, reverse=True) for pairs in drawn] and len(drawn) == 8
+        assert all(pairs[:2] == [mq.FP, mq.Bits(1, 1)] for pairs in drawn)
     else:
         assert len(drawn) == 2 and visited[4:] == [[drawn[1][i]] for i in (0, 2, 1, 3)]
+
+
+def test_train_visits_what_it_is_told(data):
+    pool, ends = [mq.Bits(2, 2), mq.Bits(4, 4), mq.FP], [mq.Bits(4, 4)]
+    where = {"pool": pool, "m": 3, "guaranteed": ends}
+    visited = [pairs for pairs, _ in lesson_04.train(network(data), data.train, 12, **where)]
+    assert all(len(pairs) == 3 and ends[0] in pairs and pairs == sorted(pairs, reverse=True) for pairs in visited)
+    assert {pair for pairs in visited for pair in pairs} == {*pool}
+    again = [pairs for pairs, _ in lesson_04.train(network(data), data.train, 12, **where, seed=1)]
+    assert again != visited
 
 
 @pytest.mark.slow
@@ -98,7 +109,7 @@ def test_train_calls_what_it_is_given(data, in_turn):
 def test_it_trains_the_digits(data, in_turn, steps):
     model = network(data)
     mq.fit(model, data, "fp", steps=300, progress=False, device="cpu")
-    losses = lesson_04.train(model, data.train, steps, in_turn=in_turn)
+    losses = [loss for _, loss in lesson_04.train(model, data.train, steps, in_turn=in_turn)]
     assert sum(losses[-50:]) < 0.5 * sum(losses[:50])
     found = mq.grid(model.eval(), data.test, "W1A1,W2A2,FP", calibration=data.train.images)["mean"]
     assert found["W1A1"] > 80 and found["W2A2"] > 90 and found["FP"] > 90

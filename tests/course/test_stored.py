@@ -49,3 +49,14 @@ def test_the_best_at_a_pair_is_the_best_of_all_methods_that_were_measured_there(
         measured = [row[bits]["mean"] for row in digits["accuracy"].values() if bits in row]
         assert found[bits] == max(measured)
     assert found["W1A1"] == digits["accuracy"]["qat"]["W1A1"]["mean"]
+
+
+def test_how_far_in_turn_is_ahead_is_what_the_page_says():
+    found = {name: stored.ahead(FOUND[name], "mebqat") for name in ("digits-backprops", "glyph-classes", "cifar")}
+    written = {name: f"{cell['mean']:+.1f} ±{cell['ci95']:.1f}" for name, cell in found.items()}
+    summary = (paths.checkout() / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    for name, row in (("digits-backprops", "digits "), ("glyph-classes", "glyph classes"), ("cifar", "CIFAR-10, Conv")):
+        [line] = [line for line in summary.splitlines() if line.startswith(row) and "±" in line]
+        assert written[name] in line
+    with pytest.raises(KeyError, match="qat"):
+        stored.ahead(FOUND["digits-wide"], "qat")

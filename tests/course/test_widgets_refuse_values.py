@@ -15,7 +15,7 @@ def widget(name):
 @pytest.mark.parametrize(
     ("what", "compute"),
     [
-        ("the explorer", lambda model, data: widget("explorer").compute(model, data, "W2A2")),
+        ("the board of pairs", lambda model, data: widget("pair_board").compute(model, data, "W2A2")),
         ("the widget of norm policies", lambda model, data: widget("norm_policies").Bench(model, data)),
         ("the widget of bit planes", lambda model, data: widget("planes").Stripped(model, data)),
         ("the widget of bits for each layer", lambda model, data: widget("allocations").search({"a": model}, data)),

@@ -15,6 +15,7 @@ REBUILT = [
     "01_quantization",
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
+    "04_bitwidths_as_tasks",
     "07_compare_and_decide",
     "08_deploy",
 ]

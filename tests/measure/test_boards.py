@@ -5,6 +5,7 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,12 @@ def colors(board) -> dict[Bits, str]:
     """The colours of the cells, as they are drawn."""
     board.cells.update_scalarmappable()  # which drawing does, too
     return {pair: to_hex(color, True) for pair, color in zip(board.texts, board.cells.get_facecolor(), strict=True)}
+
+
+def test_a_board_takes_what_a_grid_measured():
+    assert shown(plots.board(pd.Series({str(pair): value for pair, value in VALUES.items()}))) == shown(
+        plots.board(VALUES)
+    )
 
 
 def test_every_value_is_written_in_the_cell_of_its_pair():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -571,34 +571,36 @@ def train(
     sample_pairs: Callable[..., list[Bits]] = _sample_pairs,
     mebqat_loss: Callable[..., Tensor] = _mebqat_loss,
     mebqat_step: Callable[..., float] = _mebqat_step,
+    pool: Sequence[Bits] = tuple(candidates()),
+    m: int = 4,
+    guaranteed: Sequence[Bits] = (FP, Bits(1, 1)),
     in_turn: bool = False,
     seed: int = 0,
-) -> list[float]:
+) -> Iterator[tuple[list[Bits], float]]:
     """Train a quantized network for all bitwidths with these three functions: MEBQAT in thirty lines.
 
-    Every step visits M = 4 pairs, FP and W1A1 among them. With ``in_turn`` each of the four has a batch and an update
-    of its own, so that it takes four times as many steps for the same back-propagations. Optimizer, batch size and
-    learning rates are those of `mq.fit`.
+    With ``in_turn`` each of the m pairs has a batch and an update of its own, so that m times as many steps make the
+    same back-propagations. Optimizer, batch size and learning rates are those of `mq.fit`.
 
     Args:
         model: a quantized network, which changes and stays in training mode: measure its norms before it is used.
         split: the training images and their labels.
-        steps: how many updates; in turn a multiple of four.
+        steps: how many updates.
 
-    Returns:
-        The mean loss of each step.
+    Yields:
+        After each update, the pairs that it visited and the mean of their losses.
     """
-    losses: list[float] = []
-    rng = torch.Generator().manual_seed(seed)
+    rng, visits = torch.Generator().manual_seed(seed), list[list[Bits]]()
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    while len(losses) < steps:
-        pairs = list(sample_pairs(mq.candidates(), 4, [mq.FP, mq.Bits(1, 1)], rng))
-        for visit in [[bits] for bits in pairs[::2] + pairs[1::2]] if in_turn else [pairs]:  # FP, drawn, W1A1, drawn
-            chosen = torch.randint(len(split.labels), (128,), generator=rng)
-            losses.append(mebqat_step(model, split.select(chosen), visit, mebqat_loss, optimizer))
-            schedule.step()
-    return losses
+    for _ in range(steps):
+        if not visits:  # FP goes first; in turn, those that are guaranteed and those that are drawn alternate
+            drawn = list(sample_pairs(list(pool), m, list(guaranteed), rng))
+            visits = [[bits] for bits in drawn[::2] + drawn[1::2]] if in_turn else [sorted(drawn, reverse=True)]
+        pairs, chosen = visits.pop(0), torch.randint(len(split.labels), (128,), generator=rng)
+        loss = mebqat_step(model, split.select(chosen), pairs, mebqat_loss, optimizer)
+        schedule.step()
+        yield pairs, loss
 
 
 EXERCISES = (sample_pairs, mebqat_loss, mebqat_step)

@@ -10,13 +10,13 @@ with of_the_lab():
     from mebqat_lite.course.widgets.comparison import method_comparison
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.episodes import episode_viewer
-    from mebqat_lite.course.widgets.heat_map import pair_map
     from mebqat_lite.course.widgets.norm_policies import norm_policies
     from mebqat_lite.course.widgets.paintings import paintings
     from mebqat_lite.course.widgets.pair_board import pair_board
     from mebqat_lite.course.widgets.planes import bit_planes
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
+    from mebqat_lite.course.widgets.visits import pair_visits
 
 __all__ = [
     "bit_planes",
@@ -27,7 +27,7 @@ __all__ = [
     "norm_policies",
     "paintings",
     "pair_board",
-    "pair_map",
+    "pair_visits",
     "playground",
     "straight_through",
 ]
