@@ -40,7 +40,27 @@ def _grade_prototype_logits(student: Student, rng: Generator) -> None:
         for n in range(ways):
             want[:, n] = -((query - support[n].sum(0) / shots) ** 2).sum(1)
         where = f"{ways} ways and {shots} shot{'s' * (shots > 1)}"
-        expect(student(support, query), want, where, _wrong_logits(support, query, want))
+        leaves = support.requires_grad_(), query.requires_grad_()
+        got = student(*leaves)
+        expect(got, want, where, _wrong_logits(support.detach(), query.detach(), want))
+        _judge_gradients(got, *leaves, where)
+
+
+def _judge_gradients(got: Any, support: Tensor, query: Tensor, where: str) -> None:
+    """Whether training reaches the embeddings of both parts: of the sum of the logits, whose gradient is known."""
+    if not isinstance(got, Tensor) or not got.requires_grad:
+        raise Mistake(
+            f"for {where}: the values are right, but no gradient flows through them. The lesson trains with your "
+            "function: compute with torch, and return the tensor without detach"
+        )
+    grads = torch.autograd.grad(got.double().sum(), [support, query], allow_unused=True)
+    shots = support.shape[1]
+    away = query.detach()[:, None] - support.detach().mean(1)  # (M, N, features)
+    wants = (2 * away.sum(0)[:, None] / shots).expand_as(support), -2 * away.sum(1)
+    for name, grad, want in zip(("support", "query"), grads, wants, strict=True):
+        if grad is None:
+            raise Mistake(f"for {where}: the values are right, but no gradient reaches the {name}: do not detach it")
+        expect(grad, want, f"{where}, the gradient of the {name}")
 
 
 def _wrong_logits(support: Tensor, query: Tensor, want: Tensor) -> list[tuple[str, Tensor]]:
@@ -103,7 +123,7 @@ prototype_logits = Exercise(
     $$\mathrm{logit}_n(q) = -\,\lVert q - c_n \rVert^2, \qquad c_n = \frac{1}{K} \sum_k s_{nk}$$
 
     Write `prototype_logits(support, query)` on embeddings: `support` is `(N, K, features)`, `query` is
-    `(M, features)`. The result is `(M, N)`.
+    `(M, features)`. The result is `(M, N)`. A network is trained through it, so compute with torch.
     """,
     hints=[
         "The mean over K is support.mean(1): one row for each class.",
@@ -164,6 +184,8 @@ def _vector_of(got: Any, weights: Named) -> Tensor:
         raise Mistake(f"{missing[0]!r} is missing in what it returns: each of the weights gets a new value")
     if more := [name for name in got if name not in weights]:
         raise Mistake(f"it returns {more[0]!r}, which is not among the weights: only those that are given are moved")
+    if other := [name for name in weights if not isinstance(got[name], Tensor)]:
+        raise Mistake(f"{other[0]!r} is of type {type(got[other[0]]).__name__}: the new weights are tensors")
     parts = [numbers(got[name]) for name in weights]
     for (name, old), part in zip(weights.items(), parts, strict=True):
         if part.shape != old.shape:
@@ -206,7 +228,7 @@ def _wrong_steps(
     model: nn.Module, weights: Named, images: Tensor, labels: Tensor, lr: float
 ) -> list[tuple[str, Tensor]]:
     task = images, labels
-    own = {name: model.get_parameter(name) for name in weights}
+    own: Named = {name: model.get_parameter(name) for name in weights}
     w, g, theta = _flat(weights), _flat(_grads(model, weights, *task)), _flat(own)
     at_own = _flat(_grads(model, own, *task))
     squares, twice = (_flat(_grads(model, weights, *task, loss)) for loss in (_squares, _twice))
