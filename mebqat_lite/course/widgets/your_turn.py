@@ -104,7 +104,7 @@ def picture(episode: Episode) -> Drawing:
     def update(found: Questions) -> str:
         question.set_visible(not found.is_done)
         if not found.is_done:
-            question.set_data(found.images[len(found.answers)])
+            question.set_data(found.images[len(found.answers)].numpy())
         frame.set_visible(not found.is_done)
         frame.set_xy((found.place % wide + LEFT, found.place // wide + 0.02))
         title.set_text("done" if found.is_done else f"{len(found.answers) + 1} of {len(found.labels)}: which one?")
@@ -144,7 +144,7 @@ def compared(tasks: Mapping[str, tuple[Questions, Sequence[int]]]) -> Figure:
             given: list[int | None] = [*found.answers, *[None] * (len(found.labels) - len(found.answers))]
             for cell, image, label, *both in zip(row, found.images, found.labels, answers, given, strict=True):
                 cell.set(xticks=[], yticks=[], frame_on=False)
-                cell.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+                cell.imshow(image.numpy(), cmap="gray_r", vmin=0, vmax=1)
                 for height, answer in zip((-0.06, -0.32), both, strict=True):
                     _answer(cell, height, answer, int(label))
             for height, who in zip((-0.06, -0.32), ("network", "you"), strict=True):
