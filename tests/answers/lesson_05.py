@@ -1,105 +1,15 @@
 """Lesson 05: right answers, each written another way, and wrong ones with the message that names them."""
 
-import itertools
+import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 import mebqat_lite as mq
 from mebqat_lite.course.exercises import lesson_05
-from mebqat_lite.datasets.base import Split
-from mebqat_lite.datasets.episodes import Episodes
+from mebqat_lite.learners.maml import updated
 
 # --- 5.1
-
-
-def episode_by_package(labels, ways, shots, queries, seed):
-    blank = Split(torch.zeros(len(labels), 1, 1, 1), labels)
-    index = Episodes(blank, ways, shots, queries, seed).index(3)
-    return index[:, :shots], index[:, shots:]
-
-
-def episode_by_numpy(labels, ways, shots, queries, seed):
-    rng = np.random.default_rng(seed)
-    y = labels.numpy()
-    support, query = [], []
-    for c in rng.choice(np.unique(y), ways, replace=False):
-        images = rng.choice(np.flatnonzero(y == c), shots + queries, replace=False)
-        support.append(images[queries:])
-        query.append(images[:queries])
-    return [torch.from_numpy(np.stack(support)).int(), torch.from_numpy(np.stack(query))]
-
-
-def episode_by_keys(labels, ways, shots, queries, seed):
-    """A random order of all images; the first of each class in it."""
-    rng = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=rng)
-    classes = labels.unique()
-    classes = classes[torch.rand(len(classes), generator=rng).argsort()][:ways]
-    rows = torch.stack([order[labels[order] == c][: shots + queries] for c in classes])
-    return rows.split([shots, queries], 1)
-
-
-def draw(labels, ways, shots, queries, seed, pick="random", again=False, images="random", overlap=0):
-    """The ways to go wrong, by name."""
-    rng = torch.Generator().manual_seed(seed)
-    classes = labels.unique()
-    if again:
-        order = torch.randint(len(classes), (ways,), generator=rng)
-    else:
-        order = torch.randperm(len(classes), generator=rng)[:ways]
-    if pick == "first":
-        order = torch.arange(ways)
-    if pick == "sorted":
-        order = order.sort().values
-    if pick == "size":
-        first = labels[torch.randperm(len(labels), generator=rng)].tolist()
-        classes, order = torch.tensor(list(dict.fromkeys(first))), torch.arange(ways)
-    rows = []
-    for c in classes[order]:
-        members = (labels == c).nonzero()[:, 0]
-        if images == "random":
-            members = members[torch.randperm(len(members), generator=rng)]
-        if images == "again":
-            members = members[torch.randint(len(members), (shots + queries,), generator=rng)]
-        rows.append(members[: shots + queries])
-    rows = torch.stack(rows)
-    return rows[:, :shots], rows[:, shots - overlap : shots - overlap + queries]
-
-
-def other_rows(labels, ways, shots, queries, seed):
-    support, query = draw(labels, ways, shots, queries, seed)
-    return support, query.roll(1, 0)
-
-
-def mixed(labels, ways, shots, queries, seed):
-    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    chosen = chosen[: ways * (shots + queries)].view(ways, -1)
-    return chosen[:, :shots], chosen[:, shots:]
-
-
-def unseeded(labels, ways, shots, queries, seed):
-    return draw(labels, ways, shots, queries, next(COUNT))
-
-
-COUNT = itertools.count()
-
-
-def fixed_support(labels, ways, shots, queries, seed):
-    """The first images of a class are always its support."""
-    rng = torch.Generator().manual_seed(seed)
-    classes = labels.unique()
-    support, query = [], []
-    for c in classes[torch.randperm(len(classes), generator=rng)[:ways]]:
-        members = (labels == c).nonzero()[:, 0]
-        rest = members[shots:]
-        support.append(members[:shots])
-        query.append(rest[torch.randperm(len(rest), generator=rng)[:queries]])
-    return torch.stack(support), torch.stack(query)
-
-
-# --- 5.2
 
 
 def logits_by_cdist(support, query):
@@ -115,62 +25,152 @@ def distances(support, query, power=2):
     return (query[:, None] - support.mean(1)).abs().pow(power).sum(2)
 
 
+def logits_into_zeros(support, query):
+    out = torch.zeros(len(query), len(support))
+    for m, q in enumerate(query):
+        for n, c in enumerate(support.mean(1)):
+            out[m, n] = -((q - c) ** 2).sum()
+    return out
+
+
+# --- 5.2
+
+
+def called(model, weights, images, labels):
+    return F.cross_entropy(torch.func.functional_call(model, weights, (images,)), labels)
+
+
+def moved(weights, grads, lr):
+    return {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
+
+
+def step(change=moved, loss=called, at=lambda model, weights: weights):
+    """An inner step in parts: which loss is taken, at which weights, and what is made of the gradients."""
+
+    def answer(model, weights, images, labels, lr):
+        place = at(model, weights)
+        grads = torch.autograd.grad(loss(model, place, images, labels), list(place.values()))
+        return change(weights, grads, lr)
+
+    return answer
+
+
+def own(model, weights):
+    return {name: model.get_parameter(name) for name in weights}
+
+
+def step_by_backward(model, weights, images, labels, lr):
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+    called(model, leaves, images, labels).backward()
+    return {name: (w - lr * w.grad).detach() for name, w in leaves.items()}
+
+
+def step_by_an_optimizer(model, weights, images, labels, lr):
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+    optimizer = torch.optim.SGD(leaves.values(), lr)
+    called(model, leaves, images, labels).backward()
+    optimizer.step()
+    return leaves
+
+
+def step_by_func_grad(model, weights, images, labels, lr):
+    grads = torch.func.grad(lambda w: called(model, w, images, labels))(weights)
+    return {name: torch.add(weights[name], grads[name], alpha=-lr) for name in reversed(weights)}
+
+
+def step_on_a_copy(model, weights, images, labels, lr):
+    """By putting the weights into a copy of the model."""
+    moving = copy.deepcopy(model)
+    mq.learners.put_weights(moving, weights)
+    F.cross_entropy(moving(images), labels).backward()
+    return {name: w - lr * moving.get_parameter(name).grad for name, w in weights.items()}
+
+
+def step_by_package(model, weights, images, labels, lr):
+    grads = torch.autograd.grad(called(model, weights, images, labels), list(weights.values()))
+    return {n: updated(n, w, g, lr) for (n, w), g in zip(weights.items(), grads, strict=True)}
+
+
+def step_in_numpy(model, weights, images, labels, lr):
+    new = step()(model, weights, images, labels, lr)
+    return {name: w.detach().numpy() for name, w in new.items()}
+
+
+def log_loss(model, weights, images, labels):
+    p = torch.func.functional_call(model, weights, (images,)).softmax(1)
+    return -p[torch.arange(len(labels)), labels].log().mean()
+
+
+def nll(model, weights, images, labels):
+    return F.nll_loss(torch.func.functional_call(model, weights, (images,)).log_softmax(1), labels)
+
+
+def one_hot(model, weights, images, labels):
+    logits = torch.func.functional_call(model, weights, (images,))
+    return F.cross_entropy(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+
+def squares(model, weights, images, labels):
+    logits = torch.func.functional_call(model, weights, (images,))
+    return F.mse_loss(logits, F.one_hot(labels, logits.shape[1]).to(logits.dtype))
+
+
+def soft_twice(model, weights, images, labels):
+    return F.cross_entropy(torch.func.functional_call(model, weights, (images,)).softmax(1), labels)
+
+
+def summed(*task):
+    return len(task[-1]) * called(*task)
+
+
+def step_in_place(model, weights, images, labels, lr):
+    grads = torch.autograd.grad(called(model, weights, images, labels), list(weights.values()))
+    with torch.no_grad():
+        for w, g in zip(weights.values(), grads, strict=True):
+            w -= lr * g
+    return weights
+
+
+def step_of_the_model(model, weights, images, labels, lr):
+    """The model's own parameters are moved, in place."""
+    F.cross_entropy(model(images), labels).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= lr * parameter.grad
+    return dict(model.named_parameters())
+
+
+def steps(count):
+    def answer(model, weights, images, labels, lr):
+        for _ in range(count):
+            weights = step()(model, weights, images, labels, lr)
+        return weights
+
+    return answer
+
+
+def of_each(change):
+    """New weights from ``change(w, g, lr)`` of each weight."""
+    return step(lambda weights, grads, lr: {
+        n: change(w, g, lr) for (n, w), g in zip(weights.items(), grads, strict=True)
+    })  # fmt: skip
+
+
+def length(weights, grads, lr):
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    return moved(weights, [g / norm for g in grads], lr)
+
+
+def own_start(model, weights, images, labels, lr):
+    grads = torch.autograd.grad(called(model, weights, images, labels), list(weights.values()))
+    return moved(own(model, weights), grads, lr)
+
+
+def only_the_last(weights, grads, lr):
+    return moved(weights, [*(0 * g for g in grads[:-1]), grads[-1]], lr)
+
+
 # --- 5.3
-
-
-def loss(theta, part):
-    return (part[0] @ theta - part[1]).square().mean()
-
-
-def adapt(theta, part, lr, steps, order=1):
-    for _ in range(steps):
-        grad = torch.autograd.grad(loss(theta, part), theta, create_graph=order == 2)[0]
-        theta = theta - lr * grad
-        theta = theta if order == 2 else theta.detach().requires_grad_()
-    return theta
-
-
-def start(theta):
-    return theta.clone().requires_grad_()
-
-
-def gradient_by_autograd(theta, support, query, lr, steps):
-    fast = adapt(start(theta), support, lr, steps)
-    return torch.autograd.grad(loss(fast, query), fast)[0]
-
-
-def gradient_as_the_package(theta, support, query, lr, steps):
-    """theta minus constants: the gradient at the adapted weights is theta's."""
-    leaf = start(theta)
-    fast = leaf
-    for _ in range(steps):
-        fast = fast - lr * torch.autograd.grad(loss(fast, support), fast)[0]
-    loss(fast, query).backward()
-    return leaf.grad
-
-
-def gradient_closed_form(theta, support, query, lr, steps):
-    """theta_k = (I - lr H)^k (theta - theta*) + theta*, for the support's H and minimum theta*."""
-    x, y = support
-    hessian = 2 * x.T @ x / len(y)
-    best = torch.linalg.lstsq(x, y).solution
-    power = torch.linalg.matrix_power(torch.eye(len(theta), dtype=theta.dtype) - lr * hessian, steps)
-    fast = power @ (theta - best) + best
-    return (query[0] * (query[0] @ fast - query[1])[:, None]).mean(0) * 2
-
-
-def by_hand(weights, part, factor=2.0):
-    x, y = part
-    return factor * x.T @ (x @ weights - y) / len(y)
-
-
-def steps_of(theta, part, lr, steps):
-    for _ in range(steps):
-        theta = theta - lr * by_hand(theta, part)
-    return theta
-
-
-# --- 5.4
 
 
 def influence_by_columns(predict, queries):
@@ -197,6 +197,16 @@ def changes(predict, queries, fill=0.0, reduce=lambda d: d.abs().amax(1)):
     return torch.stack(columns, 1)
 
 
+def influence_into_zeros(predict, queries):
+    out = torch.zeros(len(queries), len(queries))
+    with torch.no_grad():
+        before = predict(queries)
+        for j in range(len(queries)):
+            batch = torch.cat([queries[:j], torch.zeros_like(queries[j : j + 1]), queries[j + 1 :]])
+            out[:, j] = (predict(batch) - before).abs().amax(dim=1)
+    return out
+
+
 def never_back(predict, queries):
     before, changed, columns = predict(queries), queries.clone(), []
     for j in range(len(queries)):
@@ -221,41 +231,46 @@ def of_probabilities(predict, queries):
 
 
 RIGHT = {
-    "sample_episode": [episode_by_package, episode_by_numpy, episode_by_keys],
     "prototype_logits": [
-        lambda s, q: -distances(s, q).float(),
         logits_by_cdist,
+        lambda s, q: -distances(s, q).float(),
         logits_in_loops,
+        logits_into_zeros,
         lambda support, query: mq.learners.prototype_logits(query, support.mean(1)),
+        lambda s, q: 2 * q @ s.mean(1).T - q.square().sum(1, keepdim=True) - s.mean(1).square().sum(1),
+        lambda s, q: -torch.stack([F.mse_loss(q, c.expand_as(q), reduction="none").sum(1) for c in s.mean(1)], 1),
+        lambda s, q: -(torch.linalg.vector_norm(q.unsqueeze(1) - s.mean(dim=1), dim=-1) ** 2),
+        lambda s, q: -torch.einsum("mnf,mnf->mn", d := q[:, None] - s.sum(1) / s.shape[1], d),
+        lambda s, q: torch.stack([-(q - c).pow(2).sum(-1) for c in s.mean(1)], dim=1),
     ],
-    "fomaml_gradient": [gradient_by_autograd, gradient_as_the_package, gradient_closed_form],
-    "influence": [lambda p, q: changes(p, q).tolist(), influence_by_columns, influence_by_masks, changes],
+    "inner_step": [
+        step_by_an_optimizer,
+        step(),
+        step_by_backward,
+        step_by_func_grad,
+        step_on_a_copy,
+        step_by_package,
+        step(loss=log_loss),
+        step(loss=nll),
+        step(loss=one_hot),
+        steps(1),
+        of_each(lambda w, g, lr: (w - lr * g).detach().float()),
+    ],
+    "influence": [
+        influence_by_columns,
+        lambda p, q: changes(p, q).tolist(),
+        influence_by_masks,
+        changes,
+        lambda p, q: changes(p, q).detach().numpy(),
+        lambda p, q: changes(p, q).float(),
+        lambda p, q: changes(p, q, reduce=lambda d: d.abs().max(1).values),
+        lambda p, q: changes(p, q, reduce=lambda d: torch.linalg.vector_norm(d, ord=torch.inf, dim=1)),
+        lambda p, q: changes(p, q, reduce=lambda d: torch.maximum(d.amax(1), -d.amin(1))),
+        influence_into_zeros,
+    ],
 }
 
 WRONG = {
-    "sample_episode": [
-        ("a class comes twice", lambda *a: draw(*a, again=True)),
-        ("in the support and in the query", lambda *a: draw(*a, overlap=1)),
-        ("comes twice in one part|in the support and in the query", lambda *a: draw(*a, images="again")),
-        ("some classes never come|the same episode", lambda *a: draw(*a, pick="first")),
-        ("every seed gives the same episode", lambda *a: draw(*a, pick="first", images="first")),
-        ("every seed gives the same episode", lambda *a: draw(*a[:4], 0)),
-        ("order of their labels", lambda *a: draw(*a, pick="sorted")),
-        ("far more often", lambda *a: draw(*a, pick="size")),
-        ("never in the support", fixed_support),
-        ("never in the support", lambda *a: draw(*a, images="first")),
-        ("of another class than that row", other_rows),
-        ("several classes", mixed),
-        ("the same seed gives another", unseeded),
-        ("support has shape", lambda y, n, k, q, s: draw(y, n, k - 1, q + 1, s)),
-        ("support has shape|query has shape", lambda y, n, k, q, s: draw(y, n, k, q - 1, s)),
-        ("has shape", lambda *a: [part.flatten() for part in draw(*a)]),
-        ("turned|of several classes", lambda *a: [part.T for part in draw(*a)]),
-        ("return two tensors", lambda *a: torch.cat(draw(*a), 1)),
-        ("tensors of whole numbers", lambda *a: [part.tolist() for part in draw(*a)]),
-        ("tensors of whole numbers", lambda *a: [part.float() for part in draw(*a)]),
-        ("outside 0", lambda *a: [part + 1000 for part in draw(*a)]),
-    ],
     "prototype_logits": [
         ("sign is lost: the nearest", lambda s, q: distances(s, q)),
         ("distance is not squared .for", lambda s, q: -distances(s, q).sqrt()),
@@ -273,36 +288,48 @@ WRONG = {
         ("only the first support image", lambda s, q: -(q[:, None] - s[:, 0]).square().sum(2)),
         ("mean of the distances", lambda s, q: -(q[:, None, None] - s).square().sum(3).mean(2)),
         ("nearest support image", lambda s, q: -(q[:, None, None] - s).square().sum(3).amin(2)),
+        ("half of the squared", lambda s, q: -distances(s, q) / 2),
+        ("prototypes and queries are brought to length 1|support and query", lambda s, q: -distances(
+            F.normalize(s.mean(1), dim=1)[:, None], F.normalize(q))),
+        ("support and query are brought to length 1", lambda s, q: -distances(F.normalize(s, dim=2), F.normalize(q))),
+        ("one over the distance", lambda s, q: 1 / distances(s, q)),
+        ("no gradient flows", lambda s, q: (-distances(s, q)).detach().numpy()),
+        ("no gradient flows", lambda s, q: (-distances(s, q)).tolist()),
+        ("no gradient reaches the support", lambda s, q: -distances(s.detach(), q)),
         ("the median", lambda s, q: -(q[:, None] - s.median(1).values).square().sum(2)),
         ("mean is over the classes|has shape", lambda s, q: -(q[:, None] - s.mean(0)).square().sum(2)),
         ("has shape", lambda s, q: -distances(s, q).T),
         ("changes its input query", lambda s, q: -(q.mul_(2)[:, None] - s.mean(1)).square().sum(2)),
     ],
-    "fomaml_gradient": [
-        ("at the start weights", lambda t, s, q, lr, n: by_hand(t, q)),
-        ("one inner step too few|start weights", lambda t, s, q, lr, n: by_hand(steps_of(t, s, lr, n - 1), q)),
-        ("one inner step too many", lambda t, s, q, lr, n: by_hand(steps_of(t, s, lr, n + 1), q)),
-        ("of the support's loss", lambda t, s, q, lr, n: by_hand(steps_of(t, s, lr, n), s)),
-        ("adapts on the query", lambda t, s, q, lr, n: by_hand(steps_of(t, q, lr, n), q)),
-        ("start minus adapted", lambda t, s, q, lr, n: t - steps_of(t, s, lr, n)),
-        ("adapted minus start", lambda t, s, q, lr, n: steps_of(t, s, lr, n) - t),
-        ("divided by lr", lambda t, s, q, lr, n: (t - steps_of(t, s, lr, n)) / lr),
-        ("these are the adapted weights", lambda t, s, q, lr, n: steps_of(t, s, lr, n)),
-        ("second-order", lambda t, s, q, lr, n: torch.autograd.grad(
-            loss(adapt(t := start(t), s, lr, n, order=2), q), t)[0]),
-        ("uphill", lambda t, s, q, lr, n: by_hand(steps_of(t, s, -lr, n), q)),
-        ("take it where the weights are now", lambda t, s, q, lr, n: by_hand(t - n * lr * by_hand(t, s), q)
-         if n > 1 else gradient_by_autograd(t, s, q, lr, n)),
-        ("lr is not used", lambda t, s, q, lr, n: by_hand(steps_of(t, s, 1.0, n), q)),
-        ("are mixed", lambda t, s, q, lr, n: by_hand(
-            steps_of(t, s, lr, n), (torch.cat([s[0], q[0]]), torch.cat([s[1], q[1]])))),
-        ("factor 2", lambda t, s, q, lr, n: by_hand(steps_of(t, s, lr, n), q, 1.0)),
-        ("is a sum", lambda t, s, q, lr, n: len(q[1]) * by_hand(steps_of(t, s, lr, n), q)),
-        ("sign is turned", lambda t, s, q, lr, n: -by_hand(steps_of(t, s, lr, n), q)),
-        ("multiplied by lr", lambda t, s, q, lr, n: lr * by_hand(steps_of(t, s, lr, n), q)),
-        ("an updated theta", lambda t, s, q, lr, n: t - lr * by_hand(steps_of(t, s, lr, n), q)),
-        ("has shape", lambda t, s, q, lr, n: by_hand(steps_of(t, s, lr, n), q)[None]),
-        ("values are wrong", lambda t, s, q, lr, n: torch.zeros_like(t)),
+    "inner_step": [
+        ("as they were given", lambda m, w, x, y, lr: w),
+        ("uphill", of_each(lambda w, g, lr: w + lr * g)),
+        ("lr is not used", of_each(lambda w, g, lr: w - g)),
+        ("divides by lr", of_each(lambda w, g, lr: w - g / lr)),
+        ("these are the gradients", of_each(lambda w, g, lr: g)),
+        ("the step alone", of_each(lambda w, g, lr: lr * g)),
+        ("the step alone", of_each(lambda w, g, lr: -lr * g)),
+        ("moves the model's own", lambda m, w, x, y, lr: step()(m, own(m, w), x, y, lr)),
+        ("that of the model's own parameters", step(at=own)),
+        ("starts from the model's own", own_start),
+        ("a sum over the images", step(loss=summed)),
+        ("two steps", steps(2)),
+        ("squared error", step(loss=squares)),
+        ("softmax is taken twice", step(loss=soft_twice)),
+        ("only the sign", of_each(lambda w, g, lr: w - lr * g.sign())),
+        ("length 1", step(length)),
+        ("half of what", of_each(lambda w, g, lr: w - lr * g / 2)),
+        ("twice what", of_each(lambda w, g, lr: w - 2 * lr * g)),
+        ("did not move", step(only_the_last)),
+        ("changes weights.*in place", step_in_place),
+        ("changes the model's own 0.weight in place", step_of_the_model),
+        ("type list", lambda *a: list(step()(*a).values())),
+        ("of type ndarray: the new weights are tensors", step_in_numpy),
+        ("is missing", lambda *a: dict(list(step()(*a).items())[1:])),
+        ("not among the weights", lambda *a: step()(*a) | {"more": torch.ones(1)}),
+        ("has shape", lambda *a: {n: w[None] for n, w in step()(*a).items()}),
+        ("of type NoneType: the new weights are tensors", of_each(lambda w, g, lr: None)),
+        ("NaN", of_each(lambda w, g, lr: w * float("nan"))),
     ],
     "influence": [
         ("it is turned", lambda p, q: changes(p, q).T),
@@ -318,7 +345,8 @@ WRONG = {
         ("changes of probabilities", of_probabilities),
         ("zeros and ones", lambda p, q: (changes(p, q) > 0).double()),
         ("dtype torch.bool", lambda p, q: changes(p, q) > 0),
-        ("values are wrong", left_out),
+        ("left out of the batch", left_out),
+        ("smallest change", lambda p, q: changes(p, q, reduce=lambda d: d.abs().amin(1))),
         ("values are wrong|only the diagonal", lambda p, q: torch.zeros(len(q), len(q), dtype=q.dtype)),
         ("has shape", lambda p, q: changes(p, q, reduce=lambda d: d.abs().amax())),
         ("changes its input queries", lambda p, q: p(q.mul_(0))),

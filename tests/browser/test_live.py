@@ -42,6 +42,12 @@ axes.set(xlim=(0, 10), ylim=(0, 100))
 guess = MarkOnAxes(axes, "xy")
 guess"""
 
+TURN = """import mebqat_lite as mq
+from mebqat_lite.course.widgets import your_turn
+from mebqat_lite.datasets.episodes import Episodes
+
+your_turn(Episodes(mq.datasets.glyphs().val, ways=5, shots=1, queries=2, seed=1)[0])"""
+
 
 @pytest.fixture
 def shown(page, server, lab):
@@ -157,3 +163,18 @@ def marked(widget) -> tuple[float, ...]:
     """The guess in the picture's words."""
     words = widget.locator("img").get_attribute("alt")
     return tuple(float(part) for part in words.removeprefix("your guess: ").split(", "))
+
+
+def test_each_press_answers_once_however_far_it_is_dragged(page, shown):
+    widget = shown(TURN)
+    area = widget.locator(".mq-touch-area")
+    wait_for(widget, re.compile("question 1 of 10"))
+    drag(page, area, (0.5, 0.5), (0.52, 0.5), (0.9, 0.4))
+    wait_for(widget, re.compile("question 2 of 10, the frame is around example 3"))
+    for _ in range(2):  # at one place, where the pointer does not move in between
+        drag(page, area, (0.1, 0.5))
+    wait_for(widget, re.compile("question 4 of 10, the frame is around example 1"))
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    wait_for(widget, re.compile("question 5 of 10, the frame is around example 2"))
+    assert widget.locator(".mq-error").count() == 0

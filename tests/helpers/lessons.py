@@ -16,6 +16,7 @@ REBUILT = [
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
     "04_bitwidths_as_tasks",
+    "05_few_shot_learning",
     "07_compare_and_decide",
     "08_deploy",
 ]

@@ -1,4 +1,4 @@
-"""Exercises of lesson 05: an episode, prototypes, FOMAML's gradient, and who moves whose answer."""
+"""Exercises of lesson 05: prototypes and distances, one inner step, and who moves whose answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from mebqat_lite.course.exercises import Exercise, Mistake, expect
+from mebqat_lite.course.exercises import Exercise, Mistake, expect, numbers
 
 Student = Callable[..., Any]
 
@@ -25,130 +25,6 @@ def _normal(size: tuple[int, ...], rng: Generator) -> Tensor:
 # --- 5.1 -------------------------------------------------------------------------------------------------------
 
 
-def _sample_episode(
-    labels: torch.Tensor, ways: int, shots: int, queries: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the support, (ways, shots), and of the query, (ways, queries)."""
-    rng = torch.Generator().manual_seed(seed)
-    classes = labels.unique()
-    rows = []
-    for c in classes[torch.randperm(len(classes), generator=rng)[:ways]]:
-        members = (labels == c).nonzero()[:, 0]  # (images of the class,)
-        rows.append(members[torch.randperm(len(members), generator=rng)[: shots + queries]])
-    chosen = torch.stack(rows)  # (ways, shots + queries)
-    return chosen[:, :shots], chosen[:, shots:]
-
-
-Drawn = tuple[Tensor, Tensor]  # indices of support and query
-
-
-def _grade_sample_episode(student: Student, rng: Generator) -> None:
-    for _ in range(3):
-        ways, shots, queries = (_whole(2, 4, rng) for _ in "123")
-        seed = _whole(0, 10**6, rng)
-        labels = _labels(ways + _whole(2, 4, rng), shots + queries, rng)
-        first, again = (_drawn(student(labels, ways, shots, queries, seed)) for _ in "12")
-        _has_shape(first, ways, shots, queries)
-        _is_valid(first, labels)
-        if not all(map(torch.equal, first, again)):
-            raise Mistake("the same seed gives another episode: take every choice from a generator with that seed")
-    many = [_drawn(student(labels, ways, shots, queries, seed + i)) for i in range(1, 301)]
-    for drawn in many:
-        _has_shape(drawn, ways, shots, queries)
-        _is_valid(drawn, labels)
-    _is_fair(many, labels)
-
-
-def _labels(classes: int, least: int, rng: Generator) -> Tensor:
-    """Shuffled labels with gaps; every class has at least ``least`` images, one of them four times as many."""
-    names = torch.randperm(40, generator=rng)[:classes] + 3
-    counts = torch.tensor([least + _whole(0, 2, rng) for _ in range(classes)])
-    counts[_whole(0, classes - 1, rng)] *= 4
-    labels = names.repeat_interleave(counts)
-    return labels[torch.randperm(len(labels), generator=rng)]
-
-
-def _drawn(value: Any) -> Drawn:
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise Mistake(f"it returns a value of type {type(value).__name__}: return two tensors, support and query")
-    for part in value:
-        if not isinstance(part, Tensor) or part.is_floating_point() or part.dtype == torch.bool:
-            raise Mistake("support and query are tensors of whole numbers, the indices of the images")
-    return value[0].long(), value[1].long()
-
-
-def _has_shape(drawn: Drawn, ways: int, shots: int, queries: int) -> None:
-    for part, count, name in zip(drawn, (shots, queries), ("support", "query"), strict=True):
-        if part.shape == (count, ways) and count != ways:
-            raise Mistake(f"the {name} is turned: a row for each class, ({ways}, {count})")
-        if part.shape != (ways, count):
-            want = f"with {ways} ways, {shots} shots and {queries} queries it is ({ways}, {count})"
-            raise Mistake(f"the {name} has shape {tuple(part.shape)}; {want}")
-
-
-def _is_valid(drawn: Drawn, labels: Tensor) -> None:
-    """No class twice, one class a row, support and query disjoint, no image twice."""
-    support, query = drawn
-    both = torch.cat([support, query], 1)  # (ways, shots + queries)
-    if both.min() < 0 or both.max() >= len(labels):
-        raise Mistake(f"an index lies outside 0 .. {len(labels) - 1}")
-    if (labels[both] != labels[both[:, :1]]).any():
-        if (labels[support] == labels[support[:, :1]]).all() and (labels[query] == labels[query[:, :1]]).all():
-            raise Mistake("a row of the query is of another class than that row of the support")
-        raise Mistake("a row holds images of several classes: a row is one class")
-    if len(labels[support[:, 0]].unique()) < len(support):
-        raise Mistake("a class comes twice in one episode: draw the classes without replacement")
-    if set(support.flatten().tolist()) & set(query.flatten().tolist()):
-        raise Mistake("an image is in the support and in the query: what it learned from, it must not be asked")
-    if len(both.unique()) < both.numel():
-        raise Mistake("an image comes twice in one part: draw without replacement")
-
-
-def _is_fair(many: list[Drawn], labels: Tensor) -> None:
-    """Over many seeds: all classes and images, each about as often as the others, in any order."""
-    support, query = (torch.stack(part) for part in zip(*many, strict=True))  # (episodes, ways, K or Q)
-    classes, rows = labels.unique(), labels[support[..., 0]]  # rows: (episodes, ways)
-    if (support == support[0]).all():
-        raise Mistake("every seed gives the same episode: use the seed")
-    counts = torch.stack([(rows == c).sum() for c in classes])
-    if counts.min() == 0:
-        raise Mistake("some classes never come, whatever the seed is: choose the classes at random")
-    want = rows.numel() / len(classes)
-    if (counts - want).abs().max() > 6 * want**0.5:
-        raise Mistake("some classes come far more often than others: every class is equally likely, however large")
-    if (rows[:, 1:] > rows[:, :-1]).all() or (rows[:, 1:] < rows[:, :-1]).all():
-        raise Mistake("the classes always come in order of their labels: the row is the new label, draw it too")
-    for part, name in ((support, "support"), (query, "query")):
-        if len(part.unique()) < len(labels):
-            raise Mistake(f"some images are never in the {name}: draw the images of a class at random too")
-
-
-sample_episode = Exercise(
-    "sample_episode",
-    "5.1: Draw an episode",
-    difficulty=2,
-    minutes=15,
-    question="""
-    Write `sample_episode(labels, ways, shots, queries, seed)`. `labels` holds the class of each image, `(images,)`,
-    whole numbers with gaps, in any order. Draw `ways` different classes, and of each class `shots` images to learn
-    from and `queries` other ones to ask about.
-
-    Return two tensors of image indices: the support, `(ways, shots)`, and the query, `(ways, queries)`; row n of
-    both is the same class. Every class is equally likely, and every image of it; the order of the rows is random. The
-    same seed gives the same episode.
-    """,
-    hints=[
-        "rng = torch.Generator().manual_seed(seed); then torch.randperm(count, generator=rng) for every choice.",
-        "labels.unique() are the classes: the first `ways` of a random order of them are those of the episode.",
-        "(labels == c).nonzero()[:, 0] are the images of class c: take shots + queries at random, then cut in two.",
-    ],
-    solution=_sample_episode,
-    grade=_grade_sample_episode,
-)
-
-# --- 5.2 -------------------------------------------------------------------------------------------------------
-
-
 def _prototype_logits(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """(N, K, features) and (M, features) -> (M, N): minus the squared distance to the mean of each class."""
     prototypes = support.mean(1)  # (N, features)
@@ -163,8 +39,28 @@ def _grade_prototype_logits(student: Student, rng: Generator) -> None:
         want = query.new_empty(count, ways)
         for n in range(ways):
             want[:, n] = -((query - support[n].sum(0) / shots) ** 2).sum(1)
-        where = f"{ways} ways and {shots} shots"
-        expect(student(support, query), want, where, _wrong_logits(support, query, want))
+        where = f"{ways} ways and {shots} shot{'s' * (shots > 1)}"
+        leaves = support.requires_grad_(), query.requires_grad_()
+        got = student(*leaves)
+        expect(got, want, where, _wrong_logits(support.detach(), query.detach(), want))
+        _judge_gradients(got, *leaves, where)
+
+
+def _judge_gradients(got: Any, support: Tensor, query: Tensor, where: str) -> None:
+    """Whether training reaches the embeddings of both parts: of the sum of the logits, whose gradient is known."""
+    if not isinstance(got, Tensor) or not got.requires_grad:
+        raise Mistake(
+            f"for {where}: the values are right, but no gradient flows through them. The lesson trains with your "
+            "function: compute with torch, and return the tensor without detach"
+        )
+    grads = torch.autograd.grad(got.double().sum(), [support, query], allow_unused=True)
+    shots = support.shape[1]
+    away = query.detach()[:, None] - support.detach().mean(1)  # (M, N, features)
+    wants = (2 * away.sum(0)[:, None] / shots).expand_as(support), -2 * away.sum(1)
+    for name, grad, want in zip(("support", "query"), grads, wants, strict=True):
+        if grad is None:
+            raise Mistake(f"for {where}: the values are right, but no gradient reaches the {name}: do not detach it")
+        expect(grad, want, f"{where}, the gradient of the {name}")
 
 
 def _wrong_logits(support: Tensor, query: Tensor, want: Tensor) -> list[tuple[str, Tensor]]:
@@ -176,6 +72,16 @@ def _wrong_logits(support: Tensor, query: Tensor, want: Tensor) -> list[tuple[st
         ("the distance is not squared, and the sign is lost", (-want).sqrt()),
         ("the distance is squared once too often: sum the squares over the features", -(want**2)),
         ("this is a mean over the features: sum them", want / query.shape[1]),
+        ("this is half of the squared distance", want / 2),
+        (
+            "support and query are brought to length 1: take the embeddings as they are",
+            _logits(unit(query), unit(support, dim=2).mean(1)),
+        ),
+        (
+            "prototypes and queries are brought to length 1: take the embeddings as they are",
+            _logits(unit(query), unit(centres)),
+        ),
+        ("this is one over the distance: take minus its square", 1 / -want),
         ("these are absolute differences: square them", -(query[:, None] - centres).abs().sum(2)),
         ("this is cosine similarity: ProtoNet takes the squared Euclidean distance", unit(query) @ unit(centres).T),
         ("this is a scalar product: ProtoNet takes the squared Euclidean distance", query @ centres.T),
@@ -208,7 +114,7 @@ def _without(want: Tensor, part: Tensor, dim: int = 0) -> Tensor:
 
 prototype_logits = Exercise(
     "prototype_logits",
-    "5.2: Prototypes",
+    "5.1: Prototypes and distances",
     difficulty=1,
     minutes=10,
     question=r"""
@@ -217,7 +123,7 @@ prototype_logits = Exercise(
     $$\mathrm{logit}_n(q) = -\,\lVert q - c_n \rVert^2, \qquad c_n = \frac{1}{K} \sum_k s_{nk}$$
 
     Write `prototype_logits(support, query)` on embeddings: `support` is `(N, K, features)`, `query` is
-    `(M, features)`. The result is `(M, N)`.
+    `(M, features)`. The result is `(M, N)`. A network is trained through it, so compute with torch.
     """,
     hints=[
         "The mean over K is support.mean(1): one row for each class.",
@@ -228,133 +134,164 @@ prototype_logits = Exercise(
     grade=_grade_prototype_logits,
 )
 
-# --- 5.3 -------------------------------------------------------------------------------------------------------
+# --- 5.2 -------------------------------------------------------------------------------------------------------
 
 
-def _fomaml_gradient(
-    theta: torch.Tensor,
-    support: tuple[torch.Tensor, torch.Tensor],
-    query: tuple[torch.Tensor, torch.Tensor],
-    lr: float,
-    steps: int,
-) -> torch.Tensor:
-    """FOMAML's gradient for theta, (features,), of the model x theta and the mean squared error."""
-
-    def gradient(weights: torch.Tensor, part: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        x, y = part  # (images, features), (images,)
-        return 2 * x.T @ (x @ weights - y) / len(y)
-
-    fast = theta.clone()
-    for _ in range(steps):
-        fast = fast - lr * gradient(fast, support)
-    return gradient(fast, query)
+def _inner_step(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], images: torch.Tensor, labels: torch.Tensor, lr: float
+) -> dict[str, torch.Tensor]:
+    """One step of SGD on the cross-entropy: new weights by name; ``weights`` and ``model`` stay as they are."""
+    logits = torch.func.functional_call(model, weights, images)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    grads = torch.autograd.grad(loss, list(weights.values()))
+    return {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
 
 
-Part = tuple[Tensor, Tensor]
+Named = dict[str, Tensor]
 
 
-def _grade_fomaml_gradient(student: Student, rng: Generator) -> None:
-    for steps in (1, 2, _whole(3, 5, rng)):
-        features, lr = _whole(3, 6, rng), 0.02 * _whole(2, 5, rng)
-        theta = _normal((features,), rng)
-        truth = _normal((features,), rng)
-        support, query = (_regression(_whole(6, 9, rng), truth, rng) for _ in "12")
-        want = _gradient(_adapted(theta, support, lr, steps), query).detach()
-        mistakes = _wrong_gradients(theta, support, query, lr, steps)
-        got = student(theta, support, query, lr, steps)
-        expect(got, want, f"steps = {steps}, lr = {lr:.2f}", mistakes)
+def _grade_inner_step(student: Student, rng: Generator) -> None:
+    for count in (4, 5):
+        ways, features, lr = _whole(3, 5, rng), _whole(4, 6, rng), 0.05 * _whole(3, 8, rng)
+        model = nn.Sequential(nn.Linear(features, 6), nn.Tanh(), nn.Linear(6, ways)).double()
+        own = dict(model.named_parameters())
+        for parameter in own.values():
+            parameter.data = _normal(tuple(parameter.shape), rng)
+        named = dict(list(own.items())[: count - 1])  # the first time the last shift is not to move
+        weights = {name: _normal(tuple(w.shape), rng).requires_grad_() for name, w in named.items()}
+        images, labels = _normal((3 * ways, features), rng), torch.arange(ways).repeat(3)
+        before = {name: w.detach().clone() for name, w in (weights | {f"own {n}": p for n, p in own.items()}).items()}
+        got = student(model, weights, images, labels, lr)
+        _left_as_they_were(before, weights | {f"own {n}": p for n, p in own.items()})
+        found = _vector_of(got, weights)
+        right = _stepped(model, weights, images, labels, lr)
+        where = f"{len(images)} images of {ways} classes, lr = {lr:.2f}"
+        expect(found, _flat(right), where, _wrong_steps(model, weights, images, labels, lr))
 
 
-def _regression(count: int, truth: Tensor, rng: Generator) -> Part:
-    x = _normal((count, len(truth)), rng)
-    return x, x @ truth + 0.3 * _normal((count,), rng)
+def _left_as_they_were(before: Named, now: Named) -> None:
+    for name, old in before.items():
+        if not torch.equal(old, now[name].detach()):
+            whose = f"the model's own {name[4:]}" if name.startswith("own ") else f"weights[{name!r}]"
+            raise Mistake(f"it changes {whose} in place: return new tensors, and leave the model and its weights alone")
 
 
-def _gradient(weights: Tensor, part: Part, keep: bool = False, mean: bool = True) -> Tensor:
-    """By automatic differentiation, where the solution has it by hand."""
-    leaf = weights if keep else weights.detach().requires_grad_()
-    squares = (part[0] @ leaf - part[1]).square()
-    return torch.autograd.grad(squares.mean() if mean else squares.sum(), leaf, create_graph=keep)[0]
+def _vector_of(got: Any, weights: Named) -> Tensor:
+    """The values of what was returned, in the order of ``weights``."""
+    if not isinstance(got, dict):
+        raise Mistake(f"it returns a value of type {type(got).__name__}: return a dict of new weights by name")
+    if missing := [name for name in weights if name not in got]:
+        raise Mistake(f"{missing[0]!r} is missing in what it returns: each of the weights gets a new value")
+    if more := [name for name in got if name not in weights]:
+        raise Mistake(f"it returns {more[0]!r}, which is not among the weights: only those that are given are moved")
+    if other := [name for name in weights if not isinstance(got[name], Tensor)]:
+        raise Mistake(f"{other[0]!r} is of type {type(got[other[0]]).__name__}: the new weights are tensors")
+    parts = [numbers(got[name]) for name in weights]
+    for (name, old), part in zip(weights.items(), parts, strict=True):
+        if part.shape != old.shape:
+            raise Mistake(f"{name!r} has shape {tuple(part.shape)}; it should stay {tuple(old.shape)}")
+    return torch.cat([part.flatten() for part in parts])
 
 
-def _adapted(theta: Tensor, part: Part, lr: float, steps: int) -> Tensor:
-    for _ in range(steps):
-        theta = theta - lr * _gradient(theta, part)
-    return theta.detach()
+def _flat(named: Named) -> Tensor:
+    return torch.cat([w.detach().flatten() for w in named.values()])
 
 
-def _second_order(theta: Tensor, support: Part, query: Part, lr: float, steps: int) -> Tensor:
-    """MAML's gradient: through the inner steps."""
-    start = theta.detach().requires_grad_()
-    fast = start
-    for _ in range(steps):
-        fast = fast - lr * _gradient(fast, support, keep=True)
-    return torch.autograd.grad((query[0] @ fast - query[1]).square().mean(), start)[0]
+def _loss(model: nn.Module, weights: Named, images: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy, written out."""
+    logits = torch.func.functional_call(model, weights, (images,))
+    return (logits.logsumexp(1) - logits[torch.arange(len(labels)), labels]).mean()
 
 
-def _wrong_gradients(theta: Tensor, support: Part, query: Part, lr: float, steps: int) -> list[tuple[str, Tensor]]:
-    fast, peeked = (_adapted(theta, part, lr, steps) for part in (support, query))
-    right, count = _gradient(fast, query), len(query[1])
-    both = torch.cat([support[0], query[0]]), torch.cat([support[1], query[1]])
-    fewer, more = (_adapted(theta, support, lr, steps + n) for n in (-1, 1))
-    straight = theta - steps * lr * _gradient(theta, support)
-    uphill, long = _adapted(theta, support, -lr, steps), _adapted(theta, support, 1.0, steps)
-    reptile = "{}: Reptile's update, not FOMAML's gradient"
+def _grads(model: nn.Module, weights: Named, images: Tensor, labels: Tensor, loss: Any = _loss) -> Named:
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+    found = torch.autograd.grad(loss(model, leaves, images, labels), list(leaves.values()))
+    return dict(zip(leaves, found, strict=True))
+
+
+def _stepped(model: nn.Module, weights: Named, images: Tensor, labels: Tensor, lr: float) -> Named:
+    grads = _grads(model, weights, images, labels)
+    return {name: w.detach() - lr * grads[name] for name, w in weights.items()}
+
+
+def _squares(model: nn.Module, weights: Named, images: Tensor, labels: Tensor) -> Tensor:
+    logits = torch.func.functional_call(model, weights, (images,))
+    return (logits - torch.eye(logits.shape[1], dtype=logits.dtype)[labels]).square().mean()
+
+
+def _twice(model: nn.Module, weights: Named, images: Tensor, labels: Tensor) -> Tensor:
+    p = torch.func.functional_call(model, weights, (images,)).softmax(1)
+    return (p.logsumexp(1) - p[torch.arange(len(labels)), labels]).mean()
+
+
+def _wrong_steps(
+    model: nn.Module, weights: Named, images: Tensor, labels: Tensor, lr: float
+) -> list[tuple[str, Tensor]]:
+    task = images, labels
+    own: Named = {name: model.get_parameter(name) for name in weights}
+    w, g, theta = _flat(weights), _flat(_grads(model, weights, *task)), _flat(own)
+    at_own = _flat(_grads(model, own, *task))
+    squares, twice = (_flat(_grads(model, weights, *task, loss)) for loss in (_squares, _twice))
+    two = _flat(_stepped(model, _stepped(model, weights, *task, lr), *task, lr))
     return [
-        ("this is the gradient at the start weights: adapt on the support first", _gradient(theta, query)),
-        ("one inner step too few", _gradient(fewer, query)),
-        ("one inner step too many", _gradient(more, query)),
+        ("these are the weights as they were given: subtract lr times their gradient", w),
+        ("the step goes uphill: subtract lr times the gradient", w + lr * g),
+        ("lr is not used: subtract lr times the gradient", w - g),
+        ("it divides by lr: multiply the gradient by it", w - g / lr),
+        ("these are the gradients: return the new weights, w - lr * gradient", g),
+        ("this is the step alone: return the new weights, w - lr * gradient", lr * g),
+        ("this is the step alone: return the new weights, w - lr * gradient", -lr * g),
+        ("it moves the model's own parameters: start from `weights`", theta - lr * at_own),
         (
-            "this is the gradient of the support's loss: take the query's, at the adapted weights",
-            _gradient(fast, support),
+            "the gradient is that of the model's own parameters: run it with `weights`, by functional_call",
+            w - lr * at_own,
         ),
-        ("it adapts on the query: the query must stay unseen until the end", _gradient(peeked, query)),
-        (reptile.format("this is start minus adapted weights"), theta - fast),
-        (reptile.format("this is adapted minus start weights"), fast - theta),
-        (reptile.format("this is start minus adapted weights, divided by lr"), (theta - fast) / lr),
-        ("these are the adapted weights: return the query's gradient there", fast),
-        ("this is an updated theta: return the gradient itself", theta - lr * right),
-        (
-            "this is the second-order gradient of MAML: FOMAML does not differentiate through the inner steps",
-            _second_order(theta, support, query, lr, steps),
-        ),
-        ("the inner steps go uphill: subtract lr times the gradient", _gradient(uphill, query)),
-        (
-            "every inner step takes the gradient at the start: take it where the weights are now",
-            _gradient(straight, query),
-        ),
-        ("lr is not used in the inner steps", _gradient(long, query)),
-        ("support and query are mixed: the gradient is the query's alone", _gradient(fast, both)),
-        ("the factor 2 of the square is missing", right / 2),
-        ("the last gradient is a sum: the loss is the mean squared error", right * count),
-        ("the sign is turned: return the gradient, not the step", -right),
-        ("the last gradient is multiplied by lr: return the gradient itself", lr * right),
-    ]
+        ("it starts from the model's own parameters: subtract the step from `weights`", theta - lr * g),
+        ("the loss is a sum over the images: take the mean", w - lr * len(labels) * g),
+        ("these are two steps: take one", two),
+        ("the loss is a squared error: take the cross-entropy of the logits", w - lr * squares),
+        ("softmax is taken twice: cross_entropy takes logits", w - lr * twice),
+        ("only the sign of the gradient is used: take the gradient itself", w - lr * g.sign()),
+        ("the gradient is brought to length 1: take it as it is", w - lr * g / g.norm()),
+        ("the step is half of what it should be", w - lr * g / 2),
+        ("the step is twice what it should be", w - 2 * lr * g),
+    ] + [("some of the weights did not move: each gets a step", w - lr * g * kept) for kept in _some(weights)]
 
 
-fomaml_gradient = Exercise(
-    "fomaml_gradient",
-    "5.3: FOMAML by hand",
-    difficulty=3,
-    minutes=20,
+def _some(weights: Named) -> list[Tensor]:
+    """Ones where weights move and zeros where they stay: all but one of them, only one, only matrices."""
+    sizes, count = [w.numel() for w in weights.values()], len(weights)
+    matrices = [float(w.dim() > 1) for w in weights.values()]
+    rows = [[float(i == k) for i in range(count)] for k in range(count)]
+    rows += [[1 - on for on in row] for row in rows] + [matrices]
+    return [torch.cat([torch.full((n,), on) for n, on in zip(sizes, row, strict=True)]).double() for row in rows]
+
+
+inner_step = Exercise(
+    "inner_step",
+    "5.2: One inner step",
+    difficulty=2,
+    minutes=15,
     question=r"""
-    The smallest network is linear: it predicts `x @ theta`, and its loss on a part `(x, y)` is the mean squared error
-    $L(\theta) = \frac{1}{n} \sum_i (x_i \theta - y_i)^2$.
+    Write `inner_step(model, weights, images, labels, lr)`: one step of SGD on the cross-entropy of a few labelled
+    images,
 
-    Write `fomaml_gradient(theta, support, query, lr, steps)`. `theta` is `(features,)`; `support` and `query` are
-    tuples `(x, y)` of shapes `(images, features)` and `(images,)`. Adapt theta by `steps` steps of gradient descent
-    with rate `lr` on the support; return the first-order gradient of the query's loss, `(features,)`.
+    $$w' = w - \alpha\,\frac{\partial\,\mathrm{CE}\big(f_w(\text{images}), \text{labels}\big)}{\partial w}$$
+
+    `weights` is a dict of tensors by name, from which gradients can be taken. They stand in the place of the model's
+    own parameters of these names, and need not be equal to them. Return a new dict with the same names. `model`,
+    `weights` and the model's own parameters stay as they are, because the next task starts from them, too.
     """,
     hints=[
-        "By hand: the gradient of the loss on (x, y) is 2/n x^T (x theta - y).",
-        "The inner loop repeats fast = fast - lr * gradient(fast, support). It starts from theta.",
-        "First order: evaluate the gradient of the query's loss at the adapted weights. That is the result.",
+        "torch.func.functional_call(model, weights, images) are the logits of the model with these weights.",
+        "torch.autograd.grad(loss, list(weights.values())) are the gradients, in the order of the weights.",
+        "{name: w - lr * g for (name, w), g in zip(weights.items(), grads)} is the new dict.",
     ],
-    solution=_fomaml_gradient,
-    grade=_grade_fomaml_gradient,
+    solution=_inner_step,
+    grade=_grade_inner_step,
 )
 
-# --- 5.4 -------------------------------------------------------------------------------------------------------
+# --- 5.3 -------------------------------------------------------------------------------------------------------
 
 
 def _influence(predict: torch.nn.Module, queries: torch.Tensor) -> torch.Tensor:
@@ -448,7 +385,19 @@ def _wrong_influences(predict: nn.Module, queries: Tensor, moved: Tensor) -> lis
         ("the changed query becomes ones: make it zeros", ones),
         ("these are changes of probabilities: compare the logits", _soft(predict, queries)),
         ("these are zeros and ones: return how far the logits move", (right > 0).double()),
+        ("the changed query is left out of the batch: keep it, as zeros", _left_out(predict, queries)),
+        ("this is the smallest change of a logit: take the largest", size.amin(2)),
     ]
+
+
+def _left_out(predict: nn.Module, queries: Tensor) -> Tensor:
+    """What removing a query does to the others; its own logits are gone, and count as not moved."""
+    found = torch.zeros(len(queries), len(queries), dtype=queries.dtype)
+    with torch.no_grad():
+        for j in range(len(queries)):
+            rest = torch.arange(len(queries)) != j
+            found[rest, j] = (predict(queries[rest]) - predict(queries)[rest]).abs().amax(1)
+    return found
 
 
 def _soft(predict: nn.Module, queries: Tensor) -> Tensor:
@@ -460,7 +409,7 @@ def _soft(predict: nn.Module, queries: Tensor) -> Tensor:
 
 influence = Exercise(
     "influence",
-    "5.4: Who moves whom?",
+    "5.3: Who moves whom?",
     difficulty=2,
     minutes=15,
     question="""
@@ -480,4 +429,4 @@ influence = Exercise(
     grade=_grade_influence,
 )
 
-EXERCISES = (sample_episode, prototype_logits, fomaml_gradient, influence)
+EXERCISES = (prototype_logits, inner_step, influence)

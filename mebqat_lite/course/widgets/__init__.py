@@ -9,7 +9,8 @@ with of_the_lab():
     from mebqat_lite.course.widgets.allocations import layer_bits
     from mebqat_lite.course.widgets.comparison import method_comparison
     from mebqat_lite.course.widgets.drawing import draw_your_own
-    from mebqat_lite.course.widgets.episodes import episode_viewer
+    from mebqat_lite.course.widgets.embedding_plane import embedding_plane
+    from mebqat_lite.course.widgets.inner_steps import inner_steps
     from mebqat_lite.course.widgets.norm_policies import norm_policies
     from mebqat_lite.course.widgets.paintings import paintings
     from mebqat_lite.course.widgets.pair_board import pair_board
@@ -17,12 +18,14 @@ with of_the_lab():
     from mebqat_lite.course.widgets.playground import playground
     from mebqat_lite.course.widgets.ste import straight_through
     from mebqat_lite.course.widgets.visits import pair_visits
+    from mebqat_lite.course.widgets.your_turn import your_turn
 
 __all__ = [
     "bit_planes",
     "draw_your_own",
-    "episode_viewer",
     "layer_bits",
+    "embedding_plane",
+    "inner_steps",
     "method_comparison",
     "norm_policies",
     "paintings",
@@ -30,4 +33,5 @@ __all__ = [
     "pair_visits",
     "playground",
     "straight_through",
+    "your_turn",
 ]

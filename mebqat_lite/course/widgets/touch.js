@@ -64,16 +64,18 @@ function listen(model, area) {
     model.set(trait, value);
     model.save_changes();
   };
+  let downs = 0;
   const point = (event) => {
     const box = area.getBoundingClientRect();
     const share = [(event.clientX - box.left) / box.width, (box.bottom - event.clientY) / box.height];
-    send("point", share.map((part) => Math.min(Math.max(part, 0), 1)));
+    send("point", [...share.map((part) => Math.min(Math.max(part, 0), 1)), downs]);
   };
   area.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     event.preventDefault();
     area.focus();
     area.setPointerCapture(event.pointerId);
+    downs += 1;
     point(event);
   });
   for (const kind of ["pointermove", "pointerup"]) {

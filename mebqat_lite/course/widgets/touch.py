@@ -18,8 +18,9 @@ class Touch(anywidget.AnyWidget):
     """Show a PNG, and tell where its area is touched.
 
     Python sets the picture and the area that can be touched, ``(left, top, width, height)`` in shares of the picture.
-    The page answers with shares of that area: 0 to 1 to the right, and 0 to 1 upwards. While Python is busy, the page
-    holds back all but the latest place; arrow keys are counted, so that none is lost.
+    The page answers with shares of that area: 0 to 1 to the right, and 0 to 1 upwards, and with the number of the press
+    that a place belongs to, which tells a new press from a drag. While Python is busy, the page holds back all but the
+    latest place; arrow keys are counted, so that none is lost.
 
     The handlers are `on_point`, called with a place for each press and each move with the button held down; `on_steps`,
     called with whole numbers of steps to the right and upwards (an arrow key is 1 step, with Shift 5); and `on_press`,
@@ -36,7 +37,7 @@ class Touch(anywidget.AnyWidget):
     area: Any = traitlets.List().tag(sync=True)  # empty: nothing can be touched
     label = traitlets.Unicode("").tag(sync=True)  # what touching the area does
     # what the page tells Python
-    point: Any = traitlets.List().tag(sync=True, echo_update=False)
+    point: Any = traitlets.List().tag(sync=True, echo_update=False)  # right, up, number of the press
     steps: Any = traitlets.List([0, 0]).tag(sync=True, echo_update=False)  # all steps so far
     presses = traitlets.Int(0).tag(sync=True, echo_update=False)
 
@@ -46,7 +47,7 @@ class Touch(anywidget.AnyWidget):
 
     @traitlets.observe("point")
     def _pointed(self, change: Mapping[str, Any]) -> None:
-        self.on_point(*change["new"])
+        self.on_point(*change["new"][:2])
 
     @traitlets.observe("steps")
     def _stepped(self, change: Mapping[str, Any]) -> None:
