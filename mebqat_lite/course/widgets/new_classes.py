@@ -176,6 +176,7 @@ class Sheet:
         self.moving = [self.image, *self.counts]
 
     def update(self, result: Challenge) -> None:
+        """Show the images and the numbers of right answers."""
         examples, queries = result.index.T
         shown, wrong = [examples, queries], []
         for row, (title, words) in enumerate(zip(self.titles, self.counts, strict=True), 2):
@@ -192,7 +193,7 @@ class Scores:
     def __init__(self, axes: Axes, titles: Sequence[str]) -> None:
         self.titles = list(titles)
         self.bars, self.means, self.here = [], [], []
-        for row, title in enumerate(self.titles):
+        for title in self.titles:
             look = LOOKS[method_of(title)] | {"linestyle": "none", "markersize": 7}
             self.bars += axes.plot([], [], "|-", color=look["color"], markersize=9, linewidth=2)
             self.means += axes.plot([], [], **look)
@@ -204,6 +205,7 @@ class Scores:
         self.moving = [*self.bars, *self.means, *self.here]
 
     def update(self, result: Challenge) -> None:
+        """Move the marks to the scores at the pair of a result."""
         for row, title in enumerate(self.titles):
             cell = interval(result.scores[title].tolist())
             mean, half = cell["mean"], cell["ci95"]
@@ -315,7 +317,8 @@ def plane(titles: Sequence[str]) -> Drawing:
         looks = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
         clouds[title] = [cell.plot([], [], m, color=c, markersize=3.5, alpha=0.7)[0] for c, m in looks]
         centres[title] = [
-            cell.plot([], [], m, color=c, markersize=11, markerfacecolor="white", markeredgewidth=2)[0] for c, m in looks
+            cell.plot([], [], m, color=c, markersize=11, markerfacecolor="white", markeredgewidth=2)[0]
+            for c, m in looks
         ]
         cell.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
         for side in cell.spines.values():
