@@ -66,6 +66,7 @@ class Embedded:
         self.challenges = Episodes(split, WAYS, 1, 1, SEED)
         self._known: dict[tuple[str, Bits], Tensor] = {}
         self._scores: dict[tuple[str, Bits], Tensor] = {}
+        self._usual: dict[tuple[str, Bits], float] = {}
 
     def at(self, title: str, bits: BitsLike) -> Tensor:
         """Return the embeddings of all images of one network at a pair, (images, features)."""
@@ -80,6 +81,15 @@ class Embedded:
         if not is_recalibrated(model, str(pair)):
             recalibrate(model, self.calibration, pair)
         return model
+
+    def usual(self, title: str, bits: BitsLike) -> float:
+        """Return the distance that only one in ten queries exceeds to the only example of its own class."""
+        key = title, Bits.parse(bits)
+        if key not in self._usual:
+            index = torch.cat([self.challenges.index(number) for number in range(CHALLENGES)])  # (queries, 2)
+            out = self.at(*key)[index]  # (queries, 2, features)
+            self._usual[key] = float((out[:, 0] - out[:, 1]).norm(dim=1).quantile(0.9))
+        return self._usual[key]
 
     def scores(self, title: str, bits: BitsLike) -> Tensor:
         """Return the accuracy of a network on each of the challenges in percent, (`CHALLENGES`,)."""
