@@ -384,7 +384,7 @@ class DrawYourOwn(LiveFigure):
     def _choose(self, column: int, row: int) -> None:
         row, column = min(max(row, 0), len(self.titles) - 1), min(max(column, 0), len(PAIRS) - 1)
         self.chosen = self.titles[row], PAIRS[column]
-        if self.result is not None:
+        if self.pictures[0].value:  # not after an error
             self.show((self.result[0], self.chosen))
 
     def _step(self, right: int, up: int) -> None:
