@@ -14,6 +14,7 @@ REBUILT = [
     "00_start_here",
     "02_quantization_aware_training",
     "03_one_network_many_bitwidths",
+    "06_new_classes_at_any_bitwidth",
     "07_compare_and_decide",
 ]
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "image/png"
