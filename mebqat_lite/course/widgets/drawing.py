@@ -326,7 +326,9 @@ class DrawYourOwn(LiveFigure):
         """Put an example of each of five characters into the boxes, and another of one of them as the query."""
         self.number, self.asked = self.number + 1, 0
         support = self.episodes[self.number].support  # (WAYS, 1, 1, 28, 28)
-        boxes = [box_of(images[0]) if shot == 0 else dict(EMPTY) for images in support for shot in range(SHOTS)]
+        boxes: list[Box] = [
+            box_of(images[0]) if shot == 0 else dict(EMPTY) for images in support for shot in range(SHOTS)
+        ]
         self._put([boxes, [self._question()]])
 
     def ask(self) -> None:
