@@ -316,6 +316,7 @@ class DrawYourOwn(LiveFigure):
         _, error, answers = self.parts
         self.children = [ipywidgets.HBox([self.query, answers]), error, ipywidgets.HBox([*self.actions.values()]),
                          self.classes]  # fmt: skip
+        self.add_class("mq-pad-all")
         label = "the answer that is explained: click a cell, or choose one with the arrow keys"
         self.touch(drawing.figure.axes[0], label, lambda x, y: self._choose(int(x), int(y)), self._step)
         for pad in self.pads:
