@@ -1,6 +1,7 @@
 """The stored comparisons, as a lesson reads them."""
 
 import copy
+import json
 
 import pytest
 
@@ -49,3 +50,16 @@ def test_the_best_at_a_pair_is_the_best_of_all_methods_that_were_measured_there(
         measured = [row[bits]["mean"] for row in digits["accuracy"].values() if bits in row]
         assert found[bits] == max(measured)
     assert found["W1A1"] == digits["accuracy"]["qat"]["W1A1"]["mean"]
+
+
+def test_a_sheet_is_that_of_the_shipped_networks():
+    stored_there = json.loads(paths.shipped("checkpoints", "glyphs.json").read_text(encoding="utf-8"))["glyphs-5way"]
+    table = stored.sheet("glyphs-5way")
+    assert list(table) == list(stored_there["accuracy"])
+    for method, row in table.items():
+        for pair, cell in row.items():
+            known = stored_there["accuracy"][method][pair]
+            assert cell == {"mean": known["mean"], "ci95": known["ci95_episodes"], "n": 600}
+            assert 0 < cell["ci95"] < 2 < cell["mean"]
+    with pytest.raises(KeyError):
+        stored.sheet("glyphs-6way")

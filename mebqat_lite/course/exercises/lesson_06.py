@@ -101,17 +101,17 @@ def _pair_losses(
     (ways, shots), asked = support.shape[:2], query.shape[1]
     images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)])  # (N K + N Q, C, H, W)
     labels = torch.arange(ways).repeat_interleave(asked)  # (N Q,)
-    losses, teacher = [], None
+    cross_entropy, losses, teacher = torch.nn.functional.cross_entropy, [], None
     for bits in pairs:
         with mq.at(model, bits):
             out = model(images)  # (N K + N Q, features)
         prototypes = out[: ways * shots].unflatten(0, (ways, shots)).mean(1)  # (N, features)
         logits = -(out[ways * shots :, None] - prototypes).square().sum(2)  # (N Q, N)
-        loss = F.cross_entropy(logits, labels)
+        loss = cross_entropy(logits, labels)
         if teacher is None:
             teacher = logits.detach().softmax(1)
         else:
-            loss = loss + F.cross_entropy(logits, teacher)
+            loss = loss + cross_entropy(logits, teacher)
         losses.append(loss)
     return torch.stack(losses)
 
@@ -237,7 +237,7 @@ class _View:
              self.losses(z, teacher=F.one_hot(z[0].argmax(1), ways).double())),
             ("the teacher gives logits: make probabilities of them by softmax", self.losses(z, teacher=z[0])),
             ("the teacher is the pair before: take the logits at FP for all", hard + previous * (1 - first)),
-            ("these are sums over the queries: take the mean, as F.cross_entropy does", right * queries),
+            ("these are sums over the queries: take the mean, as cross_entropy does", right * queries),
             ("these are divided by the number of pairs: return the loss of each pair", right / len(z)),
             ("they add up over the pairs: return the loss of each pair", right.cumsum(0)),
             ("the labels are in another order: the query's first index is its class", other + soft * (1 - first)),
@@ -306,8 +306,8 @@ pair_losses = Exercise(
     hints=[
         "images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)]); the first N K rows of model(images) are the "
         "support.",
-        "F.cross_entropy takes labels, torch.arange(N).repeat_interleave(Q), or probabilities, (N Q, N).",
-        "At FP keep teacher = logits.detach().softmax(1); at the other pairs add F.cross_entropy(logits, teacher).",
+        "torch.nn.functional.cross_entropy takes labels, torch.arange(N).repeat_interleave(Q), or probabilities, (N Q, N).",
+        "At FP keep teacher = logits.detach().softmax(1); at the other pairs add cross_entropy(logits, teacher).",
     ],
     solution=_pair_losses,
     grade=_grade_pair_losses,
