@@ -306,7 +306,8 @@ pair_losses = Exercise(
     hints=[
         "images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)]); the first N K rows of model(images) are the "
         "support.",
-        "torch.nn.functional.cross_entropy takes labels, torch.arange(N).repeat_interleave(Q), or probabilities, (N Q, N).",
+        "torch.nn.functional.cross_entropy takes labels, torch.arange(N).repeat_interleave(Q), and it takes "
+        "probabilities, (N Q, N), too.",
         "At FP keep teacher = logits.detach().softmax(1); at the other pairs add cross_entropy(logits, teacher).",
     ],
     solution=_pair_losses,
