@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mebqat_lite.measure.results import is_known
-from mebqat_lite.paths import checkout
+from mebqat_lite.paths import checkout, shipped
 
 
 def comparisons() -> dict[str, dict[str, Any]]:
@@ -47,6 +47,23 @@ def accuracies(
         }
         for method in methods
     }
+
+
+def sheet(name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Read what shipped few-shot networks reached, ``{method: {pair: {"mean", "ci95", "n"}}}``, in percent.
+
+    They are single networks, measured on 600 episodes of the validation scripts, and the intervals are over episodes.
+
+    Args:
+        name: a set-up of ``data/checkpoints/glyphs.json``, such as ``glyphs-5way``; an unknown one is a KeyError.
+    """
+    found = json.loads(shipped("checkpoints", "glyphs.json").read_text(encoding="utf-8"))[name]
+    count = found["set"]["episodes"]
+
+    def cell(stored: Mapping[str, float]) -> dict[str, float]:
+        return {"mean": stored["mean"], "ci95": stored["ci95_episodes"], "n": count}
+
+    return {method: {pair: cell(one) for pair, one in row.items()} for method, row in found["accuracy"].items()}
 
 
 def best(comparison: Mapping[str, Any]) -> dict[str, float]:

@@ -67,11 +67,8 @@ def episode_scores(
     pairs = parse_settings(bits)
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
     if isinstance(learner, ProtoNet) and norm_stats in STORED:
-        index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
-        rows = [
-            _hits(*_parts(index, out, episodes.shots)) for out in bar(embeddings(model, episodes, pairs, norm_stats))
-        ]
-        return torch.stack(rows)
+        outs = bar(embeddings(model, episodes, pairs, norm_stats))
+        return torch.stack([scores_of(out, episodes, count) for out in outs])
     _check_head(model, learner, episodes)
     scores = torch.empty(len(pairs), count, dtype=torch.float64)
     for number in bar(range(count), desc="episodes"):
@@ -152,6 +149,18 @@ def embeddings(
                 model(as_float(images).to(device, dtype, copy=True)) for images in episodes.split.images.split(BATCH)
             ]
         yield torch.cat(parts).cpu()
+
+
+def scores_of(out: Tensor, episodes: Episodes, count: int = EPISODES) -> Tensor:
+    """Compute the accuracy of a prototypical network on each episode, in percent, (count,), float64.
+
+    Args:
+        out: the embeddings of all images of the episodes' split at one pair, (images, features), from `embeddings`.
+        episodes: the episodes.
+        count: how many of them are measured, from number 0 on.
+    """
+    index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
+    return _hits(*_parts(index, out, episodes.shots))
 
 
 def _parts(index: Tensor, out: Tensor, shots: int) -> tuple[Tensor, Tensor]:

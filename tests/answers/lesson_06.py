@@ -1,34 +1,30 @@
 """Lesson 06: right answers, each written another way, and wrong ones with the message that names them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
 import mebqat_lite as mq
 
 
-def ends(bits):
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+def highest(widths):
+    return torch.tensor([2.0 ** (bits - 1) - 1 for bits in widths])
 
 
-def coded(w, step, bits, rounding=torch.round):
-    return rounding(w / step).clamp(*ends(bits)).long().flatten()
+def steps_in_a_loop(w, widths):
+    found = []
+    for bits in widths:
+        found.append(2 * float(w.double().abs().mean()) / math.sqrt(2 ** (bits - 1) - 1))
+    return found
 
 
-def counts_in_a_loop(w, step, bits):
-    low, high = ends(bits)
-    found = [0] * 2**bits
-    for value in (w.double() / step).round().flatten().tolist():
-        found[int(min(max(value, low), high)) - low] += 1
-    return torch.tensor(found)
+def steps(w, widths, size=None, p=None):
+    return 2 * (w.abs().mean() if size is None else size) / (highest(widths) if p is None else p).sqrt()
 
 
-def counts_by_levels(w, step, bits):
-    levels = step * torch.arange(ends(bits)[0], ends(bits)[1] + 1)
-    return F.one_hot((w[..., None] - levels).abs().argmin(-1), 2**bits).flatten(0, -2).sum(0)
-
-
-def histogram(codes, low, size):
-    return torch.stack([(codes == code).sum() for code in range(low, low + size)])
+def codes(widths):
+    return 2 ** torch.tensor(widths)
 
 
 def matrix_in_loops(support, query):
@@ -82,147 +78,211 @@ def nearest_example(support, query):
     return 100 * torch.tensor(rows)
 
 
-def logits(asked, prototypes):
-    return -(asked[:, None] - prototypes).square().sum(2)
+def batch(support, query):
+    return torch.cat([support.flatten(0, 1), query.flatten(0, 1)])
 
 
-def means(out, support):
-    return out.unflatten(0, support.shape[:2]).mean(1)
+def labels_of(query):
+    return torch.arange(query.shape[0]).repeat_interleave(query.shape[1])
 
 
-def adapt_by_learner(model, support, query, bits):
-    return mq.learners.ProtoNet().adapt(model, support, bits, "recalibrated")(query)
+def squares(query, centres):
+    return -(query[:, None] - centres).square().sum(2)
 
 
-def adapt_in_one_batch(model, support, query, bits):
-    with torch.no_grad(), mq.at(model, bits, "recalibrated"):
-        out = model(torch.cat([support.flatten(0, 1), query]))
+def logits_at(model, support, query, bits, score=squares, middle=None):
+    """Logits of the queries, (N Q, N), support and query in one batch."""
     count = support.shape[0] * support.shape[1]
-    return logits(out[count:], means(out[:count], support))
+    with mq.at(model, bits):
+        out = model(batch(support, query))
+    known = out[:count].unflatten(0, support.shape[:2])
+    return score(out[count:], middle(known) if middle else known.mean(1))
 
 
-def adapt_one_by_one(model, support, query, bits):
-    prototypes = []
-    with mq.at(model, bits), mq.at(model, bits, "recalibrated"):
-        for images in support:
-            prototypes.append(sum(model(image[None])[0] for image in images) / len(images))
-        rows = [[-((model(q[None])[0] - c) ** 2).sum() for c in prototypes] for q in query]
-    return torch.stack([torch.stack(row) for row in rows]).detach()
+def losses(model, support, query, pairs, at=logits_at, hard=1, soft=1, target=None, fp=0, cross=F.cross_entropy, **how):
+    """A loss for each pair; ``target`` makes the teacher's probabilities of the logits at FP."""
+    labels, teacher, found = how.pop("labels", labels_of)(query), None, []
+    target = target or (lambda z: z.detach().softmax(1))
+    for bits in pairs:
+        z = at(model, support, query, bits, **how)
+        teacher = target(z) if teacher is None else teacher
+        weights = (1, fp) if bits == mq.FP else (hard, soft)
+        found.append(weights[0] * cross(z, labels) + weights[1] * cross(z, teacher))
+    return torch.stack(found)
 
 
-def adapt_and_restore_by_hand(model, support, query, bits):
-    before = mq.switching.state.setting_of(model).bits, mq.switching.state.setting_of(model).norm_stats
-    mq.set_bits(model, bits)
-    mq.set_norm_stats(model, "recalibrated")
+def losses_with_a_frozen_teacher(model, support, query, pairs):
     with torch.no_grad():
-        known, asked = model(support.flatten(0, 1)), model(query)
-    mq.set_bits(model, before[0])
-    mq.set_norm_stats(model, before[1])
-    return logits(asked, means(known, support))
+        teacher = logits_at(model, support, query, mq.FP).softmax(1)
+    found = [F.cross_entropy(z := logits_at(model, support, query, b), labels_of(query)) + (b != mq.FP) *
+             F.cross_entropy(z, teacher) for b in pairs]  # fmt: skip
+    return torch.stack(found)
+
+
+def losses_by_hand(model, support, query, pairs):
+    found, teacher = torch.zeros(len(pairs), dtype=support.dtype), None
+    for i, bits in enumerate(pairs):
+        said = logits_at(model, support, query, bits).log_softmax(1)
+        found[i] = -said[range(len(said)), labels_of(query)].mean()
+        if i == 0:
+            teacher = said.detach().exp()
+        else:
+            found[i] = found[i] - (teacher * said).sum(1).mean()
+    return found
+
+
+def losses_set_and_restored(model, support, query, pairs):
+    before = mq.switching.state.setting_of(model).bits
+
+    def at(model, support, query, bits):
+        mq.set_bits(model, bits)
+        out = model(batch(support, query))
+        mq.set_bits(model, before)
+        count = support.shape[0] * support.shape[1]
+        return mq.learners.prototype_logits(out[count:], out[:count].unflatten(0, support.shape[:2]).mean(1))
+
+    return losses(model, support, query, pairs, at)
+
+
+def left_at_bits(model, support, query, pairs):
+    mq.set_bits(model, "W2A2")
+    return losses(model, support, query, pairs)
+
+
+def left_policy(model, support, query, pairs):
+    mq.set_norm_stats(model, "batch")
+    return losses(model, support, query, pairs)
+
+
+def left_evaluating(model, support, query, pairs):
+    return losses(model.eval(), support, query, pairs)
+
+
+def moved(model, support, query, pairs):
+    found = losses(model, support, query, pairs)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    return found
+
+
+def gone_backward(model, support, query, pairs):
+    found = losses(model, support, query, pairs)
+    found.sum().backward(retain_graph=True)
+    return found
+
+
+def previous_teaches(model, support, query, pairs):
+    zs, labels = [logits_at(model, support, query, bits) for bits in pairs], labels_of(query)
+    pairs_of = zip(zs[1:], zs, strict=False)
+    taught = [F.cross_entropy(z, labels) + F.cross_entropy(z, by.detach().softmax(1)) for z, by in pairs_of]
+    return torch.stack([F.cross_entropy(zs[0], labels), *taught])
+
+
+def two_batches(model, support, query, bits):
+    with mq.at(model, bits):
+        known, asked = model(support.flatten(0, 1)), model(query.flatten(0, 1))
+    return squares(asked, known.unflatten(0, support.shape[:2]).mean(1))
+
+
+def of_queries(model, support, query, bits):
+    with mq.at(model, bits):
+        out = model(batch(support, query))[support.shape[0] * support.shape[1] :]
+    return squares(out, out.unflatten(0, query.shape[:2]).mean(1))
+
+
+def cycled(query):
+    return torch.arange(query.shape[0]).repeat(query.shape[1])
+
+
+def divergence(z, target):
+    return F.kl_div(z.log_softmax(1), target, reduction="batchmean") if target.dim() > 1 else F.cross_entropy(z, target)
+
+
+def other_classes(known):
+    return known.flatten(0, 1).unflatten(0, (known.shape[1], known.shape[0])).mean(0)
+
+
+def unit(x):
+    return F.normalize(x, dim=-1)
 
 
 RIGHT = {
-    "codes_used": [
-        counts_in_a_loop,
-        counts_by_levels,
-        lambda w, s, b: histogram(coded(w, s, b), ends(b)[0], 2**b),
-        lambda w, s, b: torch.histc(coded(w, s, b).float(), 2**b, ends(b)[0] - 0.5, ends(b)[1] + 0.5),
-        lambda w, s, b: counts_in_a_loop(w, s, b).tolist(),
-        lambda w, s, b: counts_in_a_loop(w, s, b).int(),
+    "own_steps": [
+        steps_in_a_loop,
+        lambda w, b: steps(w.double(), b).numpy(),
+        lambda w, b: torch.stack([2 * w.norm(1) / w.numel() / (2 ** (bits - 1) - 1) ** 0.5 for bits in b]),
     ],
+    "pair_losses": [losses_with_a_frozen_teacher, losses_by_hand, losses_set_and_restored, losses],
     "cross_enrolment": [
         lambda s, q: enrolled(s, q).tolist(),
         matrix_in_loops,
         matrix_by_logits,
         lambda s, q: enrolled(s, q),
     ],
-    "adapt_at_bits": [adapt_by_learner, adapt_in_one_batch, adapt_one_by_one, adapt_and_restore_by_hand],
 }
 
 
-def passes(model, images, bits, stats="recalibrated"):
-    with torch.no_grad(), mq.at(model, bits, stats):
-        return model(images)
-
-
-def left_at_bits(model, support, query, bits):
-    mq.set_norm_stats(model, "recalibrated")
-    mq.set_bits(model, bits)
-    with torch.no_grad():
-        return logits(model(query), means(model(support.flatten(0, 1)), support))
-
-
-def left_policy(model, support, query, bits):
-    mq.set_norm_stats(model, "recalibrated")
-    with torch.no_grad(), mq.at(model, bits):
-        return logits(model(query), means(model(support.flatten(0, 1)), support))
-
-
-def left_training(model, support, query, bits):
-    model.train()
-    return adapt_by_learner(model, support, query, bits)
-
-
-def moved(model, support, query, bits):
-    out = adapt_by_learner(model, support, query, bits)
-    with torch.no_grad():
-        next(model.parameters()).mul_(1.01)
-    return out
-
-
-def measured_anew(model, support, query, bits):
-    mq.recalibrate(model, torch.cat([support.flatten(0, 1), query]), bits)
-    return adapt_by_learner(model, support, query, bits)
-
-
-def outside(model, support, query, bits, which):
-    known, asked = passes(model, support.flatten(0, 1), bits), passes(model, query, bits)
-    with torch.no_grad():
-        known = model(support.flatten(0, 1)) if which == "support" else known
-        asked = model(query) if which == "query" else asked
-    return logits(asked, means(known, support))
-
-
-def at_two(model, support, query, known_at, asked_at, stats="recalibrated"):
-    known = passes(model, support.flatten(0, 1), known_at, stats)
-    return logits(passes(model, query, asked_at, stats), means(known, support))
-
-
-def one_batch(model, support, query, bits):
-    out = passes(model, torch.cat([support.flatten(0, 1), query]), bits, "batch")
-    count = support.shape[0] * support.shape[1]
-    return logits(out[count:], means(out[:count], support))
-
-
-def with_prototypes(model, support, query, bits, make):
-    known = passes(model, support.flatten(0, 1), bits).unflatten(0, support.shape[:2])
-    return logits(passes(model, query, bits), make(known))
-
-
-def no_mean(model, support, query, bits):
-    return logits(passes(model, query, bits), passes(model, support.flatten(0, 1), bits))
-
-
 WRONG = {
-    "codes_used": [
-        ("clipped weights are lost", lambda w, s, b: histogram((w / s).round().flatten(), ends(b)[0], 2**b)),
-        ("rounds down", lambda w, s, b: histogram(coded(w, s, b, torch.floor), ends(b)[0], 2**b)),
-        ("towards zero", lambda w, s, b: histogram((w / s).int().clamp(*ends(b)).flatten(), ends(b)[0], 2**b)),
-        ("weights are signed", lambda w, s, b: torch.bincount((w / s).round().clamp(0, 2**b - 1).long().flatten(),
-                                                              minlength=2**b)),
-        ("from the highest code down", lambda w, s, b: counts_in_a_loop(w, s, b).flip(0)),
-        ("code 0 comes first", lambda w, s, b: counts_in_a_loop(w, s, b).roll(ends(b)[0])),
-        ("one lower than -high", lambda w, s, b: histogram(coded(w, s, b).clamp(-ends(b)[1]), ends(b)[0], 2**b)),
-        ("not divided by step", lambda w, s, b: histogram(coded(w, 1 / s, b), ends(b)[0], 2**b)),
-        ("not divided by step", lambda w, s, b: histogram(coded(w, 1, b), ends(b)[0], 2**b)),
-        ("these are shares", lambda w, s, b: counts_in_a_loop(w, s, b) / w.numel()),
-        ("whether a code is in use", lambda w, s, b: (counts_in_a_loop(w, s, b) > 0).int()),
-        ("shape", lambda w, s, b: coded(w, s, b).unique(return_counts=True)[1][:3]),
-        ("shape", lambda w, s, b: torch.cat([counts_in_a_loop(w, s, b), torch.zeros(1).long()])),
-        ("type dict: return a tensor", lambda w, s, b: dict(enumerate(counts_in_a_loop(w, s, b).tolist()))),
-        ("values are wrong", lambda w, s, b: counts_in_a_loop(w, s, b) + 1),
-        ("dtype torch.bool", lambda w, s, b: counts_in_a_loop(w, s, b) > 0),
-        ("changes its input w", lambda w, s, b: counts_in_a_loop(w.div_(s), 1, b)),
+    "own_steps": [
+        ("negative weights cancel", lambda w, b: steps(w, b, w.mean())),
+        ("absolute value of the mean|negative weights cancel", lambda w, b: steps(w, b, w.mean().abs())),
+        ("you take the median", lambda w, b: steps(w, b, w.abs().median())),
+        ("standard deviation", lambda w, b: steps(w, b, w.std())),
+        ("root of the mean square", lambda w, b: steps(w, b, w.square().mean().sqrt())),
+        ("you take the largest", lambda w, b: steps(w, b, w.abs().max())),
+        ("you take the sum", lambda w, b: steps(w, b, w.abs().sum())),
+        ("factor 2", lambda w, b: steps(w, b) / 2),
+        ("root is missing", lambda w, b: 2 * w.abs().mean() / highest(b)),
+        ("only p is under it", lambda w, b: steps(w, b).sqrt()),
+        ("multiplies by sqrt", lambda w, b: 2 * w.abs().mean() * highest(b).sqrt()),
+        ("count all codes", lambda w, b: steps(w, b, p=codes(b))),
+        ("unsigned activations", lambda w, b: steps(w, b, p=codes(b) - 1)),
+        ("negative codes", lambda w, b: steps(w, b, p=codes(b) / 2)),
+        ("number of bits", lambda w, b: steps(w, b, p=torch.tensor(b))),
+        ("step of the first one", lambda w, b: steps(w, b)[:1].expand(len(b))),
+        ("fewest bits|step of the first", lambda w, b: steps(w, b).max().expand(len(b))),
+        ("largest weight", lambda w, b: w.abs().max() / highest(b)),
+        ("another order", lambda w, b: steps(w, b).flip(0)),
+        ("another order", lambda w, b: steps(w, sorted(b)).flip(0)),
+        ("shape", lambda w, b: steps(w, b)[:1]),
+        ("values are wrong", lambda w, b: steps(w, b) * 1.1),
+    ],
+    "pair_losses": [
+        ("teacher is missing", lambda *x: losses(*x, soft=0)),
+        ("only the teacher teaches", lambda *x: losses(*x, hard=0)),
+        ("FP teaches itself", lambda *x: losses(*x, fp=1)),
+        ("averaged: add them", lambda *x: losses(*x, hard=0.5, soft=0.5)),
+        ("divergence from the teacher", lambda *x: losses(*x, cross=divergence)),
+        ("answer only", lambda *x: losses(*x, target=lambda z: z.argmax(1))),
+        ("make probabilities of them", lambda *x: losses(*x, target=lambda z: z.detach())),
+        ("the pair before", previous_teaches),
+        ("sums over the queries", lambda *x: losses(*x, cross=lambda z, y: F.cross_entropy(z, y, reduction="sum"))),
+        ("divided by the number of pairs", lambda *x: losses(*x) / len(x[-1])),
+        ("add up over the pairs", lambda *x: losses(*x).cumsum(0)),
+        ("labels are in another order", lambda *x: losses(*x, labels=cycled)),
+        ("wrong sign", lambda *x: losses(*x, score=lambda q, c: -squares(q, c))),
+        ("square it", lambda *x: losses(*x, score=lambda q, c: -(-squares(q, c)).sqrt())),
+        ("averaged over the features", lambda *x: losses(*x, score=lambda q, c: squares(q, c) / q.shape[1])),
+        ("all pairs run at FP", lambda m, s, q, p: losses(m, s, q, p, lambda m, s, q, b: logits_at(m, s, q, "FP"))),
+        ("two batches", lambda *x: losses(*x, at=two_batches)),
+        ("you take the sum", lambda *x: losses(*x, middle=lambda known: known.sum(1))),
+        ("you take the first", lambda *x: losses(*x, middle=lambda known: known[:, 0])),
+        ("you take the median", lambda *x: losses(*x, middle=lambda known: known.median(1)[0])),
+        ("mean is over the classes", lambda *x: losses(*x, middle=other_classes)),
+        ("make them of the queries", lambda *x: losses(*x, at=of_queries)),
+        ("inner product", lambda *x: losses(*x, score=lambda q, c: q @ c.T)),
+        ("by angle", lambda *x: losses(*x, score=lambda q, c: unit(q) @ unit(c).T)),
+        ("sums .difference.", lambda *x: losses(*x, score=lambda q, c: -(q[:, None] - c).abs().sum(2))),
+        ("flows into the teacher", lambda *x: losses(*x, target=lambda z: z.softmax(1))),
+        ("have no gradient", lambda *x: losses(*x).detach()),
+        ("type list: return a tensor", lambda *x: list(losses(*x))),
+        ("shape", lambda *x: losses(*x).mean()),
+        ("values are wrong", lambda *x: losses(*x) * 1.1),
+        ("left at W2A2, it was at FP", left_at_bits),
+        ('left with norm statistics "batch"', left_policy),
+        ("left in evaluation mode", left_evaluating),
+        ("parameters of the model have changed", moved),
+        ("goes backward already", gone_backward),
     ],
     "cross_enrolment": [
         ("rows and columns are exchanged", lambda s, q: enrolled(s, q).T),
@@ -235,6 +295,7 @@ WRONG = {
         ("labels are in another order", lambda s, q: enrolled(s, q, order="repeat")),
         ("you take the sum", lambda s, q: enrolled(s, q, s.sum(2))),
         ("only the first", lambda s, q: enrolled(s, q, s[:, :, 0])),
+        ("you take the median", lambda s, q: enrolled(s, q, s.median(2)[0])),
         ("the nearest example", nearest_example),
         ("make them of the queries", lambda s, q: enrolled(s, q, q.mean(2))),
         ("inner product", lambda s, q: enrolled(s, q, score=lambda a, c: a @ c.T)),
@@ -242,34 +303,5 @@ WRONG = {
         ("sums .difference.", lambda s, q: enrolled(s, q, score=lambda a, c: -torch.cdist(a, c, p=1))),
         ("shape", lambda s, q: enrolled(s, q).diagonal()),
         ("values are wrong", lambda s, q: enrolled(s, q, s.amax(2) + 1)),
-    ],
-    "adapt_at_bits": [
-        ("left at W.A., it was at FP: use", left_at_bits),
-        ('left with norm statistics "recalibrated"', left_policy),
-        ("left in training mode", left_training),
-        ("numbers of the model have changed", moved),
-        ("numbers of the model have changed", measured_anew),
-        ("both run at full precision", lambda m, s, q, b: at_two(m, s, q, "FP", "FP")),
-        ("both run at full precision", lambda m, s, q, b: at_two(m, s, q, "FP", "FP", "running")),
-        ("the support runs at FP and the query at bits", lambda m, s, q, b: at_two(m, s, q, "FP", b)),
-        ("the query runs at FP, after", lambda m, s, q, b: at_two(m, s, q, b, "FP")),
-        ("the query runs after the block", lambda m, s, q, b: outside(m, s, q, b, "query")),
-        ("the support runs before the block", lambda m, s, q, b: outside(m, s, q, b, "support")),
-        ("running statistics, which are those of full", lambda m, s, q, b: at_two(m, s, q, b, b, "running")),
-        ("a query depends on its neighbours", lambda m, s, q, b: at_two(m, s, q, b, b, "batch")),
-        ("queries leak into the prototypes", one_batch),
-        ("wrong sign: the nearest", lambda m, s, q, b: -at_two(m, s, q, b, b)),
-        ("this is the distance: square", lambda m, s, q, b: -(-at_two(m, s, q, b, b)).sqrt()),
-        ("minus its square", lambda m, s, q, b: (-at_two(m, s, q, b, b)).sqrt()),
-        ("you take the sum", lambda m, s, q, b: with_prototypes(m, s, q, b, lambda k: k.sum(1))),
-        ("only the first", lambda m, s, q, b: with_prototypes(m, s, q, b, lambda k: k[:, 0])),
-        ("the mean is over the classes", lambda m, s, q, b: with_prototypes(
-            m, s, q, b, lambda k: k.flatten(0, 1).unflatten(0, (s.shape[1], s.shape[0])).mean(0))),
-        ("these are probabilities", lambda m, s, q, b: at_two(m, s, q, b, b).softmax(1)),
-        ("log-probabilities", lambda m, s, q, b: at_two(m, s, q, b, b).log_softmax(1)),
-        ("over the features: take the sum", lambda m, s, q, b: at_two(m, s, q, b, b) / 6),
-        ("inner product", lambda m, s, q, b: passes(m, q, b) @ means(passes(m, s.flatten(0, 1), b), s).T),
-        ("shape", no_mean),
-        ("values are wrong", lambda m, s, q, b: at_two(m, s, q, b, b) * 2),
     ],
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """The stored comparisons, as a lesson reads them."""
 
 import copy
+import json
 
 import pytest
 
@@ -60,3 +61,16 @@ def test_how_far_in_turn_is_ahead_is_what_the_page_says():
         assert written[name] in line
     with pytest.raises(KeyError, match="qat"):
         stored.ahead(FOUND["digits-wide"], "qat")
+
+
+def test_a_sheet_is_that_of_the_shipped_networks():
+    stored_there = json.loads(paths.shipped("checkpoints", "glyphs.json").read_text(encoding="utf-8"))["glyphs-5way"]
+    table = stored.sheet("glyphs-5way")
+    assert list(table) == list(stored_there["accuracy"])
+    for method, row in table.items():
+        for pair, cell in row.items():
+            known = stored_there["accuracy"][method][pair]
+            assert cell == {"mean": known["mean"], "ci95": known["ci95_episodes"], "n": 600}
+            assert 0 < cell["ci95"] < 2 < cell["mean"]
+    with pytest.raises(KeyError):
+        stored.sheet("glyphs-6way")

@@ -1,37 +1,33 @@
-"""The drawing pad of lesson 06: strokes to pixels, the answer against plain arithmetic, the widget without a page."""
+"""The drawing pad of lesson 06: strokes to pixels, the answers against plain arithmetic, the widget without a page."""
 
 import itertools
 import math
-import re
-import xml.etree.ElementTree as ET
-from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import mebqat_lite as mq
 from mebqat_lite.course.widgets.drawing import (
     EMPTY,
     LENGTH,
     NAMES,
-    SHIPPED,
     SHOTS,
     WAYS,
+    Answers,
     DrawYourOwn,
-    Network,
-    Pad,
     box_of,
     compute,
-    cut_to,
     draw_your_own,
     even,
     image_of,
+    picture,
     render,
+    spoken,
+    still,
 )
-from mebqat_lite.learners import ProtoNet
-from mebqat_lite.learners.maml import FOMAML
+from mebqat_lite.course.widgets.new_classes import PAIRS, Embedded
 
 CROSS = [[0.1, 0.1, 0.9, 0.9], [0.9, 0.1, 0.1, 0.9]]
 CIRCLE = [[0.5 + 0.4 * f(2 * math.pi * i / 30) for i in range(31) for f in (math.cos, math.sin)]]
@@ -86,7 +82,9 @@ def test_a_box_holds_strokes_or_pixels():
             image_of({"strokes": [], "pixels": wrong})
 
 
-# ---------------------------------------------------------------- the answer
+# ---------------------------------------------------------------- the answers
+
+TITLES = ("PN + PTQ-MSE", "MEBQAT-PN")
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +92,15 @@ def data():
     return mq.datasets.glyphs()
 
 
-def network(kind: str, images: torch.Tensor) -> Network:
-    torch.manual_seed(0)
-    model = mq.models.conv4(channels=4, classes=None if kind == "pn" else 5)
-    mq.quantize(model, "lsq", sample=images)
-    return Network(kind, model, ProtoNet() if kind == "pn" else FOMAML(2, 0.1), images)
-
-
 @pytest.fixture(scope="module")
-def networks(data):
-    images = data.train.images[:40]
-    return {kind: network(kind, images) for kind in ("pn", "maml")}
+def embedded(data):
+    images, networks = data.train.images[:40].float() / 255, {}
+    for seed, title in enumerate(TITLES):
+        torch.manual_seed(seed)
+        networks[title] = mq.quantize(mq.models.conv4(channels=4, classes=None), "lsq", sample=images).eval()
+    some = data.val.labels <= data.val.labels.unique()[23]
+    few = mq.datasets.Split(data.val.images[some], data.val.labels[some])
+    return Embedded(networks, few, images)
 
 
 def support_of(data, counts):
@@ -112,40 +108,29 @@ def support_of(data, counts):
     return dict(zip(NAMES, images.split(list(counts)), strict=False))
 
 
-@pytest.mark.parametrize("bits", ["W2A2", "W4A8", "FP", "W32A3"])
 @pytest.mark.parametrize("counts", [(1, 1), (3, 1, 2), (1, 2, 3, 3, 3)])
-def test_prototypes_are_means_at_the_pair_whatever_the_number_of_examples(data, networks, bits, counts):
-    net, support, query = networks["pn"], support_of(data, counts), data.test.images[99].float() / 255
-    result = compute(net, support, query, bits)
-    with torch.no_grad(), mq.at(net.model.eval(), bits, "recalibrated"):
-        centres = [torch.stack([net.model(i[None])[0] for i in images]).mean(0) for images in support.values()]
-        far = torch.stack([(net.model(query[None])[0] - c).square().sum() for c in centres])
-    assert result.scores == pytest.approx((100 * (-far.double()).softmax(0)).tolist(), abs=0.01)
-    assert result.answer == list(support)[int(far.argmin())] and result.names == list(support)
-    assert str(result.bits) == bits and result.milliseconds > 0
+def test_distances_are_those_to_the_means_at_each_pair(data, embedded, counts):
+    support, query = support_of(data, counts), data.test.images[99].float() / 255
+    result = compute(embedded, support, query)
+    assert result.names == list(support) and len(result.distances) == len(TITLES) * len(PAIRS)
+    for (title, pair), row in result.distances.items():
+        model = embedded.networks[title]
+        with torch.no_grad(), mq.at(model, pair, "recalibrated"):
+            centres = [torch.stack([model(i[None])[0] for i in images]).mean(0) for images in support.values()]
+            far = torch.stack([(model(query[None])[0] - c).norm() for c in centres])
+        assert row == pytest.approx((far / embedded.usual(title, pair)).tolist(), rel=1e-3)
+        assert result.nearest(title, pair) == (list(support)[int(far.argmin())], min(row))
 
 
-@pytest.mark.parametrize("ways", [2, 3, 5])
-def test_fomaml_learns_as_many_classes_as_are_drawn(data, networks, ways):
-    net, support = networks["maml"], support_of(data, [2] * ways)
-    weights = {name: value.clone() for name, value in net.model.state_dict().items()}
-    result = compute(net, support, data.test.images[99].float() / 255, "W3A3")
-    assert len(result.scores) == ways and sum(result.scores) == pytest.approx(100)
-    assert all(torch.equal(value, net.model.state_dict()[name]) for name, value in weights.items())
+def test_what_is_far_from_all_is_none_of_these():
+    made = Answers(["A", "B"], {("PN", "FP"): [1.2, 1.01], ("PN", "W2A2"): [1.2, 0.99]})
+    assert made.answer("PN", "FP") == "none" and made.answer("PN", "W2A2") == "B"
 
 
-def test_a_cut_classifier_gives_the_first_outputs(data, networks):
-    model, images = networks["maml"].model.eval(), data.test.images[:3].float() / 255
-    cut = cut_to(model, 3).eval()
-    assert cut_to(model, 5) is model
-    with torch.no_grad(), mq.at(model, "W4A4", "batch"), mq.at(cut, "W4A4", "batch"):
-        assert torch.allclose(cut(images), model(images)[:, :3])
-
-
-def test_one_class_and_six_are_refused(networks):
-    for ways, words in ((1, "two classes at least"), (6, "tells 5 classes apart, not 6")):
-        with pytest.raises(ValueError, match=words):
-            cut_to(networks["maml"].model, ways)
+def test_without_a_query_or_a_second_class_nothing_is_computed(data, embedded):
+    query = data.test.images[99].float() / 255
+    assert compute(embedded, support_of(data, (1, 1)), None).distances == {}
+    assert compute(embedded, support_of(data, (2,)), query).distances == {}
 
 
 def test_examples_of_a_class_count_alike():
@@ -155,118 +140,133 @@ def test_examples_of_a_class_count_alike():
     assert torch.allclose(made.mean(1), torch.stack([a.mean(0), b.mean(0)]))
 
 
+def answers(truth: str = "", distance: float = 0.5) -> Answers:
+    return Answers(["A", "B"], {(title, pair): [distance, 1.5] for title in TITLES for pair in PAIRS}, truth)
+
+
+@pytest.mark.parametrize(
+    ("shown", "color"),
+    [(answers(), "#BFDCEC"), (answers("A"), "#BFDCEC"), (answers("B"), "#D55E00"), (answers("B", 1.1), "#E6E6E6")],
+)
+def test_a_wrong_answer_has_another_colour_than_a_right_one_or_none(shown, color):
+    figure = still(shown)
+    grid, bars = figure.axes
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    cells = grid.patches[: len(TITLES) * len(PAIRS)]
+    assert all(cell.get_facecolor() == pytest.approx((red, green, blue, 1), abs=0.01) for cell in cells)
+    assert [bar.get_width() for bar in bars.patches] == [min(shown.distances[TITLES[0], "FP"][0], 2), 1.5, 0, 0, 0]
+    assert figure.get_label() == spoken(shown, (TITLES[0], "W2A2"))
+    plt.close(figure)
+
+
+def test_the_words_name_every_answer():
+    words = spoken(answers("B", 1.1), (TITLES[1], "W4A4"))
+    assert words.startswith("MEBQAT-PN at W4A4: none of these; it is class B. PN + PTQ-MSE 2: none, 3: none, 4: none")
+
+
 # ---------------------------------------------------------------- the widget
 
 
 @pytest.fixture
-def live(data, networks):
-    return DrawYourOwn(networks, data.test)
+def live(embedded):
+    return draw_your_own(embedded)
 
 
-def title(live) -> str:
-    html = live.picture.value
-    root = ET.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
-    found = root.find("{http://www.w3.org/2000/svg}title")
-    assert root.get("role") == "img" and found.text == root.get("aria-label")
-    return found.text
-
-
-def test_it_starts_with_characters_and_every_control_changes_the_picture(live):
-    assert re.search(r"pn at W2A2 answers [A-E] \(\d+ %\); it is class [A-E]", title(live))
-    for name, value in (("w", 4), ("a", 32), ("method", "maml"), ("w", 32), ("a", 3)):
-        before = live.picture.value
-        live.controls[name].value = value
-        assert live.picture.value != before and live.error.value == ""
-    assert title(live).startswith("maml at W32A3") and "none of the pairs" in live.picture.value
-
-
-def test_it_has_the_class_and_no_picture_before_its_own(live):
-    assert "mq-widget" in live._dom_classes
-    assert isinstance(live.children[0], Pad)
-    source = Path(mq.__file__).parent.joinpath("course", "widgets", "drawing.js").read_text(encoding="utf-8")
-    assert "<svg" not in source.lower() and "data-lm-suppress-shortcuts" in source
-
-
-def test_drawing_asks_for_what_is_missing_and_then_answers(data, networks):
-    live = DrawYourOwn(networks, data.test, filled=False)
-    assert "there are none" in title(live)
-    draw(live, 0, CROSS)
-    assert "there is 1" in title(live)
-    draw(live, SHOTS, CIRCLE)
-    assert "question mark" in title(live)
-    draw(live, WAYS * SHOTS, [[0.2, 0.1, 0.8, 0.9], [0.8, 0.15, 0.1, 0.9]])
-    assert re.search(r"pn at W2A2 answers [AB] \(\d+ %\)$", title(live))
-    support, query, truth = live.read()
-    assert list(support) == ["A", "B"] and query.shape == (1, 28, 28) and truth == ""
+def title(live):
+    return live.pictures[0].alt.partition(". ")[0]
 
 
 def draw(live, index, strokes):
     """What the page sends when a stroke ends."""
-    boxes = list(live.pad.boxes)
-    boxes[index] = {"strokes": strokes, "pixels": ""}
-    live.pad.boxes = boxes
+    pad = live.query if index == "query" else live.classes
+    boxes = list(pad.boxes)
+    boxes[0 if index == "query" else index] = {"strokes": strokes, "pixels": ""}
+    pad.boxes = boxes
+
+
+def test_drawing_asks_for_what_is_missing_and_then_answers(embedded):
+    live = DrawYourOwn(embedded, filled=False)
+    assert "there are none" in title(live)
+    draw(live, 0, CROSS)
+    assert "there is 1" in title(live)
+    draw(live, SHOTS, CIRCLE)
+    assert "as the query" in title(live) and live.words.value == ""
+    draw(live, "query", CROSS)  # just as the example, and so at distance 0
+    assert title(live) == f"{TITLES[0]} at W2A2: class A"
+    support, query, truth = live.read()
+    assert list(support) == ["A", "B"] and query.shape == (1, 28, 28) and truth == ""
+    assert live.result[0].nearest(TITLES[0], "FP") == ("A", pytest.approx(0, abs=1e-3))
+
+
+def test_the_explained_cell_follows_pointer_and_keys(live):
+    live._choose(3, 1)
+    assert live.chosen == (TITLES[1], "W8A8") and title(live).startswith("MEBQAT-PN at W8A8")
+    for right, up, wanted in ((1, 0, "FP"), (1, 0, "FP"), (-2, 5, "W4A4")):
+        live._step(right, up)
+        assert live.chosen[1] == wanted
+    assert live.chosen[0] == TITLES[0] and title(live).startswith("PN + PTQ-MSE at W4A4")
+    assert live.pictures[0].area and live.error.value == ""
+
+
+def test_choosing_a_cell_computes_nothing(live, monkeypatch):
+    monkeypatch.setattr("mebqat_lite.course.widgets.drawing.compute", lambda *args: pytest.fail("computed"))
+    live._step(1, 0)
+    assert live.chosen[1] == "W3A3" and live.error.value == ""
 
 
 def test_undo_takes_back_strokes_and_buttons(live):
-    start = live.pad.boxes
+    start = [pad.boxes for pad in live.pads]
     draw(live, 1, CROSS)
     live.actions["clear all"].click()
     assert "there are none" in title(live)
     live.actions["undo"].click()
-    assert live.pad.boxes[1]["strokes"] == CROSS
-    live.pad._handle_custom_msg("undo", [])
-    assert live.pad.boxes == start
+    assert live.classes.boxes[1]["strokes"] == CROSS
+    live.query._handle_custom_msg("undo", [])
+    assert [pad.boxes for pad in live.pads] == start
     live.actions["undo"].click()
-    assert live.pad.boxes == start and live.error.value == ""
+    assert [pad.boxes for pad in live.pads] == start and live.error.value == ""
 
 
 def test_a_new_query_is_another_character_or_an_empty_box(live):
-    first = live.pad.boxes
+    first, [asked] = live.classes.boxes, live.query.boxes
     live.actions["new query"].click()
-    assert live.pad.boxes[:-1] == first[:-1] and live.pad.boxes[-1] != first[-1]
-    assert live.pad.boxes[-1]["truth"] in NAMES
+    assert live.classes.boxes == first and live.query.boxes != [asked]
+    assert live.query.boxes[0]["truth"] in NAMES
     draw(live, 0, CROSS)
     live.actions["new query"].click()
-    assert live.pad.boxes[-1] == EMPTY and "question mark" in title(live)
+    assert live.query.boxes == [EMPTY] and "as the query" in title(live)
 
 
-def test_example_characters_are_of_one_class_each_and_change(live, data):
-    first = live.pad.boxes
+def test_example_characters_are_of_one_class_each_and_change(live, embedded):
+    first = live.classes.boxes
     live.actions["example characters"].click()
-    assert live.pad.boxes != first and "wrong" not in live.error.value
-    stored = {image.numpy().tobytes(): int(label) for image, label in zip(*data.test, strict=True)}
-    found = [stored[(image_of(box) * 255).round().byte().numpy().tobytes()] for box in live.pad.boxes if box["pixels"]]
+    assert live.classes.boxes != first and live.error.value == ""
+    stored = {image.numpy().tobytes(): int(label) for image, label in zip(*embedded.split, strict=True)}
+    boxes = [box for box in (*live.classes.boxes, *live.query.boxes) if box["pixels"]]
+    found = [stored[(image_of(box) * 255).round().byte().numpy().tobytes()] for box in boxes]
     assert len(found) == WAYS + 1 and len(set(found[:WAYS])) == WAYS
-    assert found[-1] == found[NAMES.index(live.pad.boxes[-1]["truth"])]
+    assert found[-1] == found[NAMES.index(live.query.boxes[0]["truth"])]
+
+
+def test_filling_both_pads_computes_once(live, monkeypatch):
+    calls = []
+    monkeypatch.setattr("mebqat_lite.course.widgets.drawing.compute",
+                        lambda *args: calls.append(1) or Answers([], {}))  # fmt: skip
+    live.actions["example characters"].click()
+    assert calls == [1]
 
 
 def test_an_error_is_shown_in_place(live):
-    draw(live, 0, CROSS)
-    boxes = list(live.pad.boxes)
+    boxes = list(live.classes.boxes)
     boxes[1] = {"strokes": [], "pixels": "7"}
-    live.pad.boxes = boxes
-    assert "ValueError: a box holds 784 digits" in live.error.value
+    live.classes.boxes = boxes
+    assert "ValueError: a box holds 784 digits" in live.error.value and live.pictures[0].value == b""
+    live._step(1, 0)  # there is nothing to explain
     live.actions["undo"].click()
-    assert live.error.value == ""
+    assert live.error.value == "" and live.pictures[0].value
 
 
-def test_a_wrong_answer_is_framed(live):
-    *_, truth = live.read()
-    for _ in range(20):
-        if f"answers {truth}" not in title(live):
-            break
-        live.actions["new query"].click()
-        *_, truth = live.read()
-    else:
-        pytest.skip("this untrained network was right 20 times")
-    assert f"wrong: it is class {truth}" in live.picture.value
-
-
-def test_the_shipped_networks_are_there_and_work():
-    live = draw_your_own()
-    assert list(live.networks) == list(SHIPPED)
-    for method in SHIPPED:
-        live.controls["method"].value = method
-        assert live.error.value == "" and title(live).startswith(f"{method} at W2A2")
-    modules = [m for net in live.networks.values() for m in net.model.modules()]
-    assert not any(module.training for module in modules if isinstance(module, nn.Conv2d))
+def test_the_picture_is_as_wide_as_its_place():
+    drawing = picture(TITLES)
+    assert drawing.width + 190 < 800  # the query stands beside it
+    plt.close(drawing.figure)

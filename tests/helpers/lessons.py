@@ -17,6 +17,7 @@ REBUILT = [
     "03_one_network_many_bitwidths",
     "04_bitwidths_as_tasks",
     "05_few_shot_learning",
+    "06_new_classes_at_any_bitwidth",
     "07_compare_and_decide",
     "08_deploy",
 ]

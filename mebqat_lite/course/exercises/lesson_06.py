@@ -1,4 +1,4 @@
-"""Exercises of lesson 06: the codes of a step, enrolment across bitwidths, and learning new classes at a bitwidth."""
+"""Exercises of lesson 06: a step for each bitwidth, the losses of an episode at several pairs, cross-bit enrolment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 import mebqat_lite as mq
@@ -23,87 +24,297 @@ def _whole(low: int, high: int, rng: Generator) -> int:
 # --- 6.1 -------------------------------------------------------------------------------------------------------
 
 
-def _codes_used(w: torch.Tensor, step: float, bits: int) -> torch.Tensor:
-    """How many weights take each code, (2^bits,) int64, from the lowest code -2^(bits-1) up."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    codes = torch.round(w / step).clamp(low, high).long()
-    return torch.bincount(codes.flatten() - low, minlength=2**bits)
+def _own_steps(w: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    """The step 2 mean|w| / sqrt(p) of each bitwidth, (len(widths),), where p = 2^(bits-1) - 1 is its highest code."""
+    highest = torch.tensor([2 ** (bits - 1) - 1 for bits in widths])
+    return 2 * w.abs().mean() / highest.sqrt()
 
 
-def _grade_codes_used(student: Student, rng: Generator) -> None:
-    for bits, share in ((3, 0.6), (2, 0.5), (4, 0.2), (8, 0.9), (5, 0.1)):  # with clipped weights and without
-        shape = [_whole(3, 7, rng), _whole(3, 7, rng), 3, 3]
-        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        step = float(torch.empty(()).uniform_(0.01, 0.2, generator=rng))
-        spread = torch.randn(shape, generator=rng) * (share * high + 0.4)  # in steps
-        codes = spread.round()
-        w = step * (codes + torch.empty(shape).uniform_(-0.45, 0.45, generator=rng))
-        want = torch.tensor([int((codes.clamp(low, high) == code).sum()) for code in range(low, high + 1)])
-        got = _counts(student(w, step, bits), w.numel())
-        if isinstance(got, Tensor) and got.dim() == 1 and len(got) < len(want):
-            shapes = f"the result has shape ({len(got)},); it should be ({len(want)},)"
-            raise Mistake(f"{shapes}: a code that no weight takes gets a 0")
-        expect(got, want, f"bits = {bits} and step = {step:.3g}", _wrong_counts(w, step, bits))
+def _grade_own_steps(student: Student, rng: Generator) -> None:
+    for widths in ([2, 3, 4, 8], [5, 2], [16, 6, 4, 3, 7]):
+        shape = [_whole(3, 6, rng), _whole(3, 6, rng), 3, 3]
+        w = (0.05 + 0.2 * torch.rand((), generator=rng)) * (torch.randn(shape, generator=rng) + 0.5)
+        bits = torch.tensor(widths)
+        want = _steps(w.abs().mean(), 2 ** (bits - 1) - 1)
+        expect(student(w, list(widths)), want, f"widths = {widths}", _wrong_steps(w, bits))
 
 
-def _counts(got: Any, values: int) -> Any:
-    """What is returned, with lists and any whole-number dtype as int64; a Mistake names what are no counts."""
-    got = torch.tensor(got) if isinstance(got, list | tuple) and got else got
-    if not isinstance(got, Tensor):
-        return got
-    total = float(got.double().sum()) if got.dtype != torch.bool else 0
-    if got.is_floating_point() and abs(total - 1) < 1e-4 < abs(values - 1):
-        raise Mistake("these are shares: return the counts themselves")
-    return got.long() if got.dtype != torch.bool and bool((got == got.long()).all()) else got
+def _steps(size: Tensor, p: Tensor) -> Tensor:
+    return 2 * size.double() / p.double().sqrt()
 
 
-def _wrong_counts(w: Tensor, step: float, bits: int) -> list[tuple[str, Tensor]]:
-    low, high, u = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, w.flatten() / step
-
-    def count(codes: Tensor, first: int = low) -> Tensor:
-        return torch.stack([(codes == code).sum() for code in range(first, first + 2**bits)])
-
-    right = count(u.round().clamp(low, high))
-    undivided = "the weights are not divided by step: the code is round(w / step)"
+def _wrong_steps(w: Tensor, bits: Tensor) -> list[tuple[str, Tensor]]:
+    p, size = 2 ** (bits - 1) - 1, w.abs().mean()
+    right = _steps(size, p)
+    highest = "p is the highest code of signed weights, 2^(bits-1) - 1"
     return [
-        ("clipped weights are lost: clamp the codes to -2^(bits-1) and 2^(bits-1) - 1 first", count(u.round())),
-        ("it rounds down: the code is round(w / step)", count(u.floor().clamp(low, high))),
-        ("it rounds down: the code is round(w / step)", count(u.floor())),
-        ("it cuts off towards zero: the code is round(w / step)", count(u.trunc().clamp(low, high))),
-        ("it counts unsigned codes, 0 to 2^bits - 1: weights are signed", count(u.round().clamp(0, 2**bits - 1), 0)),
-        ("the counts run from the highest code down: start with -2^(bits-1)", right.flip(0)),
-        ("code 0 comes first, then the codes go on past the end: start with -2^(bits-1)", right.roll(low)),
-        ("the lowest code is -2^(bits-1), one lower than -high", count(u.round().clamp(-high, high))),
-        (undivided, count((w.flatten() * step).round().clamp(low, high))),
-        (undivided, count(w.flatten().round().clamp(low, high))),
-        ("this says whether a code is in use: count the weights that take it", (right > 0).long()),
-    ]
+        ("the mean is of |w|: without the bars, positive and negative weights cancel", _steps(w.mean(), p)),
+        ("the mean is of |w|: you take the absolute value of the mean", _steps(w.mean().abs(), p)),
+        ("the formula has the mean of |w|: you take the median", _steps(w.abs().median(), p)),
+        ("the formula has the mean of |w|: you take the standard deviation", _steps(w.std(), p)),
+        ("the formula has the mean of |w|: you take the root of the mean square", _steps(w.square().mean().sqrt(), p)),
+        ("the formula has the mean of |w|: you take the largest", _steps(w.abs().max(), p)),
+        ("the formula has the mean of |w|: you take the sum", _steps(w.abs().sum(), p)),
+        ("the factor 2 is missing", right / 2),
+        ("the root is missing: divide by sqrt(p)", right / p.sqrt()),
+        ("the root goes over all of it: only p is under it", right.sqrt()),
+        ("it multiplies by sqrt(p): more bits need a smaller step", right * p),
+        (f"you count all codes: {highest}", _steps(size, 2**bits)),
+        (f"that is the highest code of unsigned activations: {highest}", _steps(size, 2**bits - 1)),
+        (f"that is how many negative codes there are: {highest}", _steps(size, 2 ** (bits - 1))),
+        (f"you take the number of bits: {highest}", _steps(size, bits)),
+        ("all bitwidths get the step of the first one: each needs a step of its own", right[:1].expand(len(right))),
+        ("all bitwidths get the step of the fewest bits: each needs a step of its own",
+         right.max().expand(len(right))),
+        ("this spreads the codes from 0 to the largest weight: take the formula", w.abs().max() / p),
+        ("the steps are in another order than the bitwidths", right.flip(0)),
+        ("the steps are in another order than the bitwidths", right.sort()[0]),
+    ]  # fmt: skip
 
 
-codes_used = Exercise(
-    "codes_used",
-    "6.1: Which codes are in use?",
+own_steps = Exercise(
+    "own_steps",
+    "6.1: A step for each bitwidth",
     difficulty=1,
     minutes=10,
     question="""
-    A layer with $b$ bits has $2^b$ codes. Which of them its weights use depends on the step.
-
-    Write `codes_used(w, step, bits)`. `w` is a float tensor of any shape, `step` a positive number. The codes are
-    signed: round(w / step), clipped to -2^(bits-1) ... 2^(bits-1) - 1. Return how many weights take each code, a
-    tensor of 2^bits whole numbers (`int64`), the lowest code first.
-
-    Then try it: `codes_used(weights, layer.quant["w2"].item(), 8)` with the layer of section 6.
+    Write `own_steps(w, widths)`. `w` is a float tensor of any shape, the weights of one layer, and `widths` is a list
+    of bitwidths, 2 or more each. Return a tensor of shape `(len(widths),)` with a step for each bitwidth, in their
+    order: 2 mean|w| / sqrt(p), where p = 2^(bits-1) - 1 is the highest code.
     """,
     hints=[
-        "Compute the codes as in lesson 01, then move them so that the lowest becomes 0.",
-        "torch.bincount counts how often 0, 1, 2, ... occur; minlength sees to it that codes out of use get a 0.",
-        "codes = torch.round(w / step).clamp(low, high).long(); then bincount of codes.flatten() - low.",
+        "The mean of |w| is the same for all bitwidths; only p differs.",
+        "For 2, 3, 4 and 8 bits p is 1, 3, 7 and 127.",
+        "highest = torch.tensor([2 ** (bits - 1) - 1 for bits in widths]); then 2 * w.abs().mean() / highest.sqrt().",
     ],
-    solution=_codes_used,
-    grade=_grade_codes_used,
+    solution=_own_steps,
+    grade=_grade_own_steps,
 )
 
 # --- 6.2 -------------------------------------------------------------------------------------------------------
+
+
+def _pair_losses(
+    model: torch.nn.Module, support: torch.Tensor, query: torch.Tensor, pairs: list[mq.Bits]
+) -> torch.Tensor:
+    """The loss of one episode at each pair, (len(pairs),); FP comes first, and teaches the others."""
+    (ways, shots), asked = support.shape[:2], query.shape[1]
+    images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)])  # (N K + N Q, C, H, W)
+    labels = torch.arange(ways).repeat_interleave(asked)  # (N Q,)
+    cross_entropy, losses, teacher = torch.nn.functional.cross_entropy, [], None
+    for bits in pairs:
+        with mq.at(model, bits):
+            out = model(images)  # (N K + N Q, features)
+        prototypes = out[: ways * shots].unflatten(0, (ways, shots)).mean(1)  # (N, features)
+        logits = -(out[ways * shots :, None] - prototypes).square().sum(2)  # (N Q, N)
+        loss = cross_entropy(logits, labels)
+        if teacher is None:
+            teacher = logits.detach().softmax(1)
+        else:
+            loss = loss + cross_entropy(logits, teacher)
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+def _grade_pair_losses(student: Student, rng: Generator) -> None:
+    low = [mq.Bits(w, a) for w in (2, 3, 4) for a in (2, 3, 4)]
+    for count, ways, shots in ((3, 5, 3), (2, 4, 1), (4, 4, 2)):
+        order = torch.randperm(len(low), generator=rng)[: count - 1].tolist()
+        pairs = [mq.FP, *(low[i] for i in order)]
+        model, support, query = _scene(ways, shots, rng)
+        before = _state(model)
+        got = student(model, support, query, list(pairs))
+        _left_as_it_was(model, before)
+        where = f"pairs = [{', '.join(map(str, pairs))}], {ways} ways, {shots} shots"
+        if not isinstance(got, Tensor):
+            raise Mistake(f"it returns a value of type {type(got).__name__}: return a tensor, torch.stack(losses)")
+        view = _View(model, support, query, pairs)
+        expect(got, view.losses(view.logits()), where, view.mistakes())
+        _judge_gradient(got, view, where)
+
+
+def _scene(ways: int, shots: int, rng: Generator) -> tuple[nn.Module, Tensor, Tensor]:
+    """A small embedding in training mode, and an episode, all in float64, where no rounding falls another way."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_whole(0, 2**30, rng))
+        model = mq.models.conv4(channels=6, image_size=16, classes=None)
+        images = torch.rand(ways, shots + 3, 1, 16, 16, dtype=torch.float64).pow(3)
+        mq.quantize(model.double(), "lsq", sample=images.flatten(0, 1))
+    return model.train(), images[:, :shots], images[:, shots:]
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    setting = setting_of(model)
+    numbers = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return (str(setting.bits), dict(setting.per_layer)), setting.norm_stats, model.training, numbers
+
+
+def _left_as_it_was(model: nn.Module, before: tuple[Any, ...]) -> None:
+    """A Mistake names what of the model has changed. (Training moves the running statistics; these may change.)"""
+    (bits, layers), policy, training, numbers = before
+    setting, parameters = setting_of(model), dict(model.named_parameters())
+    if (str(setting.bits), dict(setting.per_layer)) != (bits, layers):
+        raise Mistake(f"the model is left at {setting.bits}, it was at {bits}: use `with mq.at(model, bits):`")
+    if setting.norm_stats != policy:
+        raise Mistake(
+            f'the model is left with norm statistics "{setting.norm_stats}", it had "{policy}": leave the policy alone'
+        )
+    if model.training != training:
+        raise Mistake("the model is left in evaluation mode: it was in training mode")
+    if any(not torch.equal(parameters[name], value) for name, value in numbers.items()):
+        raise Mistake("parameters of the model have changed: the optimizer does this later, from the losses")
+    if any(value.grad is not None for value in parameters.values()):
+        raise Mistake("it goes backward already: return the losses, and the training loop calls backward")
+
+
+class _View:
+    """An episode, and what a network makes of it at each pair."""
+
+    def __init__(self, model: nn.Module, support: Tensor, query: Tensor, pairs: list[mq.Bits]) -> None:
+        self.model, self.support, self.query, self.pairs = model, support, query, pairs
+        self.labels = torch.arange(len(query))[:, None].expand(query.shape[:2]).flatten()  # (N Q,)
+
+    def out(self, bits: mq.Bits, *parts: Tensor) -> list[Tensor]:
+        """Embeddings of parts that share a batch, (N, K or Q, features) each."""
+        with mq.at(self.model, bits):
+            out = self.model(torch.cat([part.flatten(0, 1) for part in parts]))
+        sizes = [part.shape[0] * part.shape[1] for part in parts]
+        return [some.unflatten(0, part.shape[:2]) for some, part in zip(out.split(sizes), parts, strict=True)]
+
+    def logits(self, pairs: list[mq.Bits] | None = None, score: Any = None, middle: Any = None) -> Tensor:
+        """(pairs, N Q, N), by default minus the squared distance to the mean."""
+        score = score or (lambda query, centres: -(query[:, None] - centres).square().sum(2))
+        middle = middle or (lambda known: known.mean(1))
+        both = [self.out(bits, self.support, self.query) for bits in pairs or self.pairs]
+        return torch.stack([score(asked.flatten(0, 1), middle(known)) for known, asked in both])
+
+    def apart(self) -> Tensor:
+        """The logits if support and query are two batches."""
+        found = [(self.out(bits, self.support)[0], self.out(bits, self.query)[0]) for bits in self.pairs]
+        rows = [-(asked.flatten(0, 1)[:, None] - known.mean(1)).square().sum(2) for known, asked in found]
+        return torch.stack(rows)
+
+    def of_queries(self) -> Tensor:
+        """The logits if the prototypes are made of the queries."""
+        found = [self.out(bits, self.support, self.query)[1] for bits in self.pairs]
+        return torch.stack([-(q.flatten(0, 1)[:, None] - q.mean(1)).square().sum(2) for q in found])
+
+    def hard(self, logits: Tensor) -> Tensor:
+        """The cross-entropy with the labels at each pair, (pairs,)."""
+        return torch.stack([F.cross_entropy(z, self.labels) for z in logits])
+
+    def soft(self, logits: Tensor, teacher: Tensor | None = None, detach: bool = True) -> Tensor:
+        """The cross-entropy with the teacher at each pair, (pairs,); by default the first pair teaches."""
+        target = logits[0].softmax(1) if teacher is None else teacher
+        target = target.detach() if detach else target
+        return -(target * logits.log_softmax(2)).sum(2).mean(1)
+
+    def losses(self, logits: Tensor, **how: Any) -> Tensor:
+        taught = torch.tensor([0.0] + [1.0] * (len(logits) - 1), dtype=torch.float64)
+        return self.hard(logits) + taught * self.soft(logits, **how)
+
+    def mistakes(self) -> list[tuple[str, Tensor]]:
+        with torch.no_grad():
+            return [*self._wrong_losses(self.logits()), *self._wrong_logits()]
+
+    def _wrong_losses(self, z: Tensor) -> list[tuple[str, Tensor]]:
+        right, hard, soft = self.losses(z), self.hard(z), self.soft(z)
+        first = torch.tensor([1.0] + [0.0] * (len(z) - 1), dtype=torch.float64)
+        entropy = -(z[0].softmax(1) * z[0].log_softmax(1)).sum(1).mean()
+        queries, ways, turned = len(self.labels), len(self.query), torch.roll(z, 1, 0).softmax(2)
+        previous = torch.stack([self.soft(z, teacher=turned[i])[i] for i in range(len(z))])
+        cycled = torch.arange(ways).repeat(queries // ways)
+        other = torch.stack([F.cross_entropy(row, cycled) for row in z])
+        return [
+            ("the teacher is missing: below FP add the cross-entropy with the probabilities at FP", hard),
+            ("below FP only the teacher teaches: add the cross-entropy with the labels",
+             hard * first + soft * (1 - first)),
+            ("FP teaches itself: at FP only the labels teach", hard + soft),
+            ("the two parts are averaged: add them", hard * first + (hard + soft) / 2 * (1 - first)),
+            ("this is the divergence from the teacher: take the cross-entropy with its probabilities",
+             right - entropy * (1 - first)),
+            ("the teacher gives its answer only: take its probabilities, softmax of the logits",
+             self.losses(z, teacher=F.one_hot(z[0].argmax(1), ways).double())),
+            ("the teacher gives logits: make probabilities of them by softmax", self.losses(z, teacher=z[0])),
+            ("the teacher is the pair before: take the logits at FP for all", hard + previous * (1 - first)),
+            ("these are sums over the queries: take the mean, as cross_entropy does", right * queries),
+            ("these are divided by the number of pairs: return the loss of each pair", right / len(z)),
+            ("they add up over the pairs: return the loss of each pair", right.cumsum(0)),
+            ("the labels are in another order: the query's first index is its class", other + soft * (1 - first)),
+            ("the logits have the wrong sign: the nearest class needs the largest", self.losses(-z)),
+            ("this is the distance: square it", self.losses(-(-z).sqrt())),
+            ("the squared differences are averaged over the features: take the sum", self.losses(z / 6)),
+        ]  # fmt: skip
+
+    def _wrong_logits(self) -> list[tuple[str, Tensor]]:
+        product, unit = (lambda q, c: q @ c.T), (lambda x: F.normalize(x, dim=-1))
+        ways, shots = self.support.shape[:2]
+        mean = "a prototype is the mean of its K examples: you take the "
+        found = [
+            ("all pairs run at FP: wrap the pass in mq.at(model, bits)", self.logits([mq.FP] * len(self.pairs))),
+            ("support and query run in two batches, whose statistics differ: run them in one", self.apart()),
+            (mean + "sum", self.logits(middle=lambda known: known.sum(1))),
+            (mean + "first", self.logits(middle=lambda known: known[:, 0])),
+            (mean + "median", self.logits(middle=lambda known: known.median(1)[0])),
+            ("the mean is over the classes, not over the examples of a class: the shape is (N, K, ...)",
+             self.logits(middle=lambda known: known.flatten(0, 1).unflatten(0, (shots, ways)).mean(0))),
+            ("prototypes are made of the support, and you make them of the queries", self.of_queries()),
+            ("this is the inner product: the logit is minus the squared distance", self.logits(score=product)),
+            ("this compares by angle: the logit is minus the squared distance",
+             self.logits(score=lambda q, c: product(unit(q), unit(c)))),
+            ("this sums |difference|: the logit is minus the squared distance",
+             self.logits(score=lambda q, c: -(q[:, None] - c).abs().sum(2))),
+        ]  # fmt: skip
+        return [(message, self.losses(logits)) for message, logits in found]
+
+
+def _judge_gradient(got: Tensor, view: _View, where: str) -> None:
+    """The values are right: so must be their gradient, which shows whether it flows into the teacher."""
+    if not got.requires_grad:
+        raise Mistake(
+            "the losses have no gradient: keep them as tensors, without .item(), .detach() or torch.no_grad()"
+        )
+    parameters = [value for name, value in view.model.named_parameters() if "quant" not in name]
+
+    def gradient(losses: Tensor) -> Tensor:
+        rows = torch.autograd.grad(losses.double().sum(), parameters, allow_unused=True)
+        return torch.cat([torch.zeros(1) if row is None else row.flatten() for row in rows])
+
+    want, logits = gradient(view.losses(view.logits())), view.logits()
+    taught = gradient(view.losses(logits, detach=False))
+    expect(checked(gradient(got), want), want, f"{where}, the gradient of the losses",
+           [("the gradient flows into the teacher: detach its logits", taught)])  # fmt: skip
+
+
+pair_losses = Exercise(
+    "pair_losses",
+    "6.2: One episode, several pairs",
+    difficulty=3,
+    minutes=20,
+    question="""
+    Write `pair_losses(model, support, query, pairs)`: the loss of one episode at each pair.
+
+    `model` is a quantized embedding in training mode. `support` is `(N, K, C, H, W)` and `query` is `(N, Q, C, H, W)`;
+    the first index is the class. `pairs` is a list of pairs that begins with `mq.FP`. Return a tensor of
+    `len(pairs)` losses that `backward` can start from.
+
+    For each pair run support **and** query as one batch inside `with mq.at(model, bits):`. A prototype is the mean
+    embedding of the K examples of a class, and a logit is minus the squared distance to a prototype. The loss is the
+    mean cross-entropy with the labels and, at all pairs but FP, plus the mean cross-entropy with the probabilities at
+    FP of the same queries. No gradient flows into these probabilities.
+    """,
+    hints=[
+        "images = torch.cat([support.flatten(0, 1), query.flatten(0, 1)]); the first N K rows of model(images) are the "
+        "support.",
+        "torch.nn.functional.cross_entropy takes labels, torch.arange(N).repeat_interleave(Q), and it takes "
+        "probabilities, (N Q, N), too.",
+        "At FP keep teacher = logits.detach().softmax(1); at the other pairs add cross_entropy(logits, teacher).",
+    ],
+    solution=_pair_losses,
+    grade=_grade_pair_losses,
+)
+
+# --- 6.3 -------------------------------------------------------------------------------------------------------
 
 
 def _cross_enrolment(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -180,6 +391,7 @@ def _wrong_accuracies(support: Tensor, query: Tensor, right: Tensor) -> list[tup
         ("the labels are in another order: the query's first index is its class", _accuracies_of(far, cycled)),
         ("a prototype is the mean of its K examples: you take the sum", _accuracies(support.sum(2), query)),
         ("a prototype is the mean of its K examples: you take only the first", _accuracies(support[:, :, 0], query)),
+        ("a prototype is the mean of its K examples: you take the median", _accuracies(support.median(2)[0], query)),
         ("a prototype is the mean of its K examples: you take the nearest example",
          100 * (nearest == truth).float().mean(-1)),
         ("prototypes are made of the support, and you make them of the queries", _accuracies(query.mean(2), query)),
@@ -196,7 +408,7 @@ def _accuracies_of(far: Tensor, labels: Tensor) -> Tensor:
 
 cross_enrolment = Exercise(
     "cross_enrolment",
-    "6.2: A server enrols, a device asks",
+    "6.3: A server enrols, a device asks",
     difficulty=2,
     minutes=15,
     question="""
@@ -216,187 +428,4 @@ cross_enrolment = Exercise(
     grade=_grade_cross_enrolment,
 )
 
-# --- 6.3 -------------------------------------------------------------------------------------------------------
-
-
-def _adapt_at_bits(model: torch.nn.Module, support: torch.Tensor, query: torch.Tensor, bits: str) -> torch.Tensor:
-    """Logits of the query, (B, N), from prototypes of the support, (N, K, C, H, W), all at ``bits``."""
-    ways, shots = support.shape[:2]
-    with torch.no_grad(), mq.at(model, bits, "recalibrated"):
-        known = model(support.flatten(0, 1)).unflatten(0, (ways, shots))  # (N, K, features)
-        asked = model(query)  # (B, features)
-    return -torch.cdist(asked, known.mean(1)).square()
-
-
-def _grade_adapt_at_bits(student: Student, rng: Generator) -> None:
-    for bits, shots in (("W2A2", 1), ("W4A2", 3), ("W2A8", 2)):
-        model, images = _small_network(bits, rng)
-        ways = _whole(4, 5, rng)
-        count = ways * shots
-        support, query = images[:count].unflatten(0, (ways, shots)), images[count : count + 7]
-        before = _state(model)
-        got = student(model, support, query, bits)
-        _left_as_it_was(model, before)
-        want = _logits(model, support, query, bits, bits).double()
-        where = f"bits = {bits}, {ways} ways, {shots} shots"
-        shown = checked(got, want.float())
-        expect(shown, want, where, _wrong_logits(model, support, query, bits))
-
-
-def _small_network(bits: str, rng: Generator) -> tuple[nn.Module, Tensor]:
-    """A small embedding with statistics for ``bits`` and FP, and images, (32, 1, 16, 16), both in float64."""
-    with torch.random.fork_rng():
-        torch.manual_seed(_whole(0, 2**30, rng))
-        model = mq.models.conv4(channels=6, image_size=16, classes=None)
-        images = torch.rand(32, 1, 16, 16, dtype=torch.float64).pow(3)  # no rounding falls another way in float64
-        mq.quantize(model.double(), "lsq", sample=images)
-        mq.recalibrate(model, images, f"{bits},FP")
-        model.eval()
-    return model, images
-
-
-def _state(model: nn.Module) -> tuple[Any, ...]:
-    setting = setting_of(model)
-    numbers = {name: value.clone() for name, value in model.state_dict().items()}
-    return (str(setting.bits), dict(setting.per_layer)), setting.norm_stats, model.training, numbers
-
-
-def _left_as_it_was(model: nn.Module, before: tuple[Any, ...]) -> None:
-    """A Mistake names what of the model has changed."""
-    (bits, layers), policy, training, numbers = before
-    setting = setting_of(model)
-    if (str(setting.bits), dict(setting.per_layer)) != (bits, layers):
-        raise Mistake(f"the model is left at {setting.bits}, it was at {bits}: use `with mq.at(model, bits, ...)`")
-    if setting.norm_stats != policy:
-        raise Mistake(
-            f'the model is left with norm statistics "{setting.norm_stats}", it had "{policy}": '
-            "give the policy to mq.at, which restores it"
-        )
-    if model.training != training:
-        raise Mistake("the model is left in training mode: it was in evaluation mode")
-    now = model.state_dict()
-    if now.keys() != numbers.keys() or any(not torch.equal(now[name], value) for name, value in numbers.items()):
-        raise Mistake("numbers of the model have changed: a prototypical network learns classes without changing any")
-
-
-def _logits(
-    model: nn.Module, support: Tensor, query: Tensor, known_at: str, asked_at: str, stats: str = "recalibrated"
-) -> Tensor:
-    """-|q - c|^2, (B, N), with the support at one pair and the query at another."""
-    with torch.no_grad():
-        with mq.at(model, known_at, stats):
-            prototypes = model(support.flatten(0, 1)).unflatten(0, support.shape[:2]).mean(1)  # (N, features)
-        with mq.at(model, asked_at, stats):
-            asked = model(query)  # (B, features)
-    return -(asked[:, None] - prototypes).square().sum(2)
-
-
-def _wrong_logits(model: nn.Module, support: Tensor, query: Tensor, bits: str) -> list[tuple[str, Tensor]]:
-    right = _logits(model, support, query, bits, bits)
-    both = torch.cat([support.flatten(0, 1), query])
-    ways, shots = support.shape[:2]
-    with torch.no_grad():
-        with mq.at(model, bits, "batch"):
-            out = model(both)
-            sums = out[: ways * shots].unflatten(0, (ways, shots))
-        with mq.at(model, bits, "recalibrated"):
-            known = model(support.flatten(0, 1)).unflatten(0, (ways, shots))
-            asked = model(query)
-    leak = -(out[ways * shots :][:, None] - sums.mean(1)).square().sum(2)
-    foreign = _foreign(model, support, query, bits)
-    neighbours = "it uses the statistics of the batch, so that a query depends on its neighbours: "
-    policy = 'ask mq.at for "recalibrated" statistics'
-    return [
-        ("the logits have the wrong sign: the nearest class needs the largest", -right),
-        ("this is the distance: square it", -(-right).sqrt()),
-        ("this is the distance, with the wrong sign: the logit is minus its square", (-right).sqrt()),
-        (f"both run at full precision: wrap the passes in mq.at(model, bits, ...) (bits = {bits})",
-         _logits(model, support, query, "FP", "FP")),
-        (f"both run at full precision: wrap the passes in mq.at(model, bits, ...) (bits = {bits})",
-         _logits(model, support, query, "FP", "FP", "running")),
-        ("the support runs at FP and the query at bits: that is another exercise, here both are at bits",
-         _logits(model, support, query, "FP", bits)),
-        ("the query runs at FP, after the block has ended: both passes belong inside",
-         _logits(model, support, query, bits, "FP")),
-        ("the query runs after the block has ended, at FP and under running statistics: both passes belong inside",
-         foreign["query outside"]),
-        ("the support runs before the block, at FP and under running statistics: both passes belong inside",
-         foreign["support outside"]),
-        (f"it uses the running statistics, which are those of full precision: {policy}",
-         _logits(model, support, query, bits, bits, "running")),
-        (neighbours + policy, _logits(model, support, query, bits, bits, "batch")),
-        ("support and query run in one batch under its statistics, so that queries leak into the prototypes: " + policy,
-         leak),
-        ("it uses the statistics of FP at other bits: those of a pair belong to it", foreign["statistics of FP"]),
-        *_wrong_prototypes(right, known, asked),
-    ]  # fmt: skip
-
-
-def _wrong_prototypes(right: Tensor, known: Tensor, asked: Tensor) -> list[tuple[str, Tensor]]:
-    """Mistakes after the passes, whose embeddings are ``known``, (N, K, features), and ``asked``, (count, features)."""
-    ways, shots = known.shape[:2]
-    return [
-        ("a prototype is the mean of its examples: you take the sum",
-         -(asked[:, None] - known.sum(1)).square().sum(2)),
-        ("a prototype is the mean of its examples: you take only the first",
-         -(asked[:, None] - known[:, 0]).square().sum(2)),
-        ("the mean is over the classes, not over the examples of a class: the shape is (N, K, ...)",
-         -(asked[:, None] - known.flatten(0, 1).unflatten(0, (shots, ways)).mean(0)).square().sum(2)),
-        ("these are probabilities: return the logits", right.softmax(1)),
-        ("these are log-probabilities: return the logits", right.log_softmax(1)),
-        ("this averages the squared differences over the features: take the sum", right / asked.shape[1]),
-        ("this is the inner product: the logit is minus the squared distance", asked @ known.mean(1).T),
-    ]  # fmt: skip
-
-
-def _foreign(model: nn.Module, support: Tensor, query: Tensor, bits: str) -> dict[str, Tensor]:
-    """Logits of passes that run in part outside the block, or under another pair's statistics."""
-    with torch.no_grad():
-        plain = [model(images) for images in (support.flatten(0, 1), query)]
-        with mq.at(model, bits, "recalibrated"):
-            inside = [model(images) for images in (support.flatten(0, 1), query)]
-        saved = {name: value.clone() for name, value in model.named_buffers()}
-        buffers = dict(model.named_buffers())
-        for name in saved:
-            if name.endswith(f"stats_{bits}"):
-                buffers[name].copy_(saved[name.replace(bits, "FP")])
-        with mq.at(model, bits, "recalibrated"):
-            other = [model(images) for images in (support.flatten(0, 1), query)]
-        for name, value in saved.items():
-            buffers[name].copy_(value)
-
-    def score(known: Tensor, asked: Tensor) -> Tensor:
-        prototypes = known.unflatten(0, support.shape[:2]).mean(1)
-        return -(asked[:, None] - prototypes).square().sum(2)
-
-    return {
-        "query outside": score(inside[0], plain[1]),
-        "support outside": score(plain[0], inside[1]),
-        "statistics of FP": score(other[0], other[1]),
-    }
-
-
-adapt_at_bits = Exercise(
-    "adapt_at_bits",
-    "6.3: Learn new classes at a bitwidth",
-    difficulty=2,
-    minutes=15,
-    question="""
-    Write `adapt_at_bits(model, support, query, bits)`: learn the classes of `support` with a prototypical network at
-    `bits`, and return the logits of the query.
-
-    `model` is a quantized embedding in evaluation mode, at FP, which has recalibrated norm statistics for `bits`.
-    `support` is `(N, K, C, H, W)`, `query` is `(B, C, H, W)`, `bits` a string such as "W2A2". The logits are `(B, N)`:
-    minus the squared Euclidean distance to each class's prototype. Support **and** query run at `bits`, under
-    recalibrated statistics, and the model must afterwards be as it was before.
-    """,
-    hints=[
-        "The model takes images, (batch, C, H, W): support.flatten(0, 1) makes one batch of N K images.",
-        'Both passes go inside one block: with torch.no_grad(), mq.at(model, bits, "recalibrated"): ...',
-        "out.unflatten(0, (N, K)).mean(1) are the prototypes; -torch.cdist(asked, prototypes).square() are the logits.",
-    ],
-    solution=_adapt_at_bits,
-    grade=_grade_adapt_at_bits,
-)
-
-EXERCISES = (codes_used, cross_enrolment, adapt_at_bits)
+EXERCISES = (own_steps, pair_losses, cross_enrolment)

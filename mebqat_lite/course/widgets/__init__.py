@@ -11,6 +11,7 @@ with of_the_lab():
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.embedding_plane import embedding_plane
     from mebqat_lite.course.widgets.inner_steps import inner_steps
+    from mebqat_lite.course.widgets.new_classes import challenge
     from mebqat_lite.course.widgets.norm_policies import norm_policies
     from mebqat_lite.course.widgets.paintings import paintings
     from mebqat_lite.course.widgets.pair_board import pair_board
@@ -22,10 +23,11 @@ with of_the_lab():
 
 __all__ = [
     "bit_planes",
+    "challenge",
     "draw_your_own",
-    "layer_bits",
     "embedding_plane",
     "inner_steps",
+    "layer_bits",
     "method_comparison",
     "norm_policies",
     "paintings",

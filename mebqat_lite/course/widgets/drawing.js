@@ -1,33 +1,35 @@
-// The drawing pad of lesson 06: boxes that hold strokes, [x, y, x, y, ...] each in 0 .. 1, or 28 x 28 pixels of 4 levels.
-// Python owns the boxes (fill, undo, clear); here a finished stroke is added to them.
+// A drawing pad of lesson 06: boxes that hold strokes, [x, y, x, y, ...] each in 0 .. 1, or 28 x 28 pixels of 4 levels.
+// Python owns the boxes (fill, undo, clear); here a finished stroke is added to them. Each name has a column of boxes,
+// which grows: it shows one empty box after the last that is filled, and one empty column stands after the last filled.
 
-const NAMES = "ABCDE";
 const SIDE = 28;
 const PEN = 0.055; // width of a stroke, of the box
 const STEP = 1 / 14; // of the pen for an arrow key; with Shift a quarter
 
 function render({ model, el }) {
-  const ways = model.get("ways"), shots = model.get("shots");
+  const names = model.get("names"), shots = model.get("shots");
   const root = child(el, "div", "mq-pad");
   root.setAttribute("data-lm-suppress-shortcuts", "true"); // keys drawn with are not JupyterLab's
-  const grid = child(root, "div", "mq-pad-classes");
-  grid.style.gridTemplateColumns = `repeat(${ways}, auto)`;
-  const boxes = [];
-  for (let way = 0; way < ways; way++) {
-    const column = child(grid, "div", "mq-pad-class");
-    child(column, "div", "mq-pad-name").textContent = `class ${NAMES[way]}`;
-    for (let shot = 0; shot < shots; shot++) {
-      boxes.push(new Box(model, column, way * shots + shot, `class ${NAMES[way]}, example ${shot + 1} of ${shots}`));
-    }
-  }
-  const side = child(root, "div", "mq-pad-query");
-  child(side, "div", "mq-pad-name").textContent = "? query: which class is it?";
-  boxes.push(new Box(model, side, ways * shots, "query"));
-  const hint = child(side, "div", "mq-pad-hint");
-  hint.textContent =
-    "Draw with mouse, finger or pen; delete a box with ×. By keys: Tab to a box, arrows move the pen, " +
-    "Space sets it down and lifts it, Delete empties the box, Ctrl+Z takes back.";
-  const redraw = () => boxes.forEach((box) => box.paint());
+  const grid = child(root, "div", "mq-pad-columns");
+  const columns = names.map((name, way) => {
+    const element = child(grid, "div", "mq-pad-column");
+    child(element, "div", "mq-pad-name").textContent = name;
+    const label = (shot) => (shots > 1 ? `${name}, example ${shot + 1} of ${shots}` : name);
+    const boxes = [...Array(shots).keys()].map((shot) => new Box(model, element, way * shots + shot, label(shot)));
+    return { element, boxes };
+  });
+  if (model.get("hint")) child(root, "div", "mq-pad-hint").textContent = model.get("hint");
+  const redraw = () => {
+    const filled = columns.map(({ boxes }) => boxes.findLastIndex((box) => box.isFull));
+    const last = filled.findLastIndex((count) => count >= 0);
+    columns.forEach(({ element, boxes }, way) => {
+      element.hidden = way > last + 1;
+      boxes.forEach((box, shot) => {
+        box.frame.hidden = shot > filled[way] + 1;
+        box.paint();
+      });
+    });
+  };
   model.on("change:boxes", redraw);
   redraw();
   return () => model.off("change:boxes", redraw);
@@ -36,9 +38,9 @@ function render({ model, el }) {
 class Box {
   constructor(model, parent, index, name) {
     Object.assign(this, { model, index, name, line: null, pen: [0.5, 0.5] });
-    const frame = child(parent, "div", "mq-pad-box");
-    this.canvas = child(frame, "canvas", index === model.get("ways") * model.get("shots") ? "mq-pad-large" : "");
-    this.canvas.width = this.canvas.height = this.canvas.className ? 352 : 168; // twice the size on the page
+    const frame = (this.frame = child(parent, "div", "mq-pad-box"));
+    this.canvas = child(frame, "canvas", model.get("shots") === 1 ? "mq-pad-large" : "");
+    this.canvas.width = this.canvas.height = this.canvas.className ? 300 : 132; // twice the size on the page
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
     this.cross = child(frame, "button", "mq-pad-cross");
@@ -51,6 +53,10 @@ class Box {
 
   get content() {
     return this.model.get("boxes")[this.index];
+  }
+
+  get isFull() {
+    return this.content.strokes.length > 0 || this.content.pixels !== "";
   }
 
   set(content) {
@@ -128,7 +134,7 @@ class Box {
   paint() {
     const { canvas, content } = this, size = canvas.width, draw = canvas.getContext("2d");
     const strokes = this.line ? [...content.strokes, this.line] : content.strokes;
-    const full = strokes.length > 0 || content.pixels !== "";
+    const full = strokes.length > 0 || this.isFull;
     draw.fillStyle = "#fff";
     draw.fillRect(0, 0, size, size);
     if (content.pixels && !this.line) pixels(draw, content.pixels, size);

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,35 +12,26 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import matplotlib.pyplot as plt
 import torch
 import traitlets
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
 
-from mebqat_lite import datasets, methods, paths
-from mebqat_lite.bits import FULL, Bits, BitsLike
-from mebqat_lite.checkpoint import load_model
-from mebqat_lite.course.widgets import svg
-from mebqat_lite.course.widgets.base import Live, buttons, card, labelled
-from mebqat_lite.course.widgets.svg import Style
-from mebqat_lite.datasets.base import Split
+from mebqat_lite.bits import Bits
+from mebqat_lite.course.widgets.base import card
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.new_classes import PAIRS, Embedded
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import ProtoNet
-from mebqat_lite.learners.maml import FOMAML
-from mebqat_lite.recipe import Recipe
-from mebqat_lite.switching.norms import is_recalibrated, recalibrate
+from mebqat_lite.measure import plots
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, LIGHT, SMALLEST, VERMILION, WHITE, color_of, pale
 
 WAYS, SHOTS, SIDE = 5, 3, 28
 NAMES = "ABCDE"
 # As `data/make_glyphs.py` draws: the longest side is 13 to 22 pixels, the pen's radius 0.65 to 0.85, four grey levels.
 LENGTH, RADIUS, LEVELS = 17.5, 0.75, 4
-START = 14  # the task that the boxes hold first: picked, because there the answer changes with the bits
-CALIBRATION = 200  # training images that measure the statistics of a pair that comes without
-WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16, FULL)
-SHIPPED = {  # title -> the file, and the quantizer that is set after training
-    "PN + PTQ-MSE": ("glyphs-pn", "least_squares"),
-    "MEBQAT-PN": ("glyphs-mebqat_pn", ""),
-    "MEBQAT-MAML": ("glyphs-mebqat_maml", ""),
-}
 Box = Mapping[str, Any]  # "strokes": [[x, y, x, y, ...], ...] in 0 .. 1, or "pixels": 784 digits 0 .. 3, row by row
 EMPTY: dict[str, Any] = {"strokes": [], "pixels": ""}
 
@@ -98,55 +87,47 @@ def box_of(image: Tensor, **more: Any) -> dict[str, Any]:
 # --- what is computed ------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Network:
-    """A trained few-shot network, and how it learns new classes."""
-
-    title: str
-    model: nn.Module
-    learner: ProtoNet | FOMAML
-    calibration: Tensor  # training images, (count, 1, 28, 28), that measure norm statistics which the model lacks
-
-    @property
-    def norm_stats(self) -> str:
-        """Statistics of the pair for prototypes, those of the examples for FOMAML: a single query works with both."""
-        return "recalibrated" if isinstance(self.learner, ProtoNet) else "support"
-
-
 @dataclass(frozen=True)
-class DrawingResult:
-    """The answer to one query."""
+class Answers:
+    """What each method answers to one query at each pair.
 
-    title: str
-    bits: Bits
-    names: list[str]  # of the classes
-    scores: list[float]  # probability of each class in percent: the softmax of the logits
-    milliseconds: float  # to learn the classes and to answer
+    ``distances[title, pair]`` lists the distances of the query to the classes, in the order of ``names``. The unit is
+    the distance that only one in ten queries exceeds to the only example of its own class, at this method and pair.
+    """
 
-    @property
-    def answer(self) -> str:
-        """The most probable class."""
-        return self.names[self.scores.index(max(self.scores))]
+    names: list[str]
+    distances: dict[tuple[str, str], list[float]]  # empty while there are less than two classes or no query
+    truth: str = ""  # the query's class, if it is known
+
+    def nearest(self, title: str, pair: str) -> tuple[str, float]:
+        """Return the nearest class and its distance."""
+        row = self.distances[title, pair]
+        return self.names[row.index(min(row))], min(row)
+
+    def answer(self, title: str, pair: str) -> str:
+        """Return the nearest class, or "none" if even this one is farther than 1."""
+        name, distance = self.nearest(title, pair)
+        return name if distance <= 1 else "none"
 
 
-def compute(network: Network, support: Mapping[str, Tensor], query: Tensor, bits: BitsLike) -> DrawingResult:
-    """Learn the classes of ``support`` at ``bits``, and classify ``query``.
+def compute(embedded: Embedded, support: Mapping[str, Tensor], query: Tensor | None, truth: str = "") -> Answers:
+    """Learn the classes of ``support`` with each network at each pair, and measure how far ``query`` is from them.
 
     Args:
-        network: and its learner.
-        support: by class its examples, (examples, 1, 28, 28), white on black, 0 to 1; two classes at least.
-        query: the image to classify, (1, 28, 28).
-        bits: the pair at which all of it runs. Statistics that the network lacks are measured and stored with it.
+        embedded: the networks, and the images by which their distances are judged.
+        support: by class its examples, (examples, 1, 28, 28), white on black, 0 to 1.
+        query: the image to classify, (1, 28, 28). Without it, or with less than two classes, nothing is computed.
+        truth: the query's class, if it is known.
     """
-    pair, model = Bits.parse(bits), cut_to(network.model, len(support))
-    if network.norm_stats == "recalibrated" and not is_recalibrated(model, str(pair)):
-        recalibrate(model, network.calibration, pair)
-    start = time.perf_counter()
-    predict = network.learner.adapt(model, even(list(support.values())), pair, network.norm_stats)
-    logits = predict(query[None])[0]  # (N,)
-    milliseconds = 1000 * (time.perf_counter() - start)
-    scores = (100 * logits.double().softmax(0)).tolist()
-    return DrawingResult(network.title, pair, list(support), scores, milliseconds)
+    found: dict[tuple[str, str], list[float]] = {}
+    if query is not None and len(support) > 1:
+        for title in embedded.networks:
+            for pair in PAIRS:
+                learned = ProtoNet().adapt(embedded.ready(title, pair), even(list(support.values())), Bits.parse(pair),
+                                           "recalibrated")  # fmt: skip
+                far = (-learned(query[None])[0]).clamp(min=0).sqrt()  # (N,)
+                found[title, pair] = (far / embedded.usual(title, pair)).tolist()
+    return Answers(list(support), found, truth)
 
 
 def even(classes: Sequence[Tensor]) -> Tensor:
@@ -157,182 +138,244 @@ def even(classes: Sequence[Tensor]) -> Tensor:
     return torch.stack([images.repeat(shots // len(images), 1, 1, 1) for images in classes])
 
 
-def cut_to(model: nn.Module, ways: int) -> nn.Module:
-    """The network for ``ways`` classes: a copy whose classifier has that many of its outputs, where it has one.
-
-    Raises:
-        ValueError: fewer than two classes, or more than the classifier has outputs.
-    """
-    if ways < 2:
-        raise ValueError(f"there must be two classes at least, not {ways}")
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or model.get_submodule(linear[-1]).out_features == ways:
-        return model
-    cut = copy.deepcopy(model)
-    head: Any = cut.get_submodule(linear[-1])
-    if head.out_features < ways:
-        raise ValueError(f"this network tells {head.out_features} classes apart, not {ways}")
-    head.weight, head.out_features = nn.Parameter(head.weight.detach()[:ways].clone()), ways
-    if head.bias is not None:
-        head.bias = nn.Parameter(head.bias.detach()[:ways].clone())
-    return cut
-
-
 # --- the picture -----------------------------------------------------------------------------------------------
 
-FRAME, BEST, OTHER = Style(svg.DARK, width=1), svg.BLUE, svg.PALE
-LEFT, TOP, ROW, WIDE = 190, 50, 46, 330  # pixels: where bars begin, the first row, a row's height, a full bar
+SIZE = (5.75, 2.1)  # inches, beside the query
+GRID, BARS = (0.27, 0.2, 0.46, 0.62), (0.79, 0.2, 0.19, 0.62)  # left, bottom, width and height of the two axes
+FARTHEST = 2.0  # where the bars end
 
 
-def picture(
-    support: Mapping[str, Tensor], query: Tensor | None, result: DrawingResult | None, state: str, truth: str = ""
-) -> str:
-    """What the network sees of the examples, and its scores, as SVG. ``state`` is method and pair."""
-    height = TOP + ROW * max(len(support), 3) + 26
-    parts = [svg.text(12, 24, _headline(support, query, result, truth), size=16)]
-    for row, (name, images) in enumerate(support.items()):
-        parts.append(_class_row(TOP + ROW * row, name, images, result))
-    if support:
-        parts.append(svg.text(LEFT, height - 10, "score: softmax of the logits (%)", size=11.5))
-    if query is not None:
-        parts.append(_seen(query, result, truth))
-    title = f"{state}: {_headline(support, query, result, truth)}"
-    return svg.figure(800, height, title, *parts)
+def picture(titles: Sequence[str]) -> Drawing:
+    """Draw the answers as a grid of methods and pairs, and beside it the distances behind one of them.
+
+    The drawing takes pairs ``(answers, chosen)``, where ``chosen`` is a title and a pair.
+    """
+    with plots.style(), plt.rc_context({"axes.grid": False}):
+        figure = plt.figure(figsize=SIZE, layout="none")
+        grid = _Grid(figure.add_axes(GRID), titles)
+        bars = _Bars(figure.add_axes(BARS))
+    heading = figure.axes[0].text(0, -0.3, "", fontsize=11, va="bottom")
+
+    def update(shown: tuple[Answers, tuple[str, str]]) -> str:
+        answers, chosen = shown
+        words = spoken(answers, chosen)
+        heading.set(text=_headline(answers, chosen), x=-0.58 * len(PAIRS))
+        grid.update(answers, chosen)
+        bars.update(answers, chosen)
+        return words
+
+    return Drawing(figure, update, [heading, *grid.moving, *bars.moving])
 
 
-def _headline(support: Mapping[str, Tensor], query: Tensor | None, result: DrawingResult | None, truth: str) -> str:
-    if result is not None:
-        found = f"{result.title} at {result.bits} answers {result.answer} ({max(result.scores):.0f} %)"
-        return found + (f"; it is class {truth}" if truth else "")
-    if len(support) < 2:
-        return f"Draw examples of two classes at least: there {'is 1' if len(support) == 1 else 'are none'}"
-    return "Now draw one of your classes once more, in the box with the question mark"
+class _Grid:
+    """A cell for each method and pair, with the answer and its distance."""
+
+    def __init__(self, axes: Any, titles: Sequence[str]) -> None:
+        self.places = {(title, pair): (x, y) for y, title in enumerate(titles) for x, pair in enumerate(PAIRS)}
+        self.cells = {key: axes.add_patch(Rectangle((x, y), 0.94, 0.9)) for key, (x, y) in self.places.items()}
+        look: dict[str, Any] = {"ha": "center", "va": "center"}
+        self.words = {key: axes.text(x + 0.47, y + 0.45, "", **look) for key, (x, y) in self.places.items()}
+        self.frame = axes.add_patch(Rectangle((0, 0), 0.94, 0.9, fill=False, edgecolor=BLACK, linewidth=2.5))
+        self.moving = [*self.cells.values(), *self.words.values(), self.frame]
+        axes.set(xlim=(-0.05, len(PAIRS)), ylim=(len(titles), -0.05), frame_on=False, xlabel="bits")
+        axes.set_xticks([x + 0.47 for x in range(len(PAIRS))], [_width(pair) for pair in PAIRS])
+        axes.set_yticks([y + 0.45 for y in range(len(titles))], titles)
+        axes.tick_params(length=0)
+        for label in axes.get_yticklabels():
+            label.set(color=color_of(label.get_text()), fontweight="bold")
+
+    def update(self, answers: Answers, chosen: tuple[str, str]) -> None:
+        for key, cell in self.cells.items():
+            if not answers.distances:
+                cell.set(facecolor=LIGHT)
+                self.words[key].set(text="")
+                continue
+            said = answers.answer(*key)
+            is_wrong = bool(answers.truth) and said not in (answers.truth, "none")
+            face = VERMILION if is_wrong else LIGHT if said == "none" else pale(BLUE, 0.75)
+            cell.set(facecolor=face)
+            words = f"{said}\n{min(answers.nearest(*key)[1], 9.9):.1f}"
+            self.words[key].set(text=words, color=WHITE if is_wrong else BLACK, fontsize=SMALLEST)
+        self.frame.set(xy=self.places[chosen])
 
 
-def _class_row(top: float, name: str, images: Tensor, result: DrawingResult | None) -> str:
-    """Name and examples of a class, and its bar."""
-    parts = [svg.text(14, top + 25, name, size=17)]
-    for i, image in enumerate(images):
-        parts.append(_framed(36 + 44 * i, top, 40, image))
-    if result is not None:
-        score, best = result.scores[result.names.index(name)], name == result.answer
-        fill = BEST if best else OTHER
-        parts.append(svg.tag("rect", x=LEFT, y=top + 6, width=max(WIDE * score / 100, 1), height=26, fill=fill))
-        words = f"{score:.1f} %" + (" ◀ answer" if best else "")
-        parts.append(svg.text(LEFT + WIDE * score / 100 + 8, top + 24, words, size=13))
-    return "".join(parts)
+class _Bars:
+    """The distance of the query to each class, and the line beyond which the answer is "none of these"."""
+
+    def __init__(self, axes: Any) -> None:
+        self.bars = list(axes.barh(range(WAYS), [0.0] * WAYS, height=0.7))
+        self.names = [axes.text(-0.08, i, "", ha="right", va="center", fontsize=SMALLEST) for i in range(WAYS)]
+        limit = axes.plot([1, 1], [-0.6, WAYS - 0.4], "--", color=BLACK)
+        self.moving = [*self.bars, *self.names, *limit]
+        axes.set(xlim=(0, FARTHEST), ylim=(WAYS - 0.4, -0.6), yticks=[], xticks=[0, 1, 2], xlabel="distance")
+
+    def update(self, answers: Answers, chosen: tuple[str, str]) -> None:
+        row = answers.distances.get(chosen, [])
+        for place, (bar, name) in enumerate(zip(self.bars, self.names, strict=True)):
+            is_shown = place < len(row)
+            bar.set(width=min(row[place], FARTHEST) if is_shown else 0)
+            bar.set_color(BLUE if is_shown and row[place] == min(row) else GREY)
+            name.set_text(answers.names[place] if is_shown else "")
 
 
-def _seen(query: Tensor, result: DrawingResult | None, truth: str) -> str:
-    """The query as the network sees it, 28 x 28; framed thickly where the answer is known to be wrong."""
-    wrong = bool(truth) and result is not None and result.answer != truth
-    style = Style(svg.VERMILION, width=4) if wrong else FRAME
-    words = f"wrong: it is class {truth}" if wrong else "the query, 28 x 28"
-    return _framed(656, TOP, 126, query, style) + svg.text(719, TOP + 144, words, "middle", 12)
+def _width(pair: str) -> str:
+    return "FP" if pair == "FP" else str(Bits.parse(pair).w)
 
 
-def _framed(x: float, y: float, size: float, image: Tensor, style: Style = FRAME) -> str:
-    frame = svg.tag("rect", x=x, y=y, width=size, height=size, **style.paint)
-    return svg.gray_image(x, y, size, image[0].tolist()) + frame
+def _headline(answers: Answers, chosen: tuple[str, str]) -> str:
+    """The chosen answer, or what is still to be drawn."""
+    if answers.distances:
+        title, pair = chosen
+        said = answers.answer(*chosen)
+        told = f"{title} at {pair}: " + ("none of these" if said == "none" else f"class {said}")
+        return told + (f"; it is class {answers.truth}" if answers.truth else "")
+    if len(answers.names) < 2:
+        return f"Draw examples of two classes at least: there {'is 1' if answers.names else 'are none'}"
+    return "Now draw one of your classes once more, as the query"
 
 
-def describe(result: DrawingResult, support: Mapping[str, Tensor], norm_stats: str) -> str:
-    """The numbers of a result, as HTML."""
-    shown = sum(map(len, support.values()))
-    lines = [
-        f"<b>{result.title} at {result.bits}</b>: learned {len(support)} classes from {shown} examples and answered "
-        f"in {result.milliseconds:.0f} ms (measured: fake quantization saves no time); norm statistics: {norm_stats}",
-    ]
-    if not result.bits.is_candidate:
-        lines.append(f"{result.bits} is none of the pairs that methods are trained for")
-    return card(*lines)
+def spoken(answers: Answers, chosen: tuple[str, str]) -> str:
+    """The picture in words."""
+    rows = []
+    for title in dict.fromkeys(title for title, _ in answers.distances):
+        rows.append(f"{title} {', '.join(f'{_width(pair)}: {answers.answer(title, pair)}' for pair in PAIRS)}")
+    return ". ".join([_headline(answers, chosen), *rows])
+
+
+def describe(answers: Answers, chosen: tuple[str, str]) -> str:
+    """What the distances mean, as HTML."""
+    if not answers.distances:
+        return ""
+    name, distance = answers.nearest(*chosen)
+    return card(
+        f"The nearest class is {name}, at {distance:.2f}. Distance 1 is what only one in ten queries exceeds to the "
+        "only example of its own class; a query that is farther from all classes is none of these"
+    )
+
+
+def still(answers: Answers, chosen: tuple[str, str] = ("PN + PTQ-MSE", "W2A2")) -> Figure:
+    """Draw answers once, as a figure that is labelled with what it shows."""
+    drawing = picture(list(dict.fromkeys(title for title, _ in answers.distances)))
+    drawing.update((answers, chosen))
+    return drawing.figure
 
 
 # --- the widget ------------------------------------------------------------------------------------------------
 
+HINT = (
+    "Draw with mouse, finger or pen; × empties a box. By keys: Tab to a box, arrows move the pen, Space sets it down "
+    "and lifts it, Delete empties the box, Ctrl+Z takes back."
+)
+
 
 class Pad(anywidget.AnyWidget):
-    """Boxes to draw in: `WAYS` x `SHOTS` examples, class by class, then the query. By mouse, touch, pen or keys."""
+    """Boxes to draw in, a column of ``shots`` boxes for each name. By mouse, touch, pen or keys."""
 
     _esm = Path(__file__).with_suffix(".js")
     _css = Path(__file__).with_suffix(".css")
     boxes: Any = traitlets.List().tag(sync=True)
-    ways = traitlets.Int(WAYS).tag(sync=True)
-    shots = traitlets.Int(SHOTS).tag(sync=True)
+    names: Any = traitlets.List().tag(sync=True)
+    shots = traitlets.Int(1).tag(sync=True)
+    hint = traitlets.Unicode("").tag(sync=True)
 
     @traitlets.default("boxes")
     def _empty(self) -> list[Box]:
-        return [dict(EMPTY) for _ in range(WAYS * SHOTS + 1)]
+        return [dict(EMPTY) for _ in range(len(self.names) * self.shots)]
 
 
-class DrawYourOwn(Live):
-    """The widget for networks by title, and the characters that it offers as examples."""
+class DrawYourOwn(LiveFigure):
+    """The widget: a query and the answers to it, and beneath them the examples of each class.
 
-    def __init__(self, networks: Mapping[str, Network], examples: Split, filled: bool = True) -> None:
-        self.networks, self.pad = dict(networks), Pad()
-        self.episodes = Episodes(examples, WAYS, 1, SHOTS, seed=6)
-        self.number, self.asked = START - 1, 0  # of the episode that fills the boxes; of its query
-        self.history: list[list[Box]] = []
+    Args:
+        embedded: the networks, and the images that are offered as examples.
+        filled: whether the boxes begin with such examples.
+    """
+
+    def __init__(self, embedded: Embedded, filled: bool = True) -> None:
+        self.embedded = embedded
+        self.titles = list(embedded.networks)
+        self.chosen = (self.titles[0], PAIRS[0])
+        self.query = Pad(names=["query: which class?"])
+        self.classes = Pad(names=[f"class {name}" for name in NAMES], shots=SHOTS, hint=HINT)
+        self.pads = (self.classes, self.query)
+        self.episodes = Episodes(embedded.split, WAYS, 1, SHOTS, seed=6)
+        self.number, self.asked = -1, 0  # of the episode that fills the boxes; of its query
+        self.history: list[list[list[Box]]] = []
         if filled:
             self.fill()
             self.history.clear()
-        super().__init__(_controls(list(self.networks)), self._render)
+        drawing = picture(self.titles)
+        super().__init__({}, self._answers, drawing, words=lambda shown: describe(*shown))
         actions = {
             "example characters": self.fill,
             "new query": self.ask,
             "undo": self.undo,
-            "clear all": lambda: self._show([dict(EMPTY) for _ in self.pad.boxes]),
+            "clear all": lambda: self._put([[dict(EMPTY) for _ in pad.boxes] for pad in self.pads]),
         }
         self.actions = {words: _button(words, self._showing(act)) for words, act in actions.items()}
-        self.children = [self.pad, ipywidgets.HBox(list(self.actions.values())), *self.parts]
-        self.pad.observe(self._drawn, "boxes")
-        self.pad.on_msg(lambda _pad, content, _buffers: self.undo() if content == "undo" else None)
+        _, error, answers = self.parts
+        self.children = [ipywidgets.HBox([self.query, answers]), error, ipywidgets.HBox([*self.actions.values()]),
+                         self.classes]  # fmt: skip
+        self.add_class("mq-pad-all")
+        label = "the answer that is explained: click a cell, or choose one with the arrow keys"
+        self.touch(drawing.figure.axes[0], label, lambda x, y: self._choose(int(x), int(y)), self._step)
+        for pad in self.pads:
+            pad.observe(self._drawn, "boxes")
+            pad.on_msg(lambda _pad, content, _buffers: self.undo() if content == "undo" else None)
 
     def fill(self) -> None:
         """Put an example of each of five characters into the boxes, and another of one of them as the query."""
         self.number, self.asked = self.number + 1, 0
         support = self.episodes[self.number].support  # (WAYS, 1, 1, 28, 28)
-        boxes = [box_of(images[0]) if shot == 0 else dict(EMPTY) for images in support for shot in range(SHOTS)]
-        self._show([*boxes, self._question()])
+        boxes: list[Box] = [
+            box_of(images[0]) if shot == 0 else dict(EMPTY) for images in support for shot in range(SHOTS)
+        ]
+        self._put([boxes, [self._question()]])
 
     def ask(self) -> None:
         """Ask for another of the example characters, or, where the classes are drawn, empty the query's box."""
         self.asked += 1
-        drawn = any(box["strokes"] for box in self.pad.boxes[:-1]) or not any(b["pixels"] for b in self.pad.boxes[:-1])
-        self._show([*self.pad.boxes[:-1], dict(EMPTY) if drawn else self._question()])
+        boxes = self.classes.boxes
+        drawn = any(box["strokes"] for box in boxes) or not any(box["pixels"] for box in boxes)
+        self._put([boxes, [dict(EMPTY) if drawn else self._question()]])
 
     def undo(self) -> None:
         """Take back the last change of the boxes."""
         if self.history:
-            before = self.history.pop()
-            with self._forgetting():
-                self.pad.boxes = before
+            self._set(self.history.pop())
 
     def _question(self) -> Box:
         """A query of the episode that fills the boxes; which one follows from the numbers alone."""
         label = (2 * self.number + 3 * self.asked + 1) % WAYS
         return box_of(self.episodes[self.number].query[label, self.asked % SHOTS], truth=NAMES[label])
 
-    def _show(self, boxes: list[Box]) -> None:
-        self.history.append(self.pad.boxes)
-        with self._forgetting():
-            self.pad.boxes = boxes
+    def _put(self, boxes: list[list[Box]]) -> None:
+        self.history.append([pad.boxes for pad in self.pads])
+        self._set(boxes)
+
+    def _set(self, boxes: list[list[Box]]) -> None:
+        """Change the boxes of both pads at once. This is no stroke to take back."""
+        with self._quiet():
+            for pad, content in zip(self.pads, boxes, strict=True):
+                pad.boxes = content
+        if hasattr(self, "controls"):  # not while it is being built
+            self.update()
 
     @contextlib.contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """Changes inside the block are no strokes to take back."""
+    def _quiet(self) -> Iterator[None]:
         self.own = True
         try:
             yield
         finally:
             self.own = False
 
+    own = False
+
     def _drawn(self, change: Mapping[str, Any]) -> None:
         if not self.own:
-            self.history = [*self.history[-99:], change["old"]]
-        self.update()
-
-    own = False
+            before = [change["old"] if pad is change["owner"] else pad.boxes for pad in self.pads]
+            self.history = [*self.history[-99:], before]
+            self.update()
 
     def _showing(self, act: Callable[[], None]) -> Callable[[object], None]:
         def click(_button: object) -> None:
@@ -341,23 +384,28 @@ class DrawYourOwn(Live):
 
         return click
 
+    def _choose(self, column: int, row: int) -> None:
+        row, column = min(max(row, 0), len(self.titles) - 1), min(max(column, 0), len(PAIRS) - 1)
+        self.chosen = self.titles[row], PAIRS[column]
+        if self.pictures[0].value:  # not after an error
+            self.show((self.result[0], self.chosen))
+
+    def _step(self, right: int, up: int) -> None:
+        title, pair = self.chosen
+        self._choose(PAIRS.index(pair) + right, self.titles.index(title) - up)
+
     def read(self) -> tuple[dict[str, Tensor], Tensor | None, str]:
         """By class its examples, (examples, 1, 28, 28); the query, (1, 28, 28) or None; and its class, if known."""
-        images = [image_of(box) for box in self.pad.boxes]
+        images = [image_of(box) for box in self.classes.boxes]
         found = {}
         for way, name in enumerate(NAMES):
             if shown := [image for image in images[SHOTS * way : SHOTS * (way + 1)] if image is not None]:
                 found[name] = torch.stack(shown)
-        return found, images[-1], self.pad.boxes[-1].get("truth", "")
+        [box] = self.query.boxes
+        return found, image_of(box), box.get("truth", "")
 
-    def _render(self, w: int, a: int, method: str) -> str:
-        network, pair = self.networks[method], Bits(w, a)
-        support, query, truth = self.read()
-        if query is None or len(support) < 2:
-            return picture(support, query, None, f"{method} at {pair}")
-        result = compute(network, support, query, pair)
-        shown = picture(support, query, result, f"{method} at {pair}", truth)
-        return shown + describe(result, support, network.norm_stats)
+    def _answers(self) -> tuple[Answers, tuple[str, str]]:
+        return compute(self.embedded, *self.read()), self.chosen
 
 
 def _button(words: str, act: Callable[[object], None]) -> ipywidgets.Button:
@@ -366,32 +414,6 @@ def _button(words: str, act: Callable[[object], None]) -> ipywidgets.Button:
     return made
 
 
-def _controls(titles: list[str]) -> dict[str, ipywidgets.Widget]:
-    widths = [("FP" if width == FULL else str(width), width) for width in WIDTHS]
-    slider = ipywidgets.SelectionSlider
-    return {
-        "w": labelled("weights (bits)", slider(options=widths, value=2)),
-        "a": labelled("activations (bits)", slider(options=widths, value=2)),
-        "method": buttons("method", titles, titles[0]),
-    }
-
-
-def shipped_networks() -> dict[str, Network]:
-    """The shipped networks by title; the first is quantized here, after its training."""
-    found, data = {}, datasets.load("glyphs")
-    calibration = data.train.images[:CALIBRATION]
-    for title, (name, quantizer) in SHIPPED.items():
-        model, extra = load_model(paths.shipped("checkpoints", f"{name}.safetensors"))
-        recipe, method = Recipe(**extra["setup"]["recipe"]), methods.get(extra["method"])
-        learner = method.learner(recipe, "labels")
-        assert isinstance(learner, ProtoNet | FOMAML)
-        if quantizer:
-            methods.set_steps(model, quantizer, data)
-            recalibrate(model, calibration, [Bits(b, b) for b in WIDTHS])
-        found[title] = Network(title, model, learner, calibration)
-    return found
-
-
-def draw_your_own() -> DrawYourOwn:
-    """The widget with the shipped networks, filled with characters of the test scripts."""
-    return DrawYourOwn(shipped_networks(), datasets.load("glyphs").test)
+def draw_your_own(embedded: Embedded) -> DrawYourOwn:
+    """The widget `DrawYourOwn`, filled with characters of the split that ``embedded`` holds."""
+    return DrawYourOwn(embedded)

@@ -131,7 +131,7 @@ class _Sheet:
         self.moving = [self.image, self.words]
 
     def update(self, found: Answers) -> None:
-        self.image.set_data(mosaic(_tinted(self.pixels, found.wrong.numpy()), WIDE))
+        self.image.set_data(mosaic(tinted(self.pixels, found.wrong.numpy()), WIDE))
         self.words.set_text(f"{found.bits}: {len(found.wrong)} of {len(found.labels)} read wrongly (orange)")
 
 
@@ -153,13 +153,13 @@ class _Large:
     def update(self, found: Answers) -> None:
         wrong = found.wrong[:SHOWN].numpy()
         apart = np.pad(self.pixels[wrong], ((0, 0), (0, 0), (0, self.margin)))
-        self.image.set_data(mosaic(_tinted(apart, np.array([], dtype=int)), SHOWN))
+        self.image.set_data(mosaic(tinted(apart, np.array([], dtype=int)), SHOWN))
         answers = [f"as {int(found.predicted[i])}" for i in wrong]
         for words, answer in zip(self.words, [*answers, *[""] * (SHOWN - len(answers))], strict=True):
             words.set_text(answer)
 
 
-def _tinted(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+def tinted(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """Dark digits on white as (images, height, width, 3); the ``wrong`` ones white on orange."""
     orange = np.array(to_rgb(VERMILION))
     ink = pixels[..., None]

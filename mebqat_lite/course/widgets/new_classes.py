@@ -1,0 +1,365 @@
+"""Lesson 06: a challenge of twenty new classes at any bitwidth, and the plane in which their embeddings lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from mebqat_lite import datasets, methods, paths
+from mebqat_lite.bits import Bits, BitsLike
+from mebqat_lite.checkpoint import load_model
+from mebqat_lite.course.widgets.base import card, labelled
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.pair_board import mosaic, tinted
+from mebqat_lite.datasets.base import Data, Split
+from mebqat_lite.datasets.episodes import Episodes
+from mebqat_lite.learners import prototype_logits
+from mebqat_lite.measure import fewshot, plots
+from mebqat_lite.measure.intervals import interval
+from mebqat_lite.measure.looks import BLACK, LOOKS, PAGE, PALE, SPARE_COLORS, SPARE_MARKERS, color_of, method_of
+from mebqat_lite.switching.norms import is_recalibrated, recalibrate
+
+PAIRS = ("W2A2", "W3A3", "W4A4", "W8A8", "FP")
+WAYS, CHALLENGES, SEED = 20, 200, 6  # classes of a challenge; how many there are; what chooses them
+CALIBRATION = 512  # training images that measure norm statistics
+SHIPPED = {  # title -> the file, and the quantizer that is set after training
+    "PN + PTQ-MSE": ("glyphs-pn", "least_squares"),
+    "MEBQAT-PN": ("glyphs-mebqat_pn", ""),
+    "MEBQAT-PN in turn": ("glyphs-mebqat_pn_in_turn", ""),
+}
+
+
+def shipped_networks(data: Data | None = None) -> dict[str, nn.Module]:
+    """Load the shipped prototypical networks by the titles of their methods, in evaluation mode.
+
+    The first is quantized here, after its training; ``data`` are the glyphs on which this is done.
+    """
+    found, glyphs = {}, data or datasets.load("glyphs")
+    for title, (name, quantizer) in SHIPPED.items():
+        model, _ = load_model(paths.shipped("checkpoints", f"{name}.safetensors"))
+        if quantizer:
+            methods.set_steps(model, quantizer, glyphs)
+        found[title] = model.eval()
+    return found
+
+
+class Embedded:
+    """What networks make of all images of a split at a pair. Each is computed when it is first asked for, and kept.
+
+    Args:
+        networks: prototypical networks by their titles.
+        split: the images, and labels.
+        calibration: training images, (count, channels, height, width). They measure the norm statistics of a pair that
+            a network lacks, which are then stored with it.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], split: Split, calibration: Tensor) -> None:
+        self.networks, self.split, self.calibration = dict(networks), split, calibration
+        self.challenges = Episodes(split, WAYS, 1, 1, SEED)
+        self._known: dict[tuple[str, Bits], Tensor] = {}
+        self._scores: dict[tuple[str, Bits], Tensor] = {}
+        self._usual: dict[tuple[str, Bits], float] = {}
+
+    def at(self, title: str, bits: BitsLike) -> Tensor:
+        """Return the embeddings of all images of one network at a pair, (images, features)."""
+        key = title, Bits.parse(bits)
+        if key not in self._known:
+            self._known[key] = next(fewshot.embeddings(self.ready(*key), self.challenges, [key[1]]))
+        return self._known[key]
+
+    def ready(self, title: str, bits: BitsLike) -> nn.Module:
+        """Return a network, with norm statistics for a pair."""
+        model, pair = self.networks[title], Bits.parse(bits)
+        if not is_recalibrated(model, str(pair)):
+            recalibrate(model, self.calibration, pair)
+        return model
+
+    def usual(self, title: str, bits: BitsLike) -> float:
+        """Return the distance that only one in ten queries exceeds to the only example of its own class."""
+        key = title, Bits.parse(bits)
+        if key not in self._usual:
+            index = torch.cat([self.challenges.index(number) for number in range(CHALLENGES)])  # (queries, 2)
+            out = self.at(*key)[index]  # (queries, 2, features)
+            self._usual[key] = float((out[:, 0] - out[:, 1]).norm(dim=1).quantile(0.9))
+        return self._usual[key]
+
+    def scores(self, title: str, bits: BitsLike) -> Tensor:
+        """Return the accuracy of a network on each of the challenges in percent, (`CHALLENGES`,)."""
+        key = title, Bits.parse(bits)
+        if key not in self._scores:
+            self._scores[key] = fewshot.scores_of(self.at(title, bits), self.challenges, CHALLENGES)
+        return self._scores[key]
+
+
+# --- a challenge -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """The answers to twenty queries, one of each class, and the scores in all challenges, by title."""
+
+    bits: Bits
+    number: int
+    index: Tensor  # (classes, 2): the images of the split that are the example and the query of each class
+    answers: dict[str, Tensor]  # (classes,)
+    scores: dict[str, Tensor]  # accuracy in percent in each of the challenges, (challenges,)
+
+    def right(self, title: str) -> int:
+        """Count the right answers."""
+        return int((self.answers[title] == torch.arange(len(self.index))).sum())
+
+    def share(self, title: str) -> float:
+        """Return the right answers in percent."""
+        return 100 * self.right(title) / len(self.index)
+
+
+def compute(embedded: Embedded, bits: BitsLike, number: int) -> Challenge:
+    """Let each network learn the twenty classes of a challenge from one example each, and answer a query of each.
+
+    Everything runs at ``bits``, under norm statistics of training images at these bits.
+    """
+    index, answers = embedded.challenges.index(number), {}
+    for title in embedded.networks:
+        out = embedded.at(title, bits)[index]  # (classes, 2, features)
+        answers[title] = prototype_logits(out[:, 1], out[:, 0]).argmax(1)
+    scores = {title: embedded.scores(title, bits) for title in embedded.networks}
+    return Challenge(Bits.parse(bits), number, index, answers, scores)
+
+
+ROW = 0.3  # inches of a row of images
+GAP = 3  # white pixels around an image
+LEFT, RIGHT = 0.205, 0.93  # of the figure: where images and intervals begin and end
+LIMITS = (45, 101)  # percent
+
+
+def picture(split: Split, titles: Sequence[str]) -> Drawing:
+    """Draw a challenge: example and query of each class, what each method answers, and the scores in all challenges.
+
+    The drawing takes results of `compute` on the images of ``split``.
+    """
+    with plots.style(), plt.rc_context({"axes.grid": False}):
+        inches = {"top": 0.25, "sheet": ROW * (2 + len(titles)), "gap": 0.2, "scores": 0.22 * len(titles), "axis": 0.5}
+        height = sum(inches.values())
+        figure = plt.figure(figsize=(PAGE, height), layout="none")
+
+        def place(bottom: float, tall: float) -> Axes:
+            return figure.add_axes((LEFT, bottom / height, RIGHT - LEFT, tall / height))
+
+        below = Scores(place(inches["axis"], inches["scores"]), titles)
+        sheet = Sheet(place(height - inches["top"] - inches["sheet"], inches["sheet"]), split, titles)
+    heading = sheet.axes.text(0, 1.02, "", transform=sheet.axes.transAxes, va="bottom")
+
+    def update(result: Challenge) -> str:
+        heading.set_text(f"{result.bits}: what each method takes the query for, and how many of {WAYS} are right")
+        sheet.update(result)
+        below.update(result)
+        return spoken(result)
+
+    return Drawing(figure, update, [heading, *sheet.moving, *below.moving])
+
+
+class Sheet:
+    """Rows of images: the examples, the queries, and for each method the example that it answers with."""
+
+    def __init__(self, axes: Axes, split: Split, titles: Sequence[str]) -> None:
+        self.axes, self.titles = axes, list(titles)
+        images = split.images[:, 0].float().cpu()
+        self.pixels = np.pad((images / images.max()).numpy(), ((0, 0), (GAP, GAP), (GAP, GAP)))
+        height, width = self.pixels.shape[1:]
+        rows = 2 + len(self.titles)
+        self.image = axes.imshow(np.ones((rows * height, WAYS * width, 3)), aspect="auto")
+        axes.set(xticks=[], frame_on=False)
+        axes.set_yticks([height * (row + 0.5) for row in range(rows)], ["example", "query", *self.titles])
+        axes.tick_params(length=0)
+        for label in axes.get_yticklabels()[2:]:
+            label.set(color=color_of(label.get_text()), fontweight="bold")
+        places = [1 - (row + 2.5) / rows for row in range(len(self.titles))]
+        self.counts = [axes.text(1.01, y, "", transform=axes.transAxes, va="center") for y in places]
+        self.moving = [self.image, *self.counts]
+
+    def update(self, result: Challenge) -> None:
+        """Show the images and the numbers of right answers."""
+        examples, queries = result.index.T
+        shown, wrong = [examples, queries], []
+        for row, (title, words) in enumerate(zip(self.titles, self.counts, strict=True), 2):
+            answers = result.answers[title]
+            shown.append(examples[answers])
+            wrong.append((answers != torch.arange(len(answers))).nonzero()[:, 0] + row * len(answers))
+            words.set_text(f"{result.right(title)}")
+        self.image.set_data(mosaic(tinted(self.pixels[torch.cat(shown)], torch.cat(wrong).numpy()), WAYS))
+
+
+class Scores:
+    """For each method the mean of all challenges with its interval, and the score in the challenge that is shown."""
+
+    def __init__(self, axes: Axes, titles: Sequence[str]) -> None:
+        self.titles = list(titles)
+        self.bars, self.means, self.here = [], [], []
+        for title in self.titles:
+            look = LOOKS[method_of(title)] | {"linestyle": "none", "markersize": 7}
+            self.bars += axes.plot([], [], "|-", color=look["color"], markersize=9, linewidth=2)
+            self.means += axes.plot([], [], **look)
+            self.here += axes.plot([], [], "D", color=BLACK, fillstyle="none", markersize=9)
+        axes.set(xlim=LIMITS, ylim=(len(titles) - 0.5, -0.5), xlabel="accuracy (%); diamond: this challenge; "
+                 f"marker and interval: the mean of {CHALLENGES} challenges")  # fmt: skip
+        axes.set_yticks(range(len(titles)), self.titles)
+        axes.grid(axis="x")
+        self.moving = [*self.bars, *self.means, *self.here]
+
+    def update(self, result: Challenge) -> None:
+        """Move the marks to the scores at the pair of a result."""
+        for row, title in enumerate(self.titles):
+            cell = interval(result.scores[title].tolist())
+            mean, half = cell["mean"], cell["ci95"]
+            self.bars[row].set_data([mean - half, mean + half], [row, row])
+            self.means[row].set_data([mean], [row])
+            self.here[row].set_data([result.share(title)], [row])
+
+
+def spoken(result: Challenge) -> str:
+    """The picture in words."""
+    found = ", ".join(f"{title} {result.right(title)}" for title in result.answers)
+    return f"challenge {result.number} at {result.bits}, right answers of {len(result.index)}: {found}"
+
+
+def describe(result: Challenge) -> str:
+    """The scores as HTML: of this challenge, and over all of them, with the paired difference to the first method."""
+    first, *others = result.answers
+    lines = [f"<b>{result.bits}</b>, this challenge of {len(result.index)} queries: "
+             + ", ".join(f"{title} {result.right(title)}" for title in result.answers)]  # fmt: skip
+    for title in others:
+        gap = fewshot.paired_difference(result.scores[title], result.scores[first])
+        lines.append(
+            f"over {CHALLENGES} challenges {title} is {gap['mean']:+.1f} ±{gap['ci95']:.1f} points from {first}"
+        )
+    return card(*lines)
+
+
+def still(result: Challenge, split: Split) -> Figure:
+    """Draw a challenge once, as a figure that is labelled with what it shows."""
+    drawing = picture(split, list(result.answers))
+    drawing.update(result)
+    return drawing.figure
+
+
+def challenge(embedded: Embedded) -> LiveFigure:
+    """The widget: a slider of the bits, and one of the challenges."""
+    controls = {
+        "bits": labelled("weights, activations (bits)", _bits("FP")),
+        "number": labelled("challenge", ipywidgets.IntSlider(0, 0, CHALLENGES - 1)),
+    }
+    drawing = picture(embedded.split, list(embedded.networks))
+    return LiveFigure(controls, lambda bits, number: compute(embedded, bits, number), drawing, words=describe)
+
+
+def _bits(value: str) -> ipywidgets.SelectionSlider:
+    words = [(pair if pair == "FP" else str(Bits.parse(pair).w), pair) for pair in PAIRS]
+    return ipywidgets.SelectionSlider(options=words, value=value)
+
+
+# --- the plane -------------------------------------------------------------------------------------------------
+
+SHOWN, REACH = 6, 1.6  # classes; how far the axes reach, in units of the spread at full precision
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Some classes in the plane of each network, and how far its classes lie apart, at one pair."""
+
+    bits: Bits
+    points: dict[str, Tensor]  # (classes, images, 2), in units of the spread at full precision
+    ratios: dict[str, float]  # of the variance between all classes of the split to that within them
+
+
+def ratio(out: Tensor, labels: Tensor) -> float:
+    """Divide the variance of the class means by the mean variance within a class, both summed over the features.
+
+    Args:
+        out: embeddings, (images, features).
+        labels: (images,).
+    """
+    groups = [out[labels == label] for label in labels.unique()]
+    means = torch.stack([group.mean(0) for group in groups])
+    within = torch.stack([group.var(0, correction=0).sum() for group in groups]).mean()
+    return float(means.var(0, correction=0).sum() / within)
+
+
+def locate(embedded: Embedded, bits: BitsLike, number: int, titles: Sequence[str]) -> Plane:
+    """Project all images of the first classes of a challenge onto a plane, for each of the networks in ``titles``.
+
+    A network's plane is the one in which these images vary most at full precision. It is the same at all bits.
+    """
+    labels = embedded.split.labels
+    classes = labels[embedded.challenges.index(number)[:SHOWN, 0]]
+    chosen = torch.stack([(labels == label).nonzero()[:, 0] for label in classes])  # (classes, images)
+    points, ratios = {}, {}
+    for title in titles:
+        start = embedded.at(title, "FP")[chosen].flatten(0, 1)
+        centre, scale = start.mean(0), start.var(0, correction=0).sum().sqrt()
+        axes = torch.linalg.svd(start - centre, full_matrices=False)[2][:2]  # (2, features)
+        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the signs would be arbitrary
+        out = embedded.at(title, bits)
+        points[title] = (out[chosen] - centre) @ axes.T / scale
+        ratios[title] = ratio(out, labels)
+    return Plane(Bits.parse(bits), points, ratios)
+
+
+def plane(titles: Sequence[str]) -> Drawing:
+    """Draw the classes in the plane of each network, side by side: small marks are images, large ones class means."""
+    with plots.style():
+        wide = 1 / len(titles)
+        tall = (wide - 0.02) * PAGE  # inches of an axes, which is square
+        height = tall + 0.55
+        figure = plt.figure(figsize=(PAGE, height), layout="none")
+        axes = [
+            figure.add_axes((wide * i + 0.01, 0.27 / height, wide - 0.02, tall / height)) for i in range(len(titles))
+        ]
+    clouds, centres, heads = {}, {}, {}
+    for cell, title in zip(axes, titles, strict=True):
+        looks = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
+        clouds[title] = [cell.plot([], [], m, color=c, markersize=3.5, alpha=0.7)[0] for c, m in looks]
+        centres[title] = [
+            cell.plot([], [], m, color=c, markersize=11, markerfacecolor="white", markeredgewidth=2)[0]
+            for c, m in looks
+        ]
+        cell.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
+        for side in cell.spines.values():
+            side.set(visible=True, color=PALE)
+        cell.set_title(title, color=color_of(title), fontweight="bold")
+        heads[title] = cell.text(0.5, -0.02, "", transform=cell.transAxes, ha="center", va="top")
+
+    def update(result: Plane) -> str:
+        for title in titles:
+            for cloud, centre, points in zip(clouds[title], centres[title], result.points[title], strict=True):
+                cloud.set_data(*points.T)
+                centre.set_data(*points.mean(0)[:, None])
+            heads[title].set_text(f"{result.bits}: variance between / within classes {result.ratios[title]:.2f}")
+        told = ", ".join(f"{title} {result.ratios[title]:.2f}" for title in titles)
+        return f"{SHOWN} classes in the plane at {result.bits}; variance between / within all classes: {told}"
+
+    moving = [part for title in titles for part in (*clouds[title], *centres[title], heads[title])]
+    return Drawing(figure, update, moving)
+
+
+def plane_still(result: Plane) -> Figure:
+    """Draw a plane once, as a figure that is labelled with what it shows."""
+    drawing = plane(list(result.points))
+    drawing.update(result)
+    return drawing.figure
+
+
+def plane_at_bits(embedded: Embedded, titles: Sequence[str]) -> LiveFigure:
+    """The widget: a slider of the bits, and beneath it two networks side by side."""
+    controls = {
+        "bits": labelled("weights, activations (bits)", _bits("FP")),
+        "number": labelled("classes of challenge", ipywidgets.IntSlider(0, 0, CHALLENGES - 1)),
+    }
+    return LiveFigure(controls, lambda bits, number: locate(embedded, bits, number, titles), plane(titles))
