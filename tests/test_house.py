@@ -49,7 +49,7 @@ KNOWS = {
     "__init__": "bits checkpoint datasets deploy files loop measure methods models quantizers recipe samplers scale "
     "switching train",
     "course": "__init__ bits checkpoint datasets deploy experiments learners measure methods paths "
-    "quantizers recipe switching tensors",
+    "quantizers switching tensors",
     "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers recipe scale "
     "train",
     "__main__": "cli",
