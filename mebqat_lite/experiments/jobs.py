@@ -39,7 +39,7 @@ PARTS = ("val", "test")
 BUDGETS = ("backprops", "steps", "total")  # what is equal between the methods; the first is the default
 # The FP method that a comparison starts from -> the two methods whose paired difference is reported.
 RIVALS = {"fp": ("mebqat", "qat"), "pn": ("mebqat_pn", "pn_qat"), "fomaml": ("mebqat_maml", "fomaml_qat")}
-ALONE = 200  # this many images are also classified one at a time
+ALONE = 200  # this many images are also classified one at a time, at the lowest and at the highest pair
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -122,7 +122,8 @@ class Outcome:
         accuracy: in percent, by part and pair, under the norm policy of the set-up; the PSNR in dB where labels are
             values.
         native: the same under the method's own norm policy; of many pairs, only those in `PAIRS`.
-        alone: the percentage of images, by pair, that get the same class alone as in a large batch; {} for values.
+        alone: the percentage of images that get the same class alone as in a large batch, at the first and the last of
+            the pairs that were measured; {} for values.
         costs: the costs of this training, without those of the common FP network.
         bytes: the bytes of the model, without recalibrated norm statistics.
         measure: what ``accuracy`` and ``native`` hold: ``accuracy (%)`` or ``PSNR (dB)``.
@@ -288,7 +289,9 @@ def measure(
     own = {part: _row(setup, method, model, data, part, few, norm_stats=native) for part in PARTS}
     alone = {}
     if not methods.get(method).learns_new_classes and not data.test.has_values:
-        alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in few if own["test"][pair] >= 0}
+        known = [pair for pair in few if own["test"][pair] >= 0]
+        ends = dict.fromkeys([*known[:1], *known[-1:]])  # only one, if only one is known
+        alone = {pair: agreement(model, data.test.images[:ALONE], pair) for pair in ends}
     _save(setup, job, model, folder / f"{job.name}.safetensors", accuracy)
     return Outcome(job, accuracy, own, alone, costs, size, objective(data.test.labels).measure)
 
