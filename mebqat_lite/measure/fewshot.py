@@ -68,7 +68,8 @@ def episode_scores(
     bar = functools.partial(tqdm, disable=not progress, leave=False, delay=2)
     if isinstance(learner, ProtoNet) and norm_stats in STORED:
         outs = bar(embeddings(model, episodes, pairs, norm_stats))
-        return torch.stack([scores_of(out, episodes, count) for out in outs])
+        index = _indices(episodes, count)
+        return torch.stack([_hits(*_parts(index, out, episodes.shots)) for out in outs])
     _check_head(model, learner, episodes)
     scores = torch.empty(len(pairs), count, dtype=torch.float64)
     for number in bar(range(count), desc="episodes"):
@@ -126,7 +127,7 @@ def enrolment(
     if norm_stats not in STORED:
         raise ValueError(f"enrolment needs stored statistics, {' or '.join(STORED)}, not {norm_stats!r}")
     pairs, shots = parse_settings(bits), episodes.shots
-    index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
+    index = _indices(episodes, count)
     bar = tqdm(embeddings(model, episodes, pairs, norm_stats), disable=not progress, leave=False, delay=2)
     parts = [_parts(index, out, shots) for out in bar]
     rows = [[float(_hits(enrolled, asked).mean()) for _, asked in parts] for enrolled, _ in parts]
@@ -159,8 +160,12 @@ def scores_of(out: Tensor, episodes: Episodes, count: int = EPISODES) -> Tensor:
         episodes: the episodes.
         count: how many of them are measured, from number 0 on.
     """
-    index = torch.stack([episodes.index(number) for number in range(count)])  # (count, N, K + Q)
-    return _hits(*_parts(index, out, episodes.shots))
+    return _hits(*_parts(_indices(episodes, count), out, episodes.shots))
+
+
+def _indices(episodes: Episodes, count: int) -> Tensor:
+    """Draw the places of the images of all episodes, (count, N, K + Q)."""
+    return torch.stack([episodes.index(number) for number in range(count)])
 
 
 def _parts(index: Tensor, out: Tensor, shots: int) -> tuple[Tensor, Tensor]:

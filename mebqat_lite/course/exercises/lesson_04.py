@@ -333,7 +333,9 @@ def _grade_mebqat_step(student: Student, rng: Generator) -> None:
     for pairs, largest in (([FP, Bits(1, 1), *drawn[:2]], 3.0), ([drawn[2]], 3.0), ([FP, drawn[3], drawn[3]], 40.0)):
         scene = _Scene.draw(rng, pairs, largest)
         model = copy.deepcopy(scene.model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=scene.lr)
+        optimizer, old = torch.optim.SGD(model.parameters(), lr=scene.lr), 0.5
+        for weight in model.parameters():  # as the step before would leave them
+            weight.grad = torch.full_like(weight, old)
         before, where = (
             state_of(model),
             f"pairs = [{', '.join(map(str, pairs))}]{' and large gradients' * (largest > 10)}",
@@ -341,7 +343,9 @@ def _grade_mebqat_step(student: Student, rng: Generator) -> None:
         loss = student(model, scene.batch, list(pairs), scene.loss, optimizer)
         lost = before["weights"] - state_of(model)["weights"]
         scene.judge_bits(where)
-        expect(lost, scene.step(scene.mean()), f"{where}, what the weights lose", scene.wrong_steps())
+        added = "the gradients of the step before are added: call optimizer.zero_grad() before the first pair"
+        wrong = [(added, scene.step(scene.mean() + old)), *scene.wrong_steps()]
+        expect(lost, scene.step(scene.mean()), f"{where}, what the weights lose", wrong)
         scene.judge_teachers(where)
         expect(loss, scene.mean_loss(), f"{where}, the mean loss", scene.wrong_means())
         after = {**state_of(model), "weights": before["weights"], "statistics": before["statistics"]}
@@ -547,6 +551,8 @@ mebqat_step = Exercise(
       FP itself has no teacher, and without FP among the pairs nobody has one.
     - Take the mean of the gradients of all pairs, all at the same weights.
     - Clip each element of this mean to [-10, 10], then call `optimizer.step()` once.
+    - The lesson calls your function 160 times in a row: empty the gradients with `optimizer.zero_grad()` before the
+      first pair, and leave them in `grad` at the end.
 
     Return the mean of the losses, as a number. `optimizer` holds all parameters of `model`, which is in training mode.
     The check knows what comes out if the weights move between the pairs, or if each pair adapts first, as in MAML.

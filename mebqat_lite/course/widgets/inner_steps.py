@@ -91,7 +91,7 @@ class _Panel:
         axes.set(xticks=[], yticks=[], xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", frame_on=False)
         axes.set_title(title, fontweight="bold")
         places, self.queries = corners(WAYS), queries
-        axes.fill(*places.T, facecolor="none", edgecolor=LIGHT, linewidth=1.5)
+        axes.fill(*places.T, fill=False, edgecolor=LIGHT, linewidth=1.5)
         for number, (look, place) in enumerate(zip(CLASSES, places, strict=True)):
             axes.plot(*place, markersize=13, markeredgewidth=2.4, **look | {"markerfacecolor": WHITE})
             axes.text(1.16 * place[0], 1.16 * place[1], str(number + 1), ha="center", va="center")

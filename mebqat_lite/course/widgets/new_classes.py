@@ -24,7 +24,17 @@ from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import prototype_logits
 from mebqat_lite.measure import fewshot, plots
 from mebqat_lite.measure.intervals import interval
-from mebqat_lite.measure.looks import BLACK, LOOKS, PAGE, PALE, SPARE_COLORS, SPARE_MARKERS, color_of, method_of
+from mebqat_lite.measure.looks import (
+    BLACK,
+    LOOKS,
+    PAGE,
+    PALE,
+    SPARE_COLORS,
+    SPARE_MARKERS,
+    WHITE,
+    color_of,
+    method_of,
+)
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
 
 PAIRS = ("W2A2", "W3A3", "W4A4", "W8A8", "FP")
@@ -327,8 +337,7 @@ def plane(titles: Sequence[str]) -> Drawing:
         looks = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
         clouds[title] = [cell.plot([], [], m, color=c, markersize=3.5, alpha=0.7)[0] for c, m in looks]
         centres[title] = [
-            cell.plot([], [], m, color=c, markersize=11, markerfacecolor="white", markeredgewidth=2)[0]
-            for c, m in looks
+            cell.plot([], [], m, color=c, markersize=11, markerfacecolor=WHITE, markeredgewidth=2)[0] for c, m in looks
         ]
         cell.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
         for side in cell.spines.values():
@@ -341,7 +350,7 @@ def plane(titles: Sequence[str]) -> Drawing:
             for cloud, centre, points in zip(clouds[title], centres[title], result.points[title], strict=True):
                 cloud.set_data(*points.T)
                 centre.set_data(*points.mean(0)[:, None])
-            heads[title].set_text(f"{result.bits}: variance between / within classes {result.ratios[title]:.2f}")
+            heads[title].set_text(f"{result.bits}: variance between / within all classes {result.ratios[title]:.2f}")
         told = ", ".join(f"{title} {result.ratios[title]:.2f}" for title in titles)
         return f"{SHOWN} classes in the plane at {result.bits}; variance between / within all classes: {told}"
 

@@ -26,7 +26,7 @@ from mebqat_lite.datasets.base import Data
 from mebqat_lite.deploy import codes, sizes
 from mebqat_lite.deploy.packed import save_packed
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, DARK, GREY, ORANGE, PAGE, PALE, SKY, SMALLEST, color_of
+from mebqat_lite.measure.looks import BLACK, DARK, GREY, ORANGE, PAGE, PALE, SKY, SMALLEST, WHITE, color_of
 from mebqat_lite.switching.norms import recalibrate
 from mebqat_lite.switching.state import at, quantized_layers
 
@@ -182,7 +182,7 @@ class Stack:
             axes.imshow(
                 plane.T.numpy(), cmap="gray_r", vmin=0, vmax=1.6, extent=place, aspect="auto", interpolation="nearest"
             )
-        self.veil = axes.add_patch(Rectangle((PLANES, -0.02), 0, 1.04, facecolor="#FFFFFF", alpha=0.85))
+        self.veil = axes.add_patch(Rectangle((PLANES, -0.02), 0, 1.04, facecolor=WHITE, alpha=0.85))
         self.moving: list[Artist] = [self.veil]
         axes.set(xlim=(0, PLANES), ylim=(0, 1), yticks=[], title="eight bit planes of one layer, a weight a pixel")
         axes.set_xticks([i + 0.5 for i in range(PLANES)], [f"worth {2 ** (PLANES - 1 - i)}" for i in range(PLANES)])
