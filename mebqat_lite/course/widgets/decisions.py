@@ -112,8 +112,8 @@ def compute(
     Raises:
         ValueError: a comparison measured something else than accuracies.
     """
-    for result in results.values():
-        if (measure := result.get("measure", MEASURE)) != MEASURE:
+    for each in results.values():
+        if (measure := each.get("measure", MEASURE)) != MEASURE:
             raise ValueError(f"the decision calculator shows {MEASURE}, not {measure}: take another comparison")
     offers = {}
     for name in TITLES:
@@ -208,7 +208,7 @@ def picture(results: Mapping[str, Result], sizes: Weights) -> Drawing:
         axes[1:], ("backprops", "bytes"), ("back-propagations", "bytes of the weights"), strict=True
     ):
         values = [getattr(offer, name) for offer in every]
-        cell.set(xscale="log", xlim=(min(values) / 2.2, max(values) * 2.2), xlabel=words)
+        cell.set(xscale="log", xlim=(min(values) / 3.5, max(values) * 3.5), xlabel=words)
     axes[0].set_title(" ")  # room for the headline
     headline = axes[0].text(0, 1.03, "", transform=axes[0].transAxes, fontweight="bold", in_layout=False)
 
