@@ -36,12 +36,12 @@ RUN_ALL = """() => {
   jupyterapp.commands.execute('notebook:run-all-cells').then(
     () => { window.ran = 'yes'; }, error => { window.ran = String(error); });
 }"""
-READY = """widget => widget.querySelector('svg, .mq-touch img[src]')
+READY = """widget => widget.querySelector('.mq-touch img[src]')
   && !widget.querySelector('.widget-hprogress')?.checkVisibility()"""
 # Note the time of the next press or move, and that at which the picture that follows it is decoded.
 WATCH = """widget => {
   const images = () => [...widget.querySelectorAll('.mq-touch img')];
-  const seen = () => [widget.querySelector('svg')?.outerHTML, ...images().map(image => image.src)].join();
+  const seen = () => images().map(image => image.src).join();
   const before = seen();
   window.pressed = window.changed = null;
   for (const kind of ['keydown', 'pointerdown', 'pointermove']) {

@@ -139,6 +139,7 @@ WRONG = {
         ("median over the seeds of the chosen", lambda val, test: test[val.mean(1).argmax()].median()),
         ("chooses by the median and reports", lambda val, test: np.median(test[np.median(val, 1).argmax()])),
         ("one single entry", lambda val, test: test.flatten()[val.argmax()]),
+        ("one single entry", lambda val, test: test[val.argmax()].mean()),
         ("best single seed", lambda val, test: test[val.argmax() // val.shape[1]].mean()),
         ("first seed only", lambda val, test: test[val[:, 0].argmax(), 0]),
         ("first seed only", lambda val, test: test[val[:, 0].argmax()].mean()),

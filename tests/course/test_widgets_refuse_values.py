@@ -26,7 +26,7 @@ def test_values_are_refused(what, compute):
         compute(painter(), painted())
 
 
-@pytest.mark.parametrize("metric", ["recalibrated", "minus", "backprops"])
-def test_a_comparison_of_decibels_is_not_shown_as_percent(metric):
-    with pytest.raises(ValueError, match=r"this widget shows accuracy \(%\), not PSNR \(dB\): take another comparison"):
-        widget("comparison").compute({"measure": "PSNR (dB)"}, metric)
+def test_a_comparison_of_decibels_is_not_shown_as_percent():
+    shows = r"shows accuracy \(%\), not PSNR \(dB\): take another comparison"
+    with pytest.raises(ValueError, match=f"the decision calculator {shows}"):
+        widget("decisions").compute({"steps": {"measure": "PSNR (dB)"}}, None, ["W1A1"], "steps", True, False)

@@ -7,7 +7,7 @@ from mebqat_lite.course import of_the_lab
 
 with of_the_lab():
     from mebqat_lite.course.widgets.allocations import layer_bits
-    from mebqat_lite.course.widgets.comparison import method_comparison
+    from mebqat_lite.course.widgets.decisions import decision_calculator
     from mebqat_lite.course.widgets.drawing import draw_your_own
     from mebqat_lite.course.widgets.embedding_plane import embedding_plane
     from mebqat_lite.course.widgets.inner_steps import inner_steps
@@ -24,11 +24,11 @@ with of_the_lab():
 __all__ = [
     "bit_planes",
     "challenge",
+    "decision_calculator",
     "draw_your_own",
     "embedding_plane",
     "inner_steps",
     "layer_bits",
-    "method_comparison",
     "norm_policies",
     "paintings",
     "pair_board",
