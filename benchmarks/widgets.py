@@ -23,6 +23,7 @@ from mebqat_lite.files import write_json
 FOLDER = Path(__file__).parent
 DRAWN, INFERRED = 80, 200  # targets in ms: of a picture that is drawn, and of one for which a network runs
 WARM_UP = 6  # moves that do not count
+IS_AT_END = "handle => handle.ariaValueNow !== null && Number(handle.ariaValueNow) >= Number(handle.ariaValueMax)"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,17 @@ class Case:
     target: int = DRAWN
 
 
-CASES = {
+DIGITS = """import torch
+import mebqat_lite as mq
+from mebqat_lite.course import widgets
+from mebqat_lite.paths import shipped
+
+data = mq.datasets.digits()
+names = {"FP + PTQ-MSE": "ptq_mse", "MEBQAT in turn": "mebqat_in_turn"}
+files = {title: shipped("checkpoints", f"digits-{name}.safetensors") for title, name in names.items()}
+nets = {title: mq.load_model(path)[0] for title, path in files.items()}
+"""
+CASES = {  # the one of lesson 02 is not here: it trains while it moves
     "playground": Case("""import torch
 from mebqat_lite.course.widgets import playground
 
@@ -41,6 +52,23 @@ generator = torch.Generator().manual_seed(0)
 weights = 0.1 * torch.randn(9216, generator=generator)
 activations = torch.randn(9216, generator=generator).relu()
 playground(weights, activations)"""),
+    "paintings": Case("""from mebqat_lite.course.widgets import paintings
+from mebqat_lite.experiments.demo import PAINTERS
+from mebqat_lite.experiments.painting import paint
+from mebqat_lite.paths import shipped
+
+files = {title: shipped("checkpoints", f"{name}.safetensors") for title, name in PAINTERS.items()}
+paintings(*paint(files, [*(f"W{bits}A{bits}" for bits in range(1, 9)), "FP"]))"""),
+    "pair_board": Case(
+        DIGITS
+        + """
+for net in nets.values():
+    mq.recalibrate(net, data.train.images, mq.candidates())
+read = {title: dict(mq.grid(net, data.test, norm_stats="recalibrated")["mean"]) for title, net in nets.items()}
+widgets.pair_board(nets, read, data, "W2A2")""",
+        INFERRED,
+    ),
+    "norm_policies": Case("from mebqat_lite.course.widgets import norm_policies\n\nnorm_policies()", INFERRED),
 }
 
 
@@ -49,8 +77,9 @@ def measure(page: Any, moves: int) -> list[float]:
     widget, times = page.locator(".mq-widget"), []
     for control in widget.locator(".noUi-handle, .mq-touch-area:not([hidden])").all():
         control.focus()
+        there_and_back = ("ArrowLeft", "ArrowRight") if control.evaluate(IS_AT_END) else ("ArrowRight", "ArrowLeft")
         for move in range(WARM_UP + moves):
-            key = ("ArrowRight", "ArrowLeft")[move % 2]  # there and back, so that no end is reached
+            key = there_and_back[move % 2]
             times.append(lab.waited(page, widget, lambda key=key: page.keyboard.press(key)))
         del times[-(WARM_UP + moves) : -moves]
     return times
