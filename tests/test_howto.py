@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import code, markdown, read
+from lesson_form import MOST_LINES
+from lessons import code, markdown, read, source
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -59,8 +60,19 @@ def test_it_ran_from_top_to_bottom_within_the_seconds_that_it_names(howto):
 
 
 def test_cells_are_short_and_the_notebook_is_small(howto):
-    assert max(len(cell["source"]) for cell in code(howto)) <= 20
+    assert max(len(cell["source"]) for cell in code(howto)) <= MOST_LINES
     assert len(code(howto)) <= 20 and len(json.dumps(howto)) < 500_000
+
+
+@pytest.mark.parametrize("howto", HOWTOS[2:], ids=lambda path: path.stem, indirect=True)
+def test_a_howto_begins_with_ten_lines_from_start_to_files(howto):
+    recipes = [cell for cell in code(howto) if {"fit", "save_packed", "export_onnx"} <= names_in(cell)]
+    assert recipes[0] in code(howto)[:5]
+    assert len([line for line in recipes[0]["source"] if line.strip()]) <= 10
+
+
+def names_in(cell: dict) -> set[str]:
+    return set(re.findall(r"\w+", source(cell)))
 
 
 def test_outputs_are_clean(howto):
