@@ -7,13 +7,12 @@ back-propagations. ``--store`` writes ``adapt.json``, ``adapt.png`` and the tabl
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.accuracy import FOLDER, rounded
 from benchmarks.machine import machine
-from benchmarks.page import put
+from benchmarks.page import command, put
 from mebqat_lite.experiments.compare import compare
 from mebqat_lite.experiments.setups import get
 from mebqat_lite.files import write_json
@@ -94,14 +93,7 @@ def text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the experiment, print its table, and store it with ``--store``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--store", action="store_true")
-    arguments = parser.parse_args()
-    found = run(arguments.seeds)
-    print(text(found))
-    if arguments.store:
-        store(found)
+    command(__doc__, 5, run, text, store)
 
 
 if __name__ == "__main__":

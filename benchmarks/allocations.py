@@ -9,7 +9,6 @@ validation images and confirmed on the other half; test images are looked at onc
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy import FOLDER, rounded
 from benchmarks.machine import machine
-from benchmarks.page import put
+from benchmarks.page import command, put
 from mebqat_lite import datasets
 from mebqat_lite.bits import Bits, parse_all
 from mebqat_lite.datasets.base import Data, Split
@@ -231,14 +230,7 @@ def store(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print the tables, and store them with ``--store``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--store", action="store_true")
-    arguments = parser.parse_args()
-    found = run(arguments.seeds)
-    print(text(found))
-    if arguments.store:
-        store(found)
+    command(__doc__, 3, run, text, store)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ recalibrated for each pair. ``--store`` writes ``one_set.json`` and the table of
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 from benchmarks.accuracy import FOLDER, rounded
 from benchmarks.experiments import CORRECTED, EXPERIMENTS, SHOWN
 from benchmarks.machine import machine
-from benchmarks.page import put
+from benchmarks.page import command, put
 from mebqat_lite import datasets
 from mebqat_lite.checkpoint import load_model
 from mebqat_lite.experiments.jobs import Job
@@ -54,14 +53,7 @@ def store(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print the table, and store it with ``--store``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--store", action="store_true")
-    arguments = parser.parse_args()
-    found = run(arguments.seeds)
-    print(text(found))
-    if arguments.store:
-        store(found)
+    command(__doc__, 5, run, text, store)
 
 
 if __name__ == "__main__":

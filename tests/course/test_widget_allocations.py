@@ -4,19 +4,15 @@ import itertools
 
 import pytest
 import torch
+from digits import network
 
 import mebqat_lite as mq
 from mebqat_lite.course.widgets import allocations as room
 from mebqat_lite.course.widgets.allocations import WIDTHS, compute, describe, layer_bits, picture, say, search, still
 from mebqat_lite.measure.evaluate import scores
-from mebqat_lite.paths import shipped
 
 FILES = {"MEBQAT in turn": "mebqat_in_turn", "FP + PTQ-MSE": "ptq_mse"}
 REST = 4644
-
-
-def load(name):
-    return mq.load_model(shipped("checkpoints", f"digits-{name}.safetensors"))[0].eval()
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +22,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def networks():
-    return {title: load(name) for title, name in FILES.items()}
+    return {title: network(name) for title, name in FILES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def test_all_allocations_are_measured_with_statistics_of_their_own(found, data):
     assert list(found.costs) == list(itertools.product(WIDTHS, repeat=3))
     for title, choice in itertools.product(FILES, [(1, 2, 1), (4, 1, 3)]):
         setting = dict(zip(found.layers, (f"W{bits}A4" for bits in choice), strict=True))
-        net = load(FILES[title])
+        net = network(FILES[title])
         mq.recalibrate(net, data.train.images[: room.MEASURED], setting)
         right = mq.accuracy(net, data.val, setting, "recalibrated")
         assert found.accuracy[title][choice] == pytest.approx(right)

@@ -11,22 +11,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mebqat_lite as mq
-from mebqat_lite.course.widgets import new_classes
+from mebqat_lite.course.widgets import class_plane, new_classes
+from mebqat_lite.course.widgets.class_plane import ratio
 from mebqat_lite.course.widgets.new_classes import (
     CHALLENGES,
     PAIRS,
     SHIPPED,
-    SHOWN,
     WAYS,
     Embedded,
     challenge,
     compute,
     describe,
-    locate,
     picture,
-    plane_at_bits,
-    plane_still,
-    ratio,
     shipped_networks,
     spoken,
     still,
@@ -122,7 +118,7 @@ def test_the_words_give_the_paired_difference(embedded):
 
 
 def test_the_widgets_follow_their_controls(embedded):
-    for live in (challenge(embedded), plane_at_bits(embedded, [FIRST, SECOND])):
+    for live in (challenge(embedded), class_plane.class_plane(embedded, [FIRST, SECOND])):
         seen = set()
         for bits in PAIRS:
             live.controls["bits"].value = bits
@@ -150,9 +146,9 @@ def test_the_ratio_is_that_of_the_variances():
 
 
 def test_the_plane_is_that_of_most_variance_at_full_precision(embedded):
-    result = locate(embedded, "FP", 2, [FIRST])
+    result = class_plane.compute(embedded, "FP", 2, [FIRST])
     labels, chosen = embedded.split.labels, []
-    for label in labels[embedded.challenges.index(2)[:SHOWN, 0]]:
+    for label in labels[embedded.challenges.index(2)[: class_plane.SHOWN, 0]]:
         chosen.append(embedded.at(FIRST, "FP")[labels == label])
     out = torch.cat(chosen)
     values = torch.linalg.svdvals(out - out.mean(0)).square()
@@ -164,8 +160,8 @@ def test_the_plane_is_that_of_most_variance_at_full_precision(embedded):
 
 
 def test_the_still_plane_says_what_it_shows(embedded):
-    result = locate(embedded, "W2A2", 0, [FIRST, SECOND])
-    figure = plane_still(result)
+    result = class_plane.compute(embedded, "W2A2", 0, [FIRST, SECOND])
+    figure = class_plane.still(result)
     assert f"{FIRST} {result.ratios[FIRST]:.2f}" in figure.get_label()
     assert [cell.get_title() for cell in figure.axes] == [FIRST, SECOND]
     plt.close(figure)

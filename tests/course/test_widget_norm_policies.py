@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from digits import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from mebqat_lite.course.widgets.norm_policies import (
     say,
     still,
 )
-from mebqat_lite.paths import shipped
 from mebqat_lite.switching.convert import requantize
 
 ROOM = importlib.import_module("mebqat_lite.course.widgets.norm_policies")
@@ -34,13 +34,9 @@ def data():
     return mq.datasets.digits()
 
 
-def load(name):
-    return mq.load_model(shipped("checkpoints", f"digits-{name}.safetensors"))[0].eval()
-
-
 @pytest.fixture(scope="module")
 def bench(data):
-    return Bench(load("mebqat"), data)
+    return Bench(network("mebqat"), data)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def test_accuracies_are_those_of_the_package(bench, data, bits):
     found = compute(bench, bits).accuracy
     for policy in ("running", "recalibrated", "batch"):
         assert found[policy] == pytest.approx(mq.accuracy(bench.model, data.test, bits, policy))
-    fixed = requantize(load("mebqat"), "dorefa_corrected", data.train.images[:512])
+    fixed = requantize(network("mebqat"), "dorefa_corrected", data.train.images[:512])
     assert found["corrected"] == pytest.approx(mq.accuracy(fixed, data.test, bits, "running"))
     hits = 0.0
     for c in range(10):
@@ -107,7 +103,7 @@ def test_a_batch_of_one_class_misleads_the_deepest_norm_most(bench):
 def test_the_lesson_holds_on_the_shipped_networks(bench, data):
     found = compute(bench, "W2A2").accuracy
     assert max(found["running"], found["one_class"]) < 20 < 93 < min(found[k] for k in ("recalibrated", "corrected"))
-    sensor = Bench(load("qat_w1a1"), data)
+    sensor = Bench(network("qat_w1a1"), data)
     here, away = compute(sensor, "W1A1", channel=3), compute(sensor, "W8A8", channel=3)
     assert here.accuracy["running"] > 94 and away.accuracy["running"] < 11 and away.accuracy["recalibrated"] > 90
     assert here.ratio == pytest.approx(1, abs=0.05) and away.ratio > 2.5
@@ -123,7 +119,7 @@ def test_the_axis_holds_what_arrives_at_any_bitwidth(bench):
 
 
 def test_it_leaves_the_model_as_it_was_and_measures_once(data, monkeypatch):
-    net = load("mebqat")
+    net = network("mebqat")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     hooks = len(net.body[0][1]._forward_pre_hooks)
     bench = Bench(net, data)

@@ -3,19 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from digits import network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mebqat_lite as mq
 from mebqat_lite.course.widgets.planes import PLANES, Stripped, bit_planes, compute, describe, drawn, say, shown, still
 from mebqat_lite.deploy import codes, sizes
-from mebqat_lite.paths import shipped
 
 LAYER = "body.1.0"
-
-
-def load(name):
-    return mq.load_model(shipped("checkpoints", f"digits-{name}.safetensors"))[0].eval()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +21,10 @@ def data():
 
 @pytest.fixture(scope="module")
 def networks(data):
-    return {"MEBQAT in turn": Stripped(load("mebqat_in_turn"), data), "FP + PTQ-MSE": Stripped(load("ptq_mse"), data)}
+    return {
+        "MEBQAT in turn": Stripped(network("mebqat_in_turn"), data),
+        "FP + PTQ-MSE": Stripped(network("ptq_mse"), data),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +38,15 @@ def live(networks, file):
 
 
 def test_the_planes_are_the_bits_that_a_file_holds(networks):
-    for network in networks.values():
-        whole = network.codes[LAYER][0]
+    for one in networks.values():
+        whole = one.codes[LAYER][0]
         assert torch.equal(codes.unpack(codes.pack(whole, PLANES), whole.shape), whole)
         rows = np.unpackbits(codes.pack(whole, PLANES).numpy(), axis=1)[:, : whole.numel()]
-        assert (network.planes(LAYER).numpy() == rows).all()
+        assert (one.planes(LAYER).numpy() == rows).all()
 
 
 def test_all_planes_give_the_weights_of_eight_bits(networks):
-    net = load("mebqat_in_turn")
+    net = network("mebqat_in_turn")
     for name, layer in networks["MEBQAT in turn"].layers.items():
         right = net.get_submodule(name).quantized_weight(PLANES)
         assert torch.allclose(networks["MEBQAT in turn"].weights(name, PLANES), right, atol=1e-6), layer
@@ -64,7 +63,7 @@ def test_a_weight_is_the_middle_of_what_it_could_be(networks, kept, title):
 
 
 def test_what_is_read_is_what_the_network_reads_with_these_weights(networks, data):
-    net = load("mebqat_in_turn")
+    net = network("mebqat_in_turn")
     with torch.no_grad():
         for name in networks["MEBQAT in turn"].layers:
             net.get_submodule(name).weight.copy_(networks["MEBQAT in turn"].weights(name, 2))
@@ -74,7 +73,7 @@ def test_what_is_read_is_what_the_network_reads_with_these_weights(networks, dat
 
 
 def test_the_network_that_is_given_stays_as_it_was(data):
-    net = load("mebqat_in_turn")
+    net = network("mebqat_in_turn")
     before = {name: value.clone() for name, value in net.state_dict().items()}
     Stripped(net, data).read(1)
     assert net.state_dict().keys() == before.keys()
@@ -84,7 +83,7 @@ def test_the_network_that_is_given_stays_as_it_was(data):
 @pytest.mark.parametrize("kept", [1, 3, 8])
 def test_bytes_are_those_of_real_files(networks, file, kept, tmp_path, data):
     """Files of fewer bits differ from the whole one in their codes, and by some letters of the header."""
-    mq.save_packed(load("mebqat_in_turn"), tmp_path / "f", f"W{kept}A{kept}", calibration=data.train.images)
+    mq.save_packed(network("mebqat_in_turn"), tmp_path / "f", f"W{kept}A{kept}", calibration=data.train.images)
     real, found = sizes.parts(tmp_path / "f"), compute(networks, file, kept)
     assert sum(real.values()) == (tmp_path / "f").stat().st_size
     assert abs(real.pop("header") - found.bytes["header"]) <= 16
