@@ -74,6 +74,10 @@ def two(a, b):
     return torch.stack([torch.as_tensor(a), torch.as_tensor(b)])
 
 
+def zipped(ours, dedicated):
+    return torch.tensor([b - a for a, b in zip(ours.values(), dedicated.values(), strict=False)])
+
+
 def kept(ours, dedicated):
     return torch.tensor([dedicated[pair] - ours[pair] for pair in ours if pair in dedicated])
 
@@ -162,6 +166,7 @@ WRONG = {
         ("divides by all pairs", lambda a, b: two(kept(a, b).sum() / len(b), kept(a, b).max())),
         ("counts as 0 %", lambda a, b: two(filled(a, b).mean(), filled(a, b).max())),
         ("taken over other pairs", lambda a, b: two(mean_of(b) - mean_of(a), kept(a, b).max())),
+        ("do not zip", lambda a, b: two(zipped(a, b).mean(), zipped(a, b).max())),
         ("KeyError", lambda a, b: [b[pair] - a[pair] for pair in a]),
         ("divides by an accuracy", lambda a, b: two(relative(a, b).mean(), relative(a, b).max())),
         ("divides by an accuracy", lambda a, b: two(100 * relative(a, b).mean(), 100 * relative(a, b).max())),

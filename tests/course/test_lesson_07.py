@@ -187,7 +187,7 @@ def test_the_guide():
         assert sum(gaps) > 0
     for found in (DIGITS, classes):
         assert told(found["means"]["test"]["minus_first"]["all"]["ptq_mse"]) == -1
-    says("with four times the training it is within a point of QAT at these pairs")
+    says("with four times the training of each QAT network it is within a point of them at these pairs")
     longer, dedicated = f"{OURS}+lr=0.05+steps=5700", "qat+lr=0.05"
     assert classes["costs"][longer]["each"] == 4 * classes["costs"][dedicated]["each"]
     assert all(mean(classes, dedicated, b) - mean(classes, longer, b) < 1 for b in ("W1A1", "W2A2", "W4A4"))

@@ -264,6 +264,7 @@ def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Te
     gain = "gains count too: a pair where ours is better lowers the mean. Do not cut at zero"
     zero = "a missing accuracy counts as 0 %: leave these pairs out"
     relative = "it divides by an accuracy: regret is a plain difference, in points"
+    zipped = torch.tensor([y - x for x, y in zip(ours.values(), dedicated.values(), strict=False)])
     parts = [part * gap for part in (1, 100) for gap in ((b - a) / b, (b - a) / a)]
     return [
         (sign, two(-mean, -worst)),
@@ -277,6 +278,10 @@ def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Te
         ("the mean divides by all pairs: divide by the number of common ones", two(gaps.sum() / len(dedicated), worst)),
         (zero, two(everywhere.mean(), everywhere.max())),
         (zero, two(only_ours.mean(), only_ours.max())),
+        (
+            "the two hold other pairs, in another order: look both up by the pair, do not zip",
+            two(zipped.mean(), zipped.max()),
+        ),
         ("each mean is taken over other pairs: only those that both have", two(means, worst)),
         ("subtract pair by pair first, then take the largest: not the largest of each", two(mean, b.max() - a.max())),
         ("subtract pair by pair first, then take the largest: not the lowest of each", two(mean, b.min() - a.min())),
