@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments import EXPERIMENTS
-from benchmarks.machine import machine
+from benchmarks.machine import images, machine
 from mebqat_lite.experiments.compare import compare
 from mebqat_lite.experiments.jobs import PAIRS
 from mebqat_lite.files import write_json
@@ -54,7 +54,8 @@ def run(
     )
     outcome["setup"]["data"] = experiment.setup.data  # not the path on this machine
     count = seeds or (experiment.seeds if isinstance(experiment.seeds, int) else len(experiment.seeds))
-    return {"experiment": name, "machine": machine(), "seeds": count, **outcome}
+    given = {"images": images(data)} if data.startswith("folder:") else {}
+    return {"experiment": name, "machine": machine(), "seeds": count, **given, **outcome}
 
 
 def block(name: str, found: dict[str, Any]) -> str:
@@ -62,9 +63,9 @@ def block(name: str, found: dict[str, Any]) -> str:
     pairs = [pair for pair in PAIRS if any(pair in row for row in found["accuracy"].values())]
     text = "\n\n".join(report(found, pairs, part) for part in EXPERIMENTS[name].parts)
     command = f"python -m benchmarks.accuracy {name}{EXPERIMENTS[name].options}"
-    head = f"## {EXPERIMENTS[name].why}\n\n`{command}`, {found['seeds']} seeds, each with"
-    when = f"{found['seconds'] / 60:.0f} min; {found['machine']}"
-    return f"{head} its own split; {when}\n\n```text\n{text}\n```\n"
+    head = f"## {EXPERIMENTS[name].why}\n\n`{command}`, {found['seeds']} seeds, each with its own split"
+    copied = f"; images: {found['images']}" if "images" in found else ""
+    return f"{head}; {found['machine']}{copied}\n\n```text\n{text}\n```\n"
 
 
 def store(name: str, found: dict[str, Any]) -> None:

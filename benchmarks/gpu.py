@@ -26,7 +26,7 @@ import torch
 
 from benchmarks import fewshot_steps, steps
 from benchmarks.__main__ import line
-from benchmarks.machine import machine
+from benchmarks.machine import images, machine
 from benchmarks.page import put
 from benchmarks.timing import Work, ratio
 from mebqat_lite import datasets, models
@@ -126,7 +126,7 @@ class Bench:
         frame = grid(model, data.test, pairs, norm_stats=setup.norm_stats, calibration=norm_images(data.train))
         length = f"{setup.recipe.epochs} epochs" if setup.recipe.epochs else f"{run.recipe.steps} steps"
         return {
-            "title": f"{setup.model}, {setup.recipe.quantizer}, {setup.method}: {length} on {named(setup.data)}",
+            "title": f"{setup.model}, {setup.recipe.quantizer}, {setup.method}: {length} on {images(setup.data)}",
             "epochs": setup.recipe.epochs,
             "steps": run.costs.steps,
             "data": setup.data.partition(":")[0],  # without the path on this machine
@@ -198,13 +198,6 @@ def random_data() -> Data:
     generator = torch.Generator().manual_seed(0)
     split = Split(torch.rand(20, 3, 8, 8, generator=generator), torch.arange(20) % 2)
     return Data("random", split, split, split, ("a", "b"))
-
-
-def named(data: str) -> str:
-    """Say what the images of a training are."""
-    if data.startswith("folder:"):
-        return "a JPEG copy, which must not stand beside published figures"
-    return "the binary CIFAR-10" if data == "cifar10" else data
 
 
 def environment(device: str) -> dict[str, Any]:

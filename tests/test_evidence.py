@@ -5,8 +5,9 @@ import json
 import pytest
 
 from benchmarks import adapt, allocations, gpu, one_set, summary
-from benchmarks.accuracy import FOLDER, tables
+from benchmarks.accuracy import FOLDER, block, tables
 from benchmarks.experiments import EXPERIMENTS, LOW, OURS, RATES
+from benchmarks.machine import images
 from mebqat_lite.experiments import frozen
 from mebqat_lite.experiments.setups import SETUPS
 from mebqat_lite.quantizers import QUANTIZERS
@@ -75,6 +76,12 @@ def test_each_network_got_the_same_back_propagations(path):
     found = json.loads(path.read_text())
     if found["budget"] == "backprops" and "trials" not in path.stem and path.stem != "glyph-classes":
         assert len({row["each"] for row in found["costs"].values()}) == 1
+
+
+@pytest.mark.parametrize("path", [path for path in STORED if path.stem.startswith("cifar")], ids=lambda path: path.stem)
+def test_a_table_says_that_its_images_are_a_copy(path):
+    found = json.loads(path.read_text())
+    assert found["images"] == images("folder:somewhere") and block(path.stem, found).count(found["images"]) == 1
 
 
 def test_no_page_says_that_there_is_no_difference():
@@ -175,6 +182,33 @@ def test_cifar10():
     assert rounded(gaps) == {"W1A1": -5, "W2A2": -4, "W4A4": -3} and {told(cell) for cell in gaps.values()} == {-1}
 
 
+def test_trials_and_other_quantizers_on_cifar10():
+    found = stored("cifar-trials")
+    cells = dict(found["means"]["val"]["minus_first"]["all"])
+    paper = {name: cells.pop(name) for name in list(cells) if name.partition("+")[0] == "mebqat"}
+    assert found["seeds"] == 3 and len(cells) == 5 and not any(map(told, cells.values()))
+    assert len(paper) == 3 and {told(cell) for cell in paper.values()} == {-1}
+    assert set(rounded(paper).values()) == {-3, -4}
+    found = stored("cifar-quantizers")
+    cells = found["means"]["val"]["minus_first"]["all"]
+    sat = {name: cell for name, cell in cells.items() if "sat" in name}
+    assert found["seeds"] == 3 and len(found["validation"]["mebqat_in_turn"]) == 7
+    assert len(cells) == 5 and not any(told(cell) for name, cell in cells.items() if name not in sat)
+    assert sorted(rounded(sat).values()) == [-5, -4] and {told(cell) for cell in sat.values()} == {-1}
+
+
+def test_preact_resnet20():
+    found = stored("cifar-preact_resnet20")
+    cells = {name: minus(found, name) for name in ("mebqat", "adabits", "any_precision_recursive")}
+    assert rounded(cells) == {"mebqat": -4, "adabits": -4, "any_precision_recursive": -5}
+    assert {told(cell) for cell in cells.values()} == {-1} and told(minus(found, "ptq_mse")) == 0
+    behind = {b: mean(found, "ptq_mse", b) - mean(found, "mebqat_in_turn", b) for b in found["accuracy"]["mebqat"]}
+    assert [round(behind[bits]) for bits in ("W1A1", "W2A2")] == [-26, -10]
+    assert {round(behind[bits]) for bits in ("W4A4", "W8A8", "FP")} == {4}
+    gaps = found["paired"]["test"]
+    assert rounded(gaps) == {"W1A1": -5, "W2A2": -3, "W4A4": -4} and {told(cell) for cell in gaps.values()} == {-1}
+
+
 def test_prototypical_networks():
     found, ours = stored("glyphs-pn"), "mebqat_pn_in_turn"
     assert [round(mean(found, ours, bits)) for bits in ("W2A2", "FP")] == [92, 93]
@@ -198,12 +232,20 @@ def test_omniglot():
 
 
 def test_one_image_alone_is_classified_as_in_a_large_batch():
-    other = []
+    other, on_gpu = [], {}
     for path in STORED:
         if not path.stem.startswith(("glyphs", "omniglot")):  # there a query alone is a test of the learners
-            alone = json.loads(path.read_text())["alone"]
-            assert alone and all(alone.values())
-            other += [(path.stem, n, b, share) for n, row in alone.items() for b, share in row.items() if share < 100]
+            found = json.loads(path.read_text())
+            assert found["alone"] and all(found["alone"].values())
+            cells = [(path.stem, n, b, share) for n, row in found["alone"].items() for b, share in row.items()]
+            if "NVIDIA" in found["machine"]:
+                on_gpu[path.stem] = cells
+            else:
+                other += [cell for cell in cells if cell[3] < 100]
+    cells = on_gpu.pop("cifar-preact_resnet20")
+    few = [share for *_, bits, share in cells if bits != "FP"]
+    assert not on_gpu and (min(few), max(few)) == (75, 99.5)
+    assert {share for *_, bits, share in cells if bits == "FP"} == {100}
     assert other == [("glyph-classes", "qat+lr=0.05", "W1A1", 99.5)]  # one of 200 images, in one of five seeds
 
 
