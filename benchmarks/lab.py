@@ -159,11 +159,11 @@ def waited(page: Any, widget: Any, act: Callable[[], None]) -> float:
     """Return the milliseconds from what ``act`` presses or moves to the decoded picture that follows it.
 
     Raises:
-        playwright.sync_api.TimeoutError: no new picture came within ten seconds.
+        playwright.sync_api.TimeoutError: no new picture came within thirty seconds.
     """
     widget.evaluate(WATCH)
     act()
-    page.wait_for_function("() => window.changed !== null", timeout=10 * SECONDS)
+    page.wait_for_function("() => window.changed !== null", timeout=30 * SECONDS)
     return float(page.evaluate("() => window.changed - window.pressed"))
 
 

@@ -219,6 +219,17 @@ def test_prototypical_networks():
     assert round(mean(found, "pn_ptq_mse", "W2A2")) == 86 and told(minus(found, "pn_ptq_mse")) == 0
 
 
+def test_maml():
+    found = stored("glyphs-maml")
+    assert found["seeds"] == 3 and [round(mean(found, "mebqat_maml", bits)) for bits in ("W2A2", "FP")] == [87, 91]
+    assert [round(mean(found, name, "W2A2")) for name in ("fomaml", "fomaml_ptq_mse")] == [78, 87]
+    assert found["accuracy"]["fomaml"] == found["accuracy"]["fomaml_ptq_lsq"]
+    others = ("fomaml_ptq_mse", "mebqat_maml_in_turn", "mebqat_maml+teacher='fp'")
+    assert not any(told(minus(found, name)) for name in others)
+    gap = found["paired"]["test"]["W2A2"]
+    assert told(gap) == round(gap["mean"]) == -1
+
+
 def test_omniglot():
     found, ours = stored("omniglot-pn"), "mebqat_pn_in_turn"
     assert [round(mean(found, ours, bits)) for bits in ("W2A2", "W4A4", "W8A8", "FP")] == [88, 90, 90, 90]

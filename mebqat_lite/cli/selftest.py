@@ -21,6 +21,7 @@ from mebqat_lite.cli.shared import Commands
 TOOLS = ["ruff", "mypy", "pytest", "xdist", "nbval"]
 LIBRARIES = ["hypothesis", "playwright", "setuptools", "yaml", "jupyterlab"]
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # loadfile: a notebook's cells must share one kernel
+SHARED = ("-n", "2", "--dist", "worksteal")  # each worker has its own server and browser; the tests are few and long
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120")
 NO_TESTS = 5  # pytest's exit status when it collected nothing
 
@@ -45,7 +46,7 @@ STAGES = (
     Stage("types", ("mypy", "mebqat_lite")),
     Stage("tests", ("pytest", "tests", *PARALLEL, "-m", "not browser"), parallel=True),
     Stage("notebooks", ("pytest", *NBVAL, *PARALLEL, "notebooks"), parallel=True),
-    Stage("browser", ("pytest", "tests", "-m", "browser")),
+    Stage("browser", ("pytest", "tests", "-m", "browser", *SHARED), parallel=True),
 )
 # A part of ``tests`` that runs only where it is named: what `make check` runs after each change.
 QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, "-m", "not slow and not browser"), parallel=True)
