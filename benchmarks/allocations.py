@@ -174,7 +174,7 @@ def run(seeds: int = 3, case: Case | None = None) -> dict[str, Any]:
             traps.append({name: s.pitfalls() for name, s in searches.items()})
             print(f"seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
         edges = edge_costs(searches[ONE].model, data.train.images[0])
-        found = {"machine": machine(), "seeds": seeds, "seconds": time.perf_counter() - started, "drawn": case.drawn}
+        found = {"machine": machine(), "seeds": seeds, "drawn": case.drawn}
     budgets = {unit: {name: over_seeds([one[unit, name] for one in at]) for name in METHODS} for unit in UNITS}
     return found | {"edges": edges, "budgets": budgets, "pitfalls": over_seeds(traps)}
 
@@ -195,7 +195,7 @@ def edge_costs(model: nn.Module, image: Tensor) -> dict[str, dict[str, int]]:
 
 def text(found: dict[str, Any]) -> str:
     """Write a table for each unit and part, and one of the pitfalls."""
-    when = f"{found['seeds']} seeds, {found['seconds'] / 60:.0f} min; {found['machine']}"
+    when = f"{found['seeds']} seeds; {found['machine']}"
     blocks = [f"Accuracy (%), glyph classes, budgets in multiples of what W1A1 costs in the quantized layers; {when}"]
     for unit, networks in found["budgets"].items():
         costs = found["edges"][unit]

@@ -52,14 +52,8 @@ def test_the_tables_are_those_that_are_stored():
 def test_the_page_shows_the_summary_and_what_other_commands_stored():
     assert section("summary") == f"```text\n{summary.text()}\n```\n"
     assert section("gpu") == f"```text\n{gpu.block(stored('gpu', '.'))}\n```\n"
-    for module, name in ((adapt, "adapt"), (one_set, "one_set")):
+    for module, name in ((adapt, "adapt"), (one_set, "one_set"), (allocations, "allocations")):
         assert section(name) == f"```text\n{module.text(stored(name, '.'))}\n```\n"
-
-
-def test_the_page_shows_the_allocations_or_says_that_they_are_not_measured():
-    measured = (FOLDER / "allocations.json").exists()
-    text = f"```text\n{allocations.text(stored('allocations', '.'))}\n```\n" if measured else "Not measured yet: "
-    assert section("allocations").startswith(text)
 
 
 def test_the_page_names_the_experiments_that_are_not_measured():
@@ -322,3 +316,24 @@ def test_adapting_to_a_pair():
         assert ours[30] > full[100] and (bits == "W4A4" or ours[30] > rounded[100])
         dedicated = mean(found, adapt.DEDICATED, bits, "validation")
         assert ours[0] < ours[300] and 0 < dedicated - ours[300] < 3.5
+
+
+def test_bits_for_each_layer():
+    found = stored("allocations", ".")
+    one, drawn, ptq = "one network", "one network, layers drawn", "FP + PTQ"
+    bitops, sizes = found["budgets"]["bitops"], found["budgets"]["bytes"]
+    gains = {budget: cells["test gain"] for budget, cells in bitops[one].items()}
+    assert [round(gains[budget]["mean"]) for budget in ("1.5x", "2x", "3x")] == [4, 7, 12]
+    assert [told(gains[budget]) for budget in ("1.5x", "2x", "3x", "4x")] == [1, 1, 1, 0]
+    assert not any(told(cells["test gain"]) for cells in sizes[one].values())
+    for budgets, budget, gain, reads in ((bitops, "3x", 30, (50, 83)), (sizes, "1.5x", 24, (78, 86))):
+        assert round(budgets[ptq][budget]["test gain"]["mean"]) == gain
+        assert tuple(round(budgets[name][budget]["test searched"]["mean"]) for name in (ptq, one)) == reads
+    for budgets in (bitops, sizes):
+        for budget, cells in budgets[drawn].items():
+            assert cells["test searched"]["mean"] - budgets[one][budget]["test searched"]["mean"] < 2
+    traps = found["pitfalls"].values()
+    assert found["seeds"] == 3 and found["drawn"] == 50
+    assert sorted(round(row["optimism"]["mean"]) for row in traps) == [4, 5, 7]
+    assert sorted(told(row["optimism"]) for row in traps) == [0, 0, 1]
+    assert {round(cell["mean"], 1) for row in traps for key, cell in row.items() if "rank" in key} == {0.8, 0.9}
