@@ -145,8 +145,64 @@ def losses_after(network, weights, quantize, batches, optimizer):
     return losses
 
 
+def quantized_once(network, weights, quantize, batches, optimizer):
+    return loop(lambda q, w: w)(network, [quantize(w) for w in weights], quantize, batches, optimizer)
+
+
+def called(call):
+    """The loop with another call of the network: ``call(network, weights, quantize, images, labels)``."""
+
+    def answer(network, weights, quantize, batches, optimizer):
+        losses = []
+        for x, y in batches:
+            loss = F.cross_entropy(call(network, weights, quantize, x, y), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return answer
+
+
+def updated_by_hand(network, weights, quantize, batches, optimizer):
+    for x, y in batches:
+        F.cross_entropy(network([quantize(w) for w in weights], x), y).backward()
+        for w in weights:
+            w -= 0.5 * w.grad
+
+
+def shifted_before_backward(network, weights, quantize, batches, optimizer):
+    for x, y in batches:
+        rounded = [quantize(w) for w in weights]
+        logits = network(rounded, x)
+        with torch.no_grad():
+            rounded[1].add_(1)
+        F.cross_entropy(logits, y).backward()
+
+
+def rounded_in_place(network, weights, quantize, batches, optimizer):
+    """It rounds the float weights in place for the forward pass, and puts them back: the clip's gradient is lost."""
+    losses = []
+    for x, y in batches:
+        kept = [w.detach().clone() for w in weights]
+        with torch.no_grad():
+            for w in weights:
+                w.copy_(quantize(w))
+        loss = F.cross_entropy(network(weights, x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for w, before in zip(weights, kept, strict=True):
+                w.copy_(before)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 RIGHT = [
     loop(),
+    called(lambda network, weights, quantize, x, y: network((quantize(w) for w in weights), x)),
     qat_by_grad,
     qat_with_a_closure,
     qat_in_place,
@@ -179,5 +235,19 @@ WRONG = [
     ("a float of shape ..: return a list", lambda *args: loop()(*args)[-1]),
     ("right is", loop(loss_of=lambda z, y: F.cross_entropy(z.softmax(1), y))),
     ("right is", loop(loss_of=lambda z, y: F.mse_loss(z, F.one_hot(y, 4).float()))),
-    ("RuntimeError", loop(lambda q, w: q(w).T)),
+    (r"shapes \[\(6, 8\), \(8, 4\)\]", loop(lambda q, w: q(w).T)),
+    ("clipped weights move too", rounded_in_place),
+    ("quantized once for several steps", quantized_once),
+    ("changed in place while PyTorch records", updated_by_hand),
+    ("between the forward pass and loss.backward", shifted_before_backward),
+    ("no gradient comes back from the loss", loop(loss_of=lambda z, y: F.cross_entropy(z, y).detach())),
+    ("backward is called on a number", loop(loss_of=lambda z, y: F.cross_entropy(z, y).item())),
+    ("a number for each image", loop(loss_of=lambda z, y: F.cross_entropy(z, y, reduction="none"))),
+    ("takes the logits first", loop(loss_of=lambda z, y: F.cross_entropy(y, z))),
+    ("the logits as they are", loop(loss_of=lambda z, y: F.cross_entropy(z.argmax(1), y))),
+    ("quantize gets a tuple", called(lambda network, weights, quantize, x, y: network(quantize(weights), x))),
+    ("gets no list of weights", called(lambda network, weights, quantize, x, y: network(x, weights))),
+    ("gets the labels for the images", called(lambda network, weights, quantize, x, y: network(weights, y))),
+    ("gets a tuple for the images", called(lambda network, weights, quantize, x, y: network(weights, (x, y)))),
+    ("takes two arguments", called(lambda network, weights, quantize, x, y: network(*weights, x))),
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Lesson 03: right answers, each written another way, and wrong ones with the message that names them."""
 
+import copy
 import math
 
 import numpy as np
@@ -170,6 +171,28 @@ def recalibrated(change=lambda inputs, pooled: pooled(inputs), **options):
     return answer
 
 
+def stored_anew(model, statistics):
+    for norm, (mean, var) in statistics.items():
+        norm.running_mean, norm.running_var = mean, var
+    return model
+
+
+def hooked(hook):
+    """A recalibration by other hooks: ``hook(seen)`` makes one."""
+
+    def answer(model, batches, bits, pooled_stats):
+        seen = {norm: [] for norm in norms_of(model)}
+        hooks = [norm.register_forward_pre_hook(hook(seen)) for norm in seen]
+        with mq.at(model, bits, "batch"), torch.no_grad():
+            for images in batches:
+                model(images)
+        for one in hooks:
+            one.remove()
+        return stored_anew(model, {norm: pooled_stats(inputs) for norm, inputs in seen.items()})
+
+    return answer
+
+
 def recalibrated_by_package(model, batches, bits, pooled_stats):
     mq.recalibrate(model, lambda net: [net(x) for x in batches], bits)
     for norm in norms_of(model):
@@ -292,8 +315,8 @@ def as_one(model, batches, bits, pooled_stats):
 
 
 WRONG_RECALIBRATIONS = [
-    ("the old ones", lambda model, *_: model),
-    ("the old ones", lambda model, batches, bits, pooled: collected(model, batches, bits) and model),
+    ("still has its old statistics", lambda model, *_: model),
+    ("still has its old statistics", lambda model, batches, bits, pooled: collected(model, batches, bits) and model),
     ("bits at which the model stood", other_bits),
     ("still uses its old statistics.*norm 2 of 3", recalibrated(policy="running")),
     ("still uses its old statistics", recalibrated(policy=None)),
@@ -312,7 +335,21 @@ WRONG_RECALIBRATIONS = [
     ("left at W2A2 and was at W1A1", leaving(mq.set_bits)),
     ("another norm policy", leaving(lambda model, bits: mq.set_norm_stats(model, "batch"))),
     ("weights have changed", leaving(rounded_weights)),
-    ("it stops with", recalibrated(lambda inputs, pooled: pooled(inputs[0]))),
+    ("pooled_stats gets a Tensor", recalibrated(lambda inputs, pooled: pooled(inputs[0]))),
+    ("a list that holds a tensor of 3 axes", recalibrated(lambda inputs, pooled: pooled([x[0] for x in inputs]))),
+    ("collect inputs.0.", hooked(lambda seen: lambda norm, inputs: seen[norm].append(inputs))),
+    ("a hook gets other arguments", hooked(lambda seen: lambda norm, inputs, out: seen[norm].append(inputs[0]))),
+    ("takes the place of the inputs", hooked(lambda seen: lambda norm, inputs: seen[norm])),
+    (
+        "pooled_stats gets an empty list",
+        hooked(lambda seen: lambda norm, inputs: [*seen.values()][-1].append(inputs[0])),
+    ),
+    (
+        "has shape ...., but there are 4 channels",
+        lambda model, batches, bits, pooled: stored_anew(model, {norm: pooled(batches) for norm in norms_of(model)}),
+    ),
+    ("returns nothing: end with return model", lambda *args: recalibrated()(*args) and None),
+    ("it returns another model", lambda model, *args: recalibrated()(copy.deepcopy(model), *args)),
 ]
 
 

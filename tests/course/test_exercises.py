@@ -19,7 +19,16 @@ from answers.lesson_01 import product
 from graders import NAMES, faults
 
 import mebqat_lite as mq
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, lesson_00, lesson_01
+from mebqat_lite.course.exercises import (
+    Exercise,
+    Mistake,
+    Student,
+    checked,
+    expect,
+    in_words,
+    lesson_00,
+    lesson_01,
+)
 
 LESSONS = [importlib.import_module(f"mebqat_lite.course.exercises.{name}") for name in NAMES]
 ANSWERS = [importlib.import_module(f"answers.{name}") for name in NAMES]
@@ -174,6 +183,25 @@ def test_an_exception_inside_is_one_line(function, text, capsys):
     assert re.search(text, result.line), result.line
     assert result.status == "try again"
     assert out.out.count("\n") == 1 and "Traceback" not in out.out and not out.err
+
+
+def test_a_function_of_the_grader_says_itself_what_is_wrong():
+    def handed_over(x):
+        raise Mistake("give it a tensor")
+
+    with pytest.raises(Mistake, match=r"^give it a tensor$"):
+        Student(lambda f: f(1), ["f"])(handed_over)
+
+
+def test_a_known_error_is_told_in_words_with_its_line():
+    def answer(x):
+        return x.backward()
+
+    with pytest.raises(Mistake) as caught:
+        Student(answer, ["x"])(1.0)
+    told = in_words(caught.value, {"no such words": "?", "has no attribute 'backward'": "the loss is a number"})
+    assert re.fullmatch(r"the loss is a number, in line 2 of your function: return x\.backward\(\)", str(told))
+    assert in_words(caught.value, {"return x": "?"}) is caught.value  # the learner's line is not the error
 
 
 def test_a_long_error_message_is_cut():

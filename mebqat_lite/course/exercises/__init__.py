@@ -11,7 +11,7 @@ import functools
 import inspect
 import secrets
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
@@ -42,7 +42,10 @@ class Result:
 
 
 class Student:
-    """A learner's function, run on copies of the grader's input. What goes wrong inside becomes a Mistake."""
+    """A learner's function, run on copies of the grader's input. What goes wrong inside becomes a Mistake.
+
+    Functions among that input may raise a Mistake themselves.
+    """
 
     def __init__(self, function: Callable[..., Any], names: Iterable[str]) -> None:
         self.function, self.names, self.calls = function, list(names), 0
@@ -56,6 +59,8 @@ class Student:
         self.calls += 1
         try:
             value = self.function(*copies)
+        except Mistake:
+            raise  # of a function that the grader handed over, which says itself what is wrong
         except Exception as error:
             raise self.explain(error) from None
         self.refuse_nothing(value)
@@ -192,6 +197,19 @@ def _same(arg: Any, copy: Any) -> bool:
     if isinstance(arg, Tensor):
         return isinstance(copy, Tensor) and arg.dtype == copy.dtype and torch.equal(arg, copy)
     return arg is copy
+
+
+def in_words(found: Mistake, known: Mapping[str, str]) -> Mistake:
+    """A raw error as its cause in plain words: ``known`` has the words by a part of the error's message.
+
+    The line of the learner's function stays; what is not known stays as it is.
+    """
+    said = str(found)
+    place = said.find(", in line ")
+    for part, words in known.items():
+        if part in said[:place]:
+            return Mistake(words + (said[place:] if place >= 0 else ""))
+    return found
 
 
 def numbers(value: Any, wanted: str = "a tensor of numbers") -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, in_words, numbers
 from mebqat_lite.quantizers import unit_activation
 
 Student = Callable[..., Any]
@@ -148,6 +148,24 @@ def _qat(network, weights: tuple, quantize, batches: list, optimizer: torch.opti
     return losses
 
 
+RAW = {  # what PyTorch says, and what it means here
+    "through the graph a second time": "the weights are quantized once for several steps, but they move in each: call "
+    "quantize(w) anew for each batch",
+    "does not require grad": "no gradient comes back from the loss: something (detach, no_grad or .data) cuts the way "
+    "from it to the weights",
+    "leaf Variable that requires grad": "the float weights are changed in place while PyTorch records what happens to "
+    "them: let optimizer.step() update them",
+    "modified by an inplace operation": "weights are changed in place between the forward pass and loss.backward(): "
+    "update them only after it",
+    "no attribute 'backward'": "backward is called on a number: the loss must stay a tensor until then, and item() is "
+    "for the list of losses",
+    "not implemented for 'Long'": "cross_entropy takes the logits first, then the labels",
+    "Expected floating point type for target": "cross_entropy takes the logits as they are, not classes or 0 and 1",
+    "only for scalar outputs": "the loss holds a number for each image: take their mean",
+    "network() takes": "network takes two arguments, the list of weights and the images",
+}
+
+
 def _grade_qat(student: Student, rng: Generator) -> None:
     for bits in (3, 2):
         task = _Task.draw(bits, rng)
@@ -156,9 +174,9 @@ def _grade_qat(student: Student, rng: Generator) -> None:
         where = f"{len(batches)} batches at {bits} bits"
         try:
             losses = student(task.network, weights, task.quantize, batches, torch.optim.SGD(weights, lr=task.lr))
-        except Mistake:
+        except Mistake as error:
             _judge_forward(task, where)  # what the network was given may say more than the error
-            raise
+            raise in_words(error, RAW) from None
         if not task.seen:
             raise Mistake(f"for {where}: network is never called: logits = network(weights, images)")
         _judge_forward(task, where)
@@ -209,15 +227,28 @@ class _Task:
                 return task
 
     def quantize(self, w: Tensor) -> Tensor:
-        """Signed codes times step; straight-through inside the clip."""
+        """Signed codes times step; straight-through inside the clip. A Mistake unless ``w`` is a tensor."""
+        if not isinstance(w, Tensor):
+            raise Mistake(f"quantize gets a {type(w).__name__}: give it one weight tensor at a time, quantize(w)")
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         clipped = w.clamp(low * self.step, high * self.step)
         return clipped + ((clipped / self.step).round() * self.step - clipped).detach()
 
-    def network(self, weights: Sequence[Tensor], x: Tensor) -> Tensor:
-        """(batch, 6) -> logits (batch, 4)."""
-        self.seen.append(list(weights))
-        first, second = weights
+    def network(self, weights: Iterable[Tensor], x: Tensor) -> Tensor:
+        """(batch, 6) -> logits (batch, 4); copies of the weights are kept. A Mistake if it is given something else."""
+        given = [] if isinstance(weights, Tensor) else list(weights)
+        if not given:
+            raise Mistake("network gets no list of weights: call network([quantize(w) for w in weights], images)")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = "the labels" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise Mistake(f"network gets {what} for the images: each batch is a pair, images and labels")
+        shapes, right = ([tuple(getattr(w, "shape", ())) for w in each] for each in (given, self.weights))
+        if shapes != right:
+            raise Mistake(
+                f"network gets weights of the shapes {shapes}; they are {right}: quantize each, in their order"
+            )
+        self.seen.append([w.detach().clone().requires_grad_(w.requires_grad) for w in given])
+        first, second = given
         return (x @ first.T).tanh() @ second.T
 
     def run(

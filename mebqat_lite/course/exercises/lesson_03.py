@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import mebqat_lite as mq
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, in_words, numbers
 from mebqat_lite.course.exercises.lesson_00 import left_alone, state_of
 
 Student = Callable[..., Any]
@@ -206,7 +206,7 @@ def _grade_recalibrate(student: Student, rng: Generator) -> None:
         model, batches = _small_network(rng)
         mq.set_bits(model, start)
         before, copied = state_of(model), copy.deepcopy(model)
-        student(model, batches, bits, _pooled_stats)
+        _run(student, model, batches, bits)
         right, mistakes = _measured(copied, batches, bits), _other_statistics(copied, batches, bits, start)
         norms = _norms(model)
         for i, norm in enumerate(norms):
@@ -214,8 +214,53 @@ def _grade_recalibrate(student: Student, rng: Generator) -> None:
             for name, k in (("mean", 0), ("variance", 1)):
                 named = [(message, found[i][k]) for message, found in mistakes]
                 got = norm.running_var if k else norm.running_mean
+                if isinstance(got, Tensor) and got.shape != right[i][k].shape:
+                    shapes = f"shape {tuple(got.shape)}, but there are {len(right[i][k])} channels"
+                    raise Mistake(f"for {where}: the {name} has {shapes}: pool what this norm reads, by its hook")
                 expect(got, right[i][k].float(), f"{where}, the {name}", named)
         left_alone(before, state_of(model), f"for bits = {bits} the statistics are right, but", changes="statistics")
+
+
+HOOKS = {  # what PyTorch says, and what it means here
+    "positional argument": "a hook gets other arguments: register_forward_pre_hook calls it with (module, inputs), "
+    "register_forward_hook with (module, inputs, output)",
+    "has no attribute 'numel'": "what a hook returns takes the place of the inputs: let it collect and return nothing",
+}
+
+
+def _run(student: Student, model: nn.Module, batches: list[Tensor], bits: str) -> None:
+    """Run the learner's function; a Mistake unless it returns the model that it was given."""
+    before = torch.cat([value.flatten() for value in model.buffers()])
+    try:
+        got = student(model, batches, bits, _pooled)
+    except NotImplementedError:
+        if torch.equal(before, torch.cat([value.flatten() for value in model.buffers()])):
+            raise
+        raise Mistake("it stores new statistics, but returns nothing: end with return model") from None
+    except Mistake as found:
+        raise in_words(found, HOOKS) from None
+    if got is not model:
+        what = "another model" if isinstance(got, nn.Module) else f"a value of type {type(got).__name__}"
+        raise Mistake(f"it returns {what}: store the statistics in the model that it is given, and return that")
+
+
+def _pooled(batches: Any) -> Two:
+    """`_pooled_stats`, with a Mistake for what a hook collects wrongly."""
+    shape = "a list of tensors, (batch, channels, height, width) each, one for each batch of images"
+    if not isinstance(batches, (list, tuple)):
+        raise Mistake(f"pooled_stats gets a {type(batches).__name__}: it takes {shape}")
+    if not batches:
+        raise Mistake(
+            "pooled_stats gets an empty list, so nothing was collected for this norm: let the images run while its "
+            "hook is there, and let the hook use the norm that it is called with, not the variable of a loop"
+        )
+    for part in batches:
+        if isinstance(part, tuple):
+            raise Mistake("a hook is called with a tuple of inputs: collect inputs[0], which is the tensor")
+        if not isinstance(part, Tensor) or part.dim() != 4:
+            what = f"a tensor of {part.dim()} axes" if isinstance(part, Tensor) else f"a {type(part).__name__}"
+            raise Mistake(f"pooled_stats gets a list that holds {what}: it takes {shape}")
+    return _pooled_stats(list(batches))
 
 
 def _norms(model: nn.Module) -> list[Any]:
@@ -267,7 +312,7 @@ def _other_statistics(model: nn.Module, batches: list[Tensor], bits: str, start:
     means = "this is the mean of the batches' statistics: pool them with pooled_stats, over all batches of a norm"
     policy = "each norm still uses its old statistics while you measure, so that the next one reads something else: "
     return [
-        ("the statistics are the old ones: store what you measured in running_mean and running_var",
+        ("the norm still has its old statistics: store what you measured in its running_mean and running_var",
          [(n.running_mean, n.running_var) for n in _norms(model)]),
         ("these are the statistics at the bits at which the model stood: run it inside mq.at(model, bits, 'batch')",
          _measured(model, batches, start)),
