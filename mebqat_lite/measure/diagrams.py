@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +238,8 @@ def _draw_part(axes: Axes, part: Part, x: float, top: float) -> None:
 
 # ---------------------------------------------------------------- many networks or one
 
+BOXES = 0.5  # inches from the left to the boxes of the pairs
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -278,25 +280,38 @@ def many_or_one(model: nn.Module) -> Figure:
     total, count = sum(found.dedicated.values()), len(found.dedicated)
     cell = 0.31  # inches between the boxes; the largest box fills its place
     scale = 0.92 * cell / math.sqrt(max(found.dedicated.values()))  # inches of a side for the root of a byte
-    together = scale * math.sqrt(total)
+    together, below = scale * math.sqrt(total), 0.62 + cell * len(WIDTHS)
     with style():
-        figure, axes = _canvas(max(0.62 + cell * len(WIDTHS) + 0.1, 0.62 + together + 0.1))
+        figure, axes = _canvas(max(below + 0.48, 0.62 + together + 0.1))
         own, shared = LOOKS["qat"]["color"], LOOKS["mebqat"]["color"]
         _words(axes, 0.12, 0.2, f"{count} networks, one for each pair", fontweight="bold", fontsize=10)
         _words(axes, 0.12, 0.42, f"each packed at its own bits, from {min(found.dedicated)} to {max(found.dedicated)}")
+        middles = {width: cell * (place + 0.5) for place, width in enumerate(WIDTHS)}
         for pair, size in found.dedicated.items():
             side = scale * math.sqrt(size)
-            x, y = (0.12 + cell * (WIDTHS.index(width) + 0.5) - side / 2 for width in (pair.a, pair.w))
-            axes.add_patch(Rectangle((x, y + 0.5), side, side, color=own, linewidth=0))
-        x = 0.12 + cell * len(WIDTHS) + 0.35
+            x, y = BOXES + middles[pair.a] - side / 2, 0.62 + middles[pair.w] - side / 2
+            axes.add_patch(Rectangle((x, y), side, side, color=own, linewidth=0))
+        _widths(axes, middles, below)
+        x = BOXES + cell * len(WIDTHS) + 0.2
         _words(axes, x, 0.42, f"together {_bytes(total)}")
         axes.add_patch(Rectangle((x, 0.62), together, together, color=pale(own), linewidth=0))
-        x += max(together, 1.25) + 0.35
+        x += max(together, 1.25) + 0.25
         _words(axes, x, 0.2, "one network for all", fontweight="bold", fontsize=10, color=shared)
         _draw_one(axes, found, scale, x, shared)
     parts = f"one network for all of them {_bytes(found.one)}, and {_bytes(found.statistics)} for its norms' statistics"
     figure.set_label(f"{count} dedicated networks, packed, store {_bytes(total)}; {parts}")
     return figure
+
+
+def _widths(axes: Axes, middles: Mapping[int, float], below: float) -> None:
+    """Write the bits of the weights beside the rows of boxes, and those of the activations below the columns."""
+    for width, middle in middles.items():
+        words = "FP" if width == FULL else str(width)
+        _words(axes, BOXES - 0.06, 0.62 + middle, words, ha="right")
+        _words(axes, BOXES + middle, below + 0.12, words, ha="center")
+    half = sum(middles.values()) / len(middles)
+    _words(axes, 0.12, 0.62 + half, "weight bits", rotation=90, ha="center")
+    _words(axes, BOXES + half, below + 0.34, "activation bits", ha="center")
 
 
 def _draw_one(axes: Axes, found: Stored, scale: float, x: float, color: str) -> None:
@@ -425,10 +440,13 @@ def _visits(method: Method, model: nn.Module) -> str:
     return "turn" if isinstance(sampler, InTurn) else "drawn"
 
 
-def table() -> Figure:
+def table(met: Collection[str] | None = None) -> Figure:
     """Draw the one idea: a method is what its sampler visits (rows) times how it learns (columns).
 
     Each name stands beside its line and marker, so that the table is the legend of all figures, too.
+
+    Args:
+        met: the names of the methods that the reader knows by now, by default all; the other ones are pale.
     """
     found = cells()
     heights = {row: max(_lines(found.get((row, how), [])) for how in LEARNS.values()) for row in VISITS}
@@ -442,7 +460,7 @@ def table() -> Figure:
             axes.plot([lefts[0], lefts[-1]], [y, y], color=PALE, linewidth=0.8)
             _words(axes, lefts[0], y + 0.12, VISITS[row], va="top")
             for left, how in zip(lefts[1:], LEARNS.values(), strict=False):
-                _draw_methods(axes, found.get((row, how), []), left, y + 0.13)
+                _draw_methods(axes, found.get((row, how), []), left, y + 0.13, METHODS if met is None else met)
             y += 0.26 + 0.19 * lines
     rows = (f"{VISITS[row].replace(chr(10), ' ')}, {how}: {_titles(names)}" for (row, how), names in found.items())
     figure.set_label("Methods by what they train at and how they learn. " + "; ".join(rows))
@@ -462,11 +480,12 @@ def _titles(names: Sequence[str]) -> str:
     return ", ".join(METHODS[name].title for name in names)
 
 
-def _draw_methods(axes: Axes, names: Sequence[str], left: float, top: float) -> None:
-    """Draw the entries of a cell: a sample of the line, and the title beside it."""
+def _draw_methods(axes: Axes, names: Sequence[str], left: float, top: float, met: Collection[str]) -> None:
+    """Draw the entries of a cell: a sample of the line, and the title beside it; pale if it was not met."""
     y = top + 0.05
     for name, look in looks(names).items():
-        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], markersize=6, **look)
+        alpha, color = (1.0, BLACK) if name in met else (0.3, GREY)
+        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], markersize=6, alpha=alpha, **look)
         for line in _wrap(name):
-            _words(axes, left + 0.43, y, line)
+            _words(axes, left + 0.43, y, line, color=color)
             y += 0.19

@@ -77,6 +77,13 @@ def _sister(name: str) -> Look:
 
 
 LOOKS: dict[str, Look] = SUPERVISED | {name: _sister(name) for name in SISTERS}
+# What is no method, and still looks alike in every figure: a reader's guess, and a squared error with its two parts.
+FIXED: dict[str, Look] = {
+    "your guess": {"color": BLACK, "marker": "X", "linestyle": "none", "markersize": 11},
+    "total": _look(BLACK, "", width=2.4),
+    "rounding": _look(BLUE, "o", (4, 1.5)),
+    "clipping": _look(VERMILION, "s", (1, 1.5)),
+}
 # Methods by the words that figures and lessons write for them.
 NAMES = {method.title: name for name, method in METHODS.items()}
 NAMES |= {title.removeprefix("FP + "): name for title, name in NAMES.items()}
@@ -108,11 +115,13 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """Give the curves of one figure their looks.
 
     A method has the same look in every figure. If there are several variants of it, all have its colour, and the second
-    and later ones other markers and dashes. Curves that are no methods get colours that no method of the figure has.
+    and later ones other markers and dashes. Curves that are no methods get colours that no method of the figure has,
+    or the look that `FIXED` has for them.
     """
     names = list(names)
     methods = {name: method_of(name) for name in names}
     used = {LOOKS[method]["color"] for method in methods.values() if method}
+    used |= {FIXED[name]["color"] for name in names if name in FIXED}
     spare = combinations([color for color in SPARE_COLORS if color not in used], SPARE_DASHES, SPARE_MARKERS)
     count: Counter[str] = Counter()
     found = {}
@@ -120,6 +129,8 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         if method:
             found[name] = _variant(method, count[method])
             count[method] += 1
+        elif name in FIXED:
+            found[name] = FIXED[name]
         else:
             color, dash, marker = next(spare)
             found[name] = {"color": color, "linestyle": dash, "marker": marker, "linewidth": 1.8}

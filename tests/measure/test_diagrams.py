@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from torch import nn
 
 import mebqat_lite as mq
-from mebqat_lite.bits import FP, Bits
+from mebqat_lite.bits import FP, WIDTHS, Bits
 from mebqat_lite.measure import diagrams, looks, plots
 from mebqat_lite.samplers import InTurn, Sampled
 from mebqat_lite.switching.state import quantized_layers
@@ -143,6 +143,19 @@ def test_areas_are_true_to_the_bytes(widths):
         assert f"{size / 1e3:,.1f} kB" in said and f"{size / 1e3:,.1f} kB" in figure.get_label()
 
 
+def test_a_box_stands_at_the_bits_of_its_pair():
+    model = net()
+    axes = diagrams.many_or_one(model).axes[0]
+    labels = [text for text in axes.texts if text.get_text() in {*map(str, WIDTHS), "FP"}]
+    rows, columns = labels[::2], labels[1::2]
+    assert [text.get_text() for text in rows] == [text.get_text() for text in columns] == [*map(str, WIDTHS[:-1]), "FP"]
+    boxes = [box for box in axes.patches if type(box) is Rectangle]
+    for pair, box in zip(diagrams.stored(model).dedicated, boxes, strict=False):
+        assert box.get_x() + box.get_width() / 2 == pytest.approx(columns[WIDTHS.index(pair.a)].get_position()[0])
+        assert box.get_y() + box.get_height() / 2 == pytest.approx(rows[WIDTHS.index(pair.w)].get_position()[1])
+    assert {"weight bits", "activation bits"} <= {text.get_text() for text in axes.texts}
+
+
 def test_a_quantizer_without_one_bit_has_fewer_boxes():
     assert "73 networks, one for each pair" in words(diagrams.many_or_one(net("lsq")))
 
@@ -206,6 +219,19 @@ def test_each_method_of_the_table_has_its_line_and_marker():
     drawn = [(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
     own = [looks.LOOKS[name] for name in mq.METHODS]
     assert sorted(drawn) == sorted((o["color"], o["marker"], o.get("markerfacecolor", o["color"])) for o in own)
+
+
+def test_methods_that_were_not_met_are_pale():
+    met = ["fp", "qat", "mebqat_in_turn"]
+    axes = diagrams.table(met).axes[0]
+    lines = [line for line in axes.lines if line.get_marker() != "None"]
+    assert {line.get_marker() for line in lines if line.get_alpha() == 1} == {
+        looks.LOOKS[name]["marker"] for name in met
+    }
+    entries = [text for text in axes.texts if text.get_fontweight() != "bold"]
+    black = {text.get_text() for text in entries if text.get_color() == looks.BLACK}
+    titles = {name: method.title for name, method in mq.METHODS.items() if len(method.title) < 19}
+    assert {name for name, title in titles.items() if title in black} == set(met)
 
 
 def test_a_new_method_finds_its_cell(monkeypatch):

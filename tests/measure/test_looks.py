@@ -115,6 +115,15 @@ def test_curves_of_a_figure_differ_and_methods_keep_their_colour(names):
     assert not taken & {found[name]["color"] for name, method in methods.items() if not method}
 
 
+@pytest.mark.parametrize("name", looks.FIXED)
+def test_what_is_no_method_can_have_a_look_of_its_own_that_no_other_curve_of_the_figure_has(name):
+    found = looks.looks(["a", name, "b", "c"])
+    assert found[name] == looks.FIXED[name]
+    assert found[name]["color"] not in {look["color"] for other, look in found.items() if other != name}
+    axes = plots.lines([1, 2], {"a": [0, 1], name: [1, 0]}, xlabel="x", ylabel="y").axes[0]
+    assert (axes.lines[1].get_color(), axes.lines[1].get_marker()) == (found[name]["color"], found[name]["marker"])
+
+
 def test_combinations_differ_as_long_as_they_can():
     made = list(itertools.islice(looks.combinations("rgb", "-:x"), 9))
     assert made[:3] == [("r", "-"), ("g", ":"), ("b", "x")] and len(set(made)) == 9

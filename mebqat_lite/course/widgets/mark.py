@@ -10,12 +10,12 @@ from matplotlib.lines import Line2D
 
 from mebqat_lite.course.widgets.base import card
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
-from mebqat_lite.measure.looks import BLACK
+from mebqat_lite.measure.looks import BLACK, FIXED
 
 Value = float | tuple[float, float] | None
 STEP = 0.02  # of an axis, for an arrow key
 LINE: dict[str, Any] = {"color": BLACK, "linestyle": (0, (1, 1.5)), "linewidth": 2}
-CROSS: dict[str, Any] = {"color": BLACK, "linestyle": "none", "marker": "X", "markersize": 11}
+CROSS = FIXED["your guess"]
 ENDS: dict[str, tuple[str, str, tuple[int, int]]] = {  # where the words stand: how they are aligned, and points from it
     "y": ("right", "bottom", (-4, 2)),
     "x": ("left", "top", (4, -2)),

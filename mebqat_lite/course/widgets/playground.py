@@ -20,7 +20,7 @@ from mebqat_lite.bits import FP
 from mebqat_lite.course.widgets.base import buttons, card, labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PAGE, PALE, SMALLEST, VERMILION, WHITE
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PAGE, PALE, SMALLEST, VERMILION, WHITE, looks
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
 from mebqat_lite.tensors import evaluating
@@ -209,11 +209,7 @@ def beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
 
 SIZE, WIDTHS = (PAGE, 3.7), (1.6, 1, 1)  # inches; of the three panels, as shares
 INSIDE, OUTSIDE, BINS = PALE, ORANGE, 96
-SHARES: dict[str, dict[str, Any]] = {  # of the error
-    "total": {"color": BLACK, "linewidth": 2.4},
-    "rounding": {"color": BLUE, "linestyle": "--", "marker": "o", "markersize": 3.5},
-    "clipping": {"color": VERMILION, "linestyle": ":", "marker": "s", "markersize": 3.5},
-}
+SHARES = looks(("total", "rounding", "clipping"))  # of the error
 
 
 def picture() -> Drawing:
@@ -288,7 +284,7 @@ class ErrorCurve:
 
     def __init__(self, axes: Axes, over: str) -> None:
         self.over = over
-        self.lines = {name: axes.plot([], [], label=name, **look)[0] for name, look in SHARES.items()}
+        self.lines = {name: axes.plot([], [], label=name, markersize=3.5, **look)[0] for name, look in SHARES.items()}
         [self.now] = axes.plot([], [], "o", color=BLACK, markersize=12, fillstyle="none", markeredgewidth=2)
         self.words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=SMALLEST)
         self.moving: list[Artist] = [*self.lines.values(), self.now, self.words]
