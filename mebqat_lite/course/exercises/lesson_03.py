@@ -349,8 +349,8 @@ recalibrate = Exercise(
     function of exercise 3.1.
 
     Each batch runs through the network once, under the norm policy `"batch"`, so that every norm normalizes by the
-    batch at hand while you measure. What each norm reads is collected; its pooled mean and variance then take the place
-    of `running_mean` and `running_var`. Nothing else may change: not the weights, not the mode (the model is in
+    batch at hand while you measure. Hooks collect what each norm reads; its pooled mean and variance then take the
+    place of `running_mean` and `running_var`. Nothing else may change: not the weights, not the mode (the model is in
     evaluation mode), not the bits at which the model stands.
     """,
     hints=[
