@@ -327,6 +327,7 @@ WRONG = {
         ("inside the clip is 1 / .2.bits - 1.;",
          lambda x, bits: rounded(x, bits).detach() + inside(1.0, x.detach()) * (x - x.detach()) / (2**bits - 1)),
         ("inside the clip is 1/2;", gated(lambda grad, x: inside(grad, x) / 2)),
+        ("times the output: times the gate", gated(lambda grad, x: grad * (x.clamp(0, 1) * 3).round() / 3)),
         ("times x: times the gate", gated(lambda grad, x: grad * x)),
         ("times the clipped x", gated(lambda grad, x: grad * x.clamp(0, 1))),
         ("inside the clip is -1;", gated(lambda grad, x: -inside(grad, x))),

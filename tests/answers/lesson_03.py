@@ -439,6 +439,12 @@ WRONG = {
         ("exponential average", lambda b: (right_mean(b), moving(b)[1])),
         ("sum of the batches' means", lambda b: (each(b)[0].sum(0), pooled_by_cat(b)[1])),
         ("number of images only", lambda b: (sum(x.sum((0, 2, 3)) for x in b) / sum(map(len, b)), pooled_by_cat(b)[1])),
+        ("sum over all values is not divided", lambda b: (sum(x.sum((0, 2, 3)) for x in b), pooled_by_cat(b)[1])),
+        ("sum of squares is not divided", lambda b: (right_mean(b), sum(x.square().sum((0, 2, 3)) for x in b))),
+        ("sum of squares is not divided", lambda b: (
+            right_mean(b), sum(x.square().sum((0, 2, 3)) for x in b) - right_mean(b) ** 2)),
+        ("variance of the first batch only", lambda b: (right_mean(b), pooled_by_cat(b[:1])[1])),
+        ("the mean once more", lambda b: (right_mean(b), right_mean(b))),
         ("variance comes back first", lambda b: pooled_by_cat(b)[::-1]),
         ("Average over height and width too", lambda b: (torch.cat(b).mean(0), torch.cat(b).var(0))),
         ("one number for all channels", lambda b: (torch.cat(b).mean(), torch.cat(b).var())),

@@ -159,6 +159,9 @@ def _wrong_variances(batches: list[Tensor], x: Tensor) -> list[tuple[str, Tensor
         ("this is the variance of the first batch only: use all batches", variances[0]),
         ("this is an exponential average, as training keeps it: give every value the same weight", _moving(batches)[1]),
         ("the sum of squares is not divided: divide by the count", x.var(1, correction=0) * x.shape[1]),
+        ("the sum of squares is not divided: divide by the count", x.square().sum(1) - x.mean(1) ** 2),
+        ("the sum of squares is not divided: divide by the count", x.square().sum(1)),
+        ("this is the mean once more: return mean, var", x.mean(1)),
     ]
 
 
