@@ -132,6 +132,7 @@ RIGHT = {
     "is_candidate": [
         table_of_candidates,
         one_line_candidate,
+        lambda w, a: np.array([is_valid(w, a)]),
         candidate_by_cases,
         candidate_by_numpy,
         candidate_by_lists,

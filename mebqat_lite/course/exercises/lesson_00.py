@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def _grade_is_candidate(student: Student, rng: Generator) -> None:
 
 
 def _yes_or_no(value: Any, pair: Pair) -> bool:
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1:
         value = value.item()
     if not isinstance(value, (bool, np.bool_)):
         raise Mistake(f"for {_written(pair)} it returns a value of type {type(value).__name__}: return True or False")
