@@ -337,7 +337,7 @@ HALF, TOP, PITCH = PAGE / 2, 0.62, 0.62  # inches: where the right half begins, 
 SIDES = (("mebqat", 0.1, "one update for all pairs"), ("mebqat_in_turn", HALF + 0.15, "an update after each"))
 
 
-def step(pairs: Sequence[Pair], turns: Sequence[Pair] = ()) -> Figure:
+def step(pairs: Sequence[Pair], turns: Sequence[Pair] = (), what: str = "batch") -> Figure:
     """Draw a step of MEBQAT, and beside it the form in turn.
 
     On the left one batch goes forward and backward at each pair, and the mean of the gradients makes one update (ECCV
@@ -347,6 +347,7 @@ def step(pairs: Sequence[Pair], turns: Sequence[Pair] = ()) -> Figure:
         pairs: what a sampler drew for a step, ``Sampled(...).draw()[0]``.
         turns: what a sampler drew for the steps in turn, such as ``[InTurn(...).draw()[0][0], ...]``; by default
             ``pairs``.
+        what: the name of what is learned from, such as "episode".
     """
     names, later = [[_pair(pair) for pair in drawn] for drawn in (pairs, turns or pairs)]
     with style():
@@ -357,11 +358,11 @@ def step(pairs: Sequence[Pair], turns: Sequence[Pair] = ()) -> Figure:
             _words(axes, left, 0.2, title, fontweight="bold", fontsize=11, color=color)
             _words(axes, left, 0.42, words)
         axes.plot([HALF + 0.03] * 2, [0.1, height - 0.1], color=LIGHT, linewidth=1)
-        _draw_together(axes, names)
-        _draw_in_turn(axes, later)
+        _draw_together(axes, names, what)
+        _draw_in_turn(axes, later, what)
     one, other = (METHODS[name].title for name, *_ in SIDES)
-    told = f"{one}: one batch, forward and backward at {', '.join(names)}, the mean of the gradients, one update"
-    figure.set_label(f"{told}. {other}: {', '.join(later)}, each with a batch of its own and an update after it")
+    told = f"{one}: one {what}, forward and backward at {', '.join(names)}, the mean of the gradients, one update"
+    figure.set_label(f"{told}. {other}: {', '.join(later)}, each on its own {what}, and an update after it")
     return figure
 
 
@@ -369,16 +370,16 @@ def _pair(pair: Pair) -> str:
     return str(pair) if isinstance(pair, Bits) else "a pair for\neach layer"
 
 
-def _draw_together(axes: Axes, names: Sequence[str]) -> None:
-    """One batch, a row for each pair, their mean and one update."""
+def _draw_together(axes: Axes, names: Sequence[str], what: str) -> None:
+    """One batch or episode, a row for each pair, their mean and one update."""
     color, middle = LOOKS["mebqat"]["color"], TOP + PITCH * len(names) / 2
-    _box(axes, (0.1, middle - 0.3, 0.42, 0.6), LIGHT, GREY, "one\nbatch")
+    _box(axes, (0.1, middle - 0.3, 0.56, 0.6), LIGHT, GREY, f"one\n{what}")
     for number, name in enumerate(names):
         y = TOP + PITCH * (number + 0.5)
-        _arrow(axes, (0.52, middle), (0.74, y))
-        _draw_pass(axes, name, 0.74, y, color)
-        _arrow(axes, (2.02, y), (2.26, middle))
-    _box(axes, (2.26, middle - 0.3, 0.7, 0.6), WHITE, color, "mean of\ngradients")
+        _arrow(axes, (0.66, middle), (0.84, y))
+        _draw_pass(axes, name, 0.84, y, color)
+        _arrow(axes, (2.12, y), (2.28, middle))
+    _box(axes, (2.28, middle - 0.3, 0.68, 0.6), WHITE, color, "mean of\ngradients")
     _arrow(axes, (2.96, middle), (3.12, middle))
     _box(axes, (3.12, middle - 0.3, 0.6, 0.6), pale(color), color, "one\nupdate", fontweight="bold")
 
@@ -389,18 +390,18 @@ def _draw_pass(axes: Axes, name: str, left: float, y: float, color: str) -> None
     _words(axes, left + 0.64, y + 0.1, "forward, backward", ha="center")
 
 
-def _draw_in_turn(axes: Axes, names: Sequence[str]) -> None:
-    """A row for each pair: its batch, its pass and its update, from which the next row starts."""
+def _draw_in_turn(axes: Axes, names: Sequence[str], what: str) -> None:
+    """A row for each pair: its batch or episode, its pass and its update, from which the next row starts."""
     color, left = LOOKS["mebqat_in_turn"]["color"], HALF + 0.15
     for number, name in enumerate(names):
         y = TOP + PITCH * (number + 0.5)
-        _box(axes, (left, y - 0.2, 0.6, 0.4), LIGHT, GREY, f"batch {number + 1}")
-        _arrow(axes, (left + 0.6, y), (left + 0.82, y))
-        _draw_pass(axes, name, left + 0.82, y, color)
-        _arrow(axes, (left + 2.1, y), (left + 2.32, y))
-        _box(axes, (left + 2.32, y - 0.2, 0.76, 0.4), pale(color), color, f"update {number + 1}", fontweight="bold")
+        _box(axes, (left, y - 0.2, 0.74, 0.4), LIGHT, GREY, f"{what} {number + 1}")
+        _arrow(axes, (left + 0.74, y), (left + 0.96, y))
+        _draw_pass(axes, name, left + 0.96, y, color)
+        _arrow(axes, (left + 2.24, y), (left + 2.46, y))
+        _box(axes, (left + 2.46, y - 0.2, 0.76, 0.4), pale(color), color, f"update {number + 1}", fontweight="bold")
         if number + 1 < len(names):
-            start, end, turn = left + 2.7, left + 1.46, y + 0.29
+            start, end, turn = left + 2.84, left + 1.6, y + 0.29
             axes.plot([start, start, end], [y + 0.2, turn, turn], color=color, linewidth=1.1)
             _arrow(axes, (end, turn), (end, y + PITCH - 0.2), color)
 
@@ -485,7 +486,7 @@ def _draw_methods(axes: Axes, names: Sequence[str], left: float, top: float, met
     y = top + 0.05
     for name, look in looks(names).items():
         alpha, color = (1.0, BLACK) if name in met else (0.3, GREY)
-        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], markersize=6, alpha=alpha, **look)
+        axes.plot([left, left + 0.18, left + 0.36], [y] * 3, markevery=[1], alpha=alpha, **look)
         for line in _wrap(name):
             _words(axes, left + 0.43, y, line, color=color)
             y += 0.19

@@ -3,7 +3,7 @@
 A reader can learn what a line says. Its colour tells at which bitwidths the method trained: warm colours at full
 precision alone (and it was rounded afterwards), black and greys at a single pair, greens at a listed set of pairs, blue
 and wine at pairs that were drawn. The filling of its markers tells how the method learned: full for supervised
-learning, white for prototypical networks, pale for FOMAML.
+learning, white for prototypical networks, half for FOMAML, whose lines have dashes of their own, too.
 """
 
 from __future__ import annotations
@@ -73,7 +73,14 @@ def pale(color: str, share: float = 0.65) -> str:
 
 def _sister(name: str) -> Look:
     look = SUPERVISED[SISTERS[name]]
-    return look | {"markerfacecolor": pale(look["color"]) if METHODS[name].base == "fomaml" else WHITE}
+    return _half_filled(look) if METHODS[name].base == "fomaml" else look | {"markerfacecolor": WHITE}
+
+
+def _half_filled(look: Look) -> Look:
+    """Return a look with markers whose right half is white, and a dash that no supervised method has."""
+    dash = (9, 1.5, 1.5, 1.5) if look["linestyle"] == "-" else [2 * part for part in look["linestyle"][1]]
+    halves = {"fillstyle": "left", "markerfacecolor": look["color"], "markerfacecoloralt": WHITE, "markersize": 8}
+    return look | halves | {"linestyle": (0, tuple(dash))}
 
 
 LOOKS: dict[str, Look] = SUPERVISED | {name: _sister(name) for name in SISTERS}
@@ -142,9 +149,12 @@ def _variant(method: str, number: int) -> Look:
     look = LOOKS[method]
     if not number:
         return look
-    marker = [marker for marker in SPARE_MARKERS if marker != look["marker"]][(number - 1) % 5]
-    dash = [dash for dash in SPARE_DASHES if dash != look["linestyle"]][(number - 1) % 5]
-    return look | {"marker": marker, "linestyle": dash}
+    markers = [marker for marker in SPARE_MARKERS if marker != look["marker"]]
+    dashes = [dash for dash in SPARE_DASHES if dash not in (look["linestyle"], "-")]  # a sister's line may be solid
+    return look | {
+        "marker": markers[(number - 1) % len(markers)],
+        "linestyle": dashes[(number - 1) % len(dashes)],
+    }
 
 
 def combinations(*parts: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

@@ -32,6 +32,7 @@ from mebqat_lite.measure.looks import (
     SKY,
     VERMILION,
     WHITE,
+    Look,
     looks,
     method_of,
     pale,
@@ -85,7 +86,7 @@ def _draw(
     cells = [row[pairs[i]] for i in places]
     halves = [cell["ci95"] if is_known(cell["ci95"]) else 0.0 for cell in cells]
     means, xs = [cell["mean"] for cell in cells], [i + shift for i in places]
-    axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, markersize=6, **look)
+    axes.errorbar(xs, means, halves if any(halves) else None, label=label, capsize=3, **look)
 
 
 def beside(parts: Sequence[Callable[..., Any]], widths: Sequence[float], height: float, note: str) -> Figure:
@@ -264,7 +265,8 @@ def accuracy_over_cost(
             row = accuracy[name]
             known = [pair for pair in row if pair in bitops and is_known(row[pair]["mean"])]
             x, y = [bitops[pair] for pair in known], [row[pair]["mean"] for pair in known]
-            axes.plot(x, y, **look | {"linestyle": "none"}, markersize=5, label=titles.get(name, name), alpha=0.8)
+            dots = {"markersize": 5, **look, "linestyle": "none", "alpha": 0.8}
+            axes.plot(x, y, label=titles.get(name, name), **dots)
         axes.set(xscale="log", xlabel="bit operations of an image", ylabel=measure)
         axes.legend(loc="lower right")
     return figure
@@ -273,11 +275,12 @@ def accuracy_over_cost(
 def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: str, title: str = "") -> Figure:
     """Plot differences with their 95 % intervals, one row each, in named groups.
 
-    A marker is filled if its interval does not contain zero.
+    A marker is filled if its interval does not contain zero; a legend beneath says so. One number without an interval
+    is a cross.
     """
     rows = sum(len(group) + 1 for group in groups.values())
     with style():
-        figure, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.23 * rows))
+        figure, axes = plt.subplots(figsize=(PAGE, 1.15 + 0.23 * rows))
         axes.axvline(0, color=BLACK, linewidth=1, linestyle="--")
         places, names, place = [], [], 0.0
         for name, cells in groups.items():
@@ -294,15 +297,23 @@ def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set(xlabel=xlabel, title=title, ylim=(place - 0.5, -0.8))
+        _legend_beneath(figure, axes)
     return figure
 
 
+TOLD: dict[str, Look] = {  # what an interval says, and how it is drawn
+    "told apart: no zero in the interval": {"fmt": "o", "color": BLUE},
+    "not told apart: zero in it": {"fmt": "D", "color": GREY, "markerfacecolor": WHITE},
+    "no interval": {"fmt": "x", "color": DARK, "markeredgewidth": 1.8},
+}
+
+
 def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
-    """Draw one row: the mean with its interval, blue and filled if the interval does not contain zero."""
-    half = cell["ci95"] if is_known(cell["ci95"]) else 0.0
-    clear = abs(cell["mean"]) > half > 0
-    color, fill, fmt = (BLUE, BLUE, "o") if clear else (GREY, WHITE, "D")
-    axes.errorbar(cell["mean"], place, xerr=half, fmt=fmt, color=color, markerfacecolor=fill, capsize=3)
+    """Draw one row: the mean with its interval, in the look of what the interval says."""
+    half = cell["ci95"] if is_known(cell["ci95"]) else None
+    words = list(TOLD)[2 if half is None else int(abs(cell["mean"]) <= half)]
+    label = "" if words in axes.get_legend_handles_labels()[1] else words
+    axes.errorbar(cell["mean"], place, xerr=half, capsize=3, label=label, **TOLD[words])
 
 
 def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]], xlabel: str = "input x") -> Figure:
@@ -489,12 +500,12 @@ def spreads(
         xlabel: what the values are.
         title: what stands above the figure.
     """
-    low, high = min(map(min, samples.values())), max(map(max, samples.values()))
+    edges = _bins(np.concatenate([np.asarray(values, dtype=float) for values in samples.values()]))
     with style():
         size = (PAGE, 0.8 + 1.1 * len(samples))
         figure, axes = plt.subplots(len(samples), 1, figsize=size, squeeze=False, sharex=True, sharey=True)
         for cell, (name, values) in zip(axes[:, 0], samples.items(), strict=True):
-            cell.hist(values, bins=40, range=(low, high), color=SKY)
+            cell.hist(values, bins=edges, color=SKY, edgecolor=WHITE, linewidth=0.5)
             for (label, place), dash in zip(marks.items(), itertools.cycle(("-", "--", ":")), strict=False):
                 if place is not None:
                     cell.axvline(place, color=BLACK, linestyle=dash, linewidth=1.8, label=label)
@@ -504,6 +515,21 @@ def spreads(
         _legend_beneath(figure, axes[0, 0])
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _bins(values: np.ndarray, most: int = 40) -> list[float]:
+    """Choose the edges of at most about ``most`` bins, of which each holds equally many of the values that can occur.
+
+    Accuracies come in steps, such as 5 points where 20 queries are asked. If the width of a bin were no multiple of
+    them, some bins would hold two steps and others one, or a bar would not stand over its number.
+    """
+    known = np.unique(values.round(4))  # equal numbers that were computed in different ways
+    if len(known) == 1:
+        return [known[0] - 0.5, known[0] + 0.5]
+    low, span = values.min(), np.ptp(values)
+    steps = round(span / np.diff(known).min())  # from the lowest to the highest
+    step, each = span / steps, -(-steps // most)
+    return list(low - step / 2 + step * each * np.arange(steps // each + 2))
 
 
 def regrets(

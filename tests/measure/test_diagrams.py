@@ -176,6 +176,12 @@ def test_a_step_shows_the_pairs_that_were_drawn(m, seed):
     assert [word for word in said if word.startswith("update")] == [f"update {number + 1}" for number in range(m)]
 
 
+def test_a_step_says_what_it_learns_from():
+    figure = diagrams.step([FP, Bits(2, 2)], what="episode")
+    assert {"one episode", "episode 1", "episode 2"} <= {*words(figure)}
+    assert "one episode" in figure.get_label() and "batch" not in figure.get_label()
+
+
 def test_a_step_names_both_methods_in_their_colours():
     figure = diagrams.step([FP, Bits(2, 2)])
     heads = {text.get_text(): text.get_color() for text in figure.findobj(Text)}

@@ -81,11 +81,20 @@ def test_markers_and_dashes_differ_in_grey_print():
 
 def test_few_shot_methods_look_like_their_sisters():
     for name, sister in looks.SISTERS.items():
-        own = {key: value for key, value in LOOKS[name].items() if key != "markerfacecolor"}
-        assert own == LOOKS[sister] and mq.METHODS[name].learns_new_classes
+        own, other = LOOKS[name], LOOKS[sister]
+        assert [own[key] == other[key] for key in ("color", "marker", "linewidth")] == [True] * 3
+        assert mq.METHODS[name].learns_new_classes
     assert set(looks.SISTERS) == {name for name, method in mq.METHODS.items() if method.learns_new_classes}
-    fills = {name: LOOKS[name]["markerfacecolor"] for name in ("mebqat_pn", "mebqat_maml")}
-    assert fills["mebqat_pn"] == "#FFFFFF" and contrast(fills["mebqat_maml"]) < contrast(LOOKS["mebqat"]["color"])
+
+
+@pytest.mark.parametrize("name", [name for name in looks.SISTERS if mq.METHODS[name].base == "fomaml"])
+def test_a_line_of_fomaml_is_told_from_prototypical_networks_at_a_glance(name):
+    own = LOOKS[name]
+    assert own["fillstyle"] == "left" and own["markerfacecoloralt"] == looks.WHITE and own["markersize"] > 6
+    supervised = {look["linestyle"] for look in SUPERVISED.values()}
+    assert own["linestyle"] not in supervised | {LOOKS[other]["linestyle"] for other in ("pn", "mebqat_pn")}
+    lines = looks.looks(["FOMAML, batch", "FOMAML, support", "PN, batch"])
+    assert len({str(look["linestyle"]) for look in lines.values()}) == 3
 
 
 # ---------------------------------------------------------------- whose look a curve has

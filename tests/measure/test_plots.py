@@ -98,6 +98,38 @@ def test_spreads_show_each_sample_in_a_panel_and_only_the_marks_that_there_are()
     assert solid.get_linestyle() != dashed.get_linestyle()
 
 
+@pytest.mark.parametrize("step", [5.0, 0.25, 100 / 540 / 3])
+def test_a_bar_stands_over_its_number_and_all_bins_hold_equally_many_numbers(step):
+    numbers = step * np.arange(-9, 71)
+    figure = plots.spreads({"few": [-step, 0.0, 2 * step], "all": numbers.tolist()}, {}, "points")
+    bars = figure.axes[1].patches
+    assert len(bars) == 40 and {bar.get_height() for bar in bars} == {2.0}
+    [*alone] = plots.spreads({"few": [-step, 0.0, 2 * step, 2 * step]}, {}, "points").axes[0].patches
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in alone]
+    assert middles == pytest.approx([-step, 0, step, 2 * step]) and [bar.get_height() for bar in alone] == [1, 1, 0, 2]
+
+
+def test_equal_values_are_shown_in_one_bar():
+    [bar] = plots.spreads({"one": [90.0, 90.0]}, {"true": 90}, "points").axes[0].patches
+    assert bar.get_height() == 2 and bar.get_x() + bar.get_width() / 2 == 90
+
+
+def test_a_legend_says_what_filled_and_hollow_marks_of_differences_are():
+    cells = {"apart": {"mean": -2.0, "ci95": 1.0}, "not": {"mean": 1.0, "ci95": 1.0}}
+    cells |= {"again": {"mean": 0.0, "ci95": 2.0}, "seed 0": {"mean": 3.0, "ci95": float("nan")}}
+    figure = plots.intervals({"group": cells}, "points")
+    looks = {words: look["fmt"] for words, look in plots.TOLD.items()}
+    handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+    assert {words: handle.lines[0].get_marker() for words, handle in handles.items()} == looks
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {*looks}
+    drawn = [container.lines[0].get_marker() for container in figure.axes[0].containers]
+    assert drawn == ["o", "D", "D", "x"]
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().width < figure.bbox.width
+    only = plots.intervals({"group": {"apart": cells["apart"]}}, "points")
+    assert len(only.legends[0].get_texts()) == 1
+
+
 def test_regrets_show_mean_and_worst_and_the_choice_of_a_reader():
     groups = {"x": {"a": (1.0, 4.0), "b": (-1.0, 0.5)}, "y": {"a": (2.0, 2.0)}}
     figure = plots.regrets(groups, {"x": "b", "y": None}, "points")
