@@ -94,6 +94,20 @@ def test_the_figure_shows_what_was_computed(found):
     assert f"{result.costs['bitops']:,} in these layers" in describe(result)
 
 
+@pytest.mark.parametrize("choice", [(1, 2, 1), (3, 2, 1), (4, 4, 4)])
+def test_the_numbers_at_the_marks_do_not_collide(found, choice):
+    figure = still(found, REST, choice)
+    figure.draw_without_rendering()
+    numbers = [text for text in figure.axes[1].texts if text.get_text()]
+    marks = [line for line in figure.axes[1].lines if line.get_markersize() > 10]
+    boxes = [text.get_window_extent() for text in numbers]
+    assert len(boxes) == len(marks) == 2 and not boxes[0].overlaps(boxes[1])
+    for text, line in zip(numbers, marks, strict=True):
+        assert text.get_color() == line.get_color()
+        x, y = figure.axes[1].transData.transform(line.get_xydata()[0])
+        assert not text.get_window_extent().contains(x, y)
+
+
 def test_a_still_figure_carries_its_words(found):
     words = still(found, REST, (1, 1, 1)).get_label()
     assert words.startswith("weight bits 1 1 1, 405 bytes of codes: MEBQAT in turn")

@@ -159,6 +159,19 @@ def test_a_wrong_answer_has_another_colour_than_a_right_one_or_none(shown, color
     plt.close(figure)
 
 
+def test_the_still_figure_shows_the_query_beside_the_answers_and_the_examples_beneath():
+    support, query = {"A": torch.rand(2, 1, 28, 28), "B": torch.rand(1, 1, 28, 28)}, torch.rand(1, 28, 28)
+    figure = still(answers(), support, query)
+    _, _, *cells = figure.axes
+    assert [cell.get_title() for cell in cells] == ["the query", "class A", "class A", "class B"]
+    images = [query, *support["A"], *support["B"]]
+    assert all(np.array_equal(cell.images[0].get_array(), image[0]) for cell, image in zip(cells, images, strict=True))
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert boxes[2].x1 < boxes[0].x0 and all(box.y1 < boxes[0].y0 for box in boxes[3:])
+    plt.close(figure)
+
+
 def test_the_words_name_every_answer():
     words = spoken(answers("B", 1.1), (TITLES[1], "W4A4"))
     assert words.startswith("MEBQAT-PN at W4A4: none of these; it is class B. PN + PTQ-MSE 2: none, 3: none, 4: none")

@@ -164,6 +164,8 @@ def test_the_still_plane_says_what_it_shows(embedded):
     figure = class_plane.still(result)
     assert f"{FIRST} {result.ratios[FIRST]:.2f}" in figure.get_label()
     assert [cell.get_title() for cell in figure.axes] == [FIRST, SECOND]
+    assert [text.get_text() for text in figure.texts] == [class_plane.NOTE]
+    assert all("W2A2, all classes" in cell.texts[0].get_text() for cell in figure.axes)
     plt.close(figure)
 
 

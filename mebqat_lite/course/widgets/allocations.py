@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
@@ -22,7 +23,7 @@ from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.evaluate import scores
-from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, looks, pale
+from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, WHITE, looks, pale
 from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import quantized_layers
 
@@ -30,6 +31,7 @@ WIDTHS = (1, 2, 3, 4)  # bits that the weights of a layer may have
 ACTIVATIONS = 4  # bits of all activations
 MEASURED = 256  # training images on which norm statistics are measured
 Choice = tuple[int, ...]  # the weight bits of each layer
+HALO = [withStroke(linewidth=3, foreground=WHITE)]  # so that numbers can be read on lines and points
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,8 @@ class Cloud:
             sizes = [found.costs[c]["bytes"] for c in uniform]
             axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; line: equal bits", **styles[title])
             [self.marks[title]] = axes.plot([], [], markeredgecolor=BLACK, markersize=13, **look)
-            side = "bottom" if title == next(iter(found.accuracy)) else "top"  # so that two words do not meet
-            self.words[title] = axes.text(0, 0, "", color=look["color"], fontweight="bold", va=side)
+            words = {"color": look["color"], "fontweight": "bold", "ha": "center", "path_effects": HALO}
+            self.words[title] = axes.annotate("", (0, 0), (0, 0), textcoords="offset points", **words)
         self.moving: list[Artist] = [*self.marks.values(), *self.words.values()]
         title = f"all {len(found.costs)} allocations"
         axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title=title)
@@ -183,10 +185,13 @@ class Cloud:
         axes.margins(x=0.12)
 
     def update(self, result: AllocationResult) -> None:
-        """Move the marks."""
+        """Move the marks. The number of the best one stands above it, and the others beneath, so that none meet."""
+        best = max(result.accuracy, key=result.accuracy.__getitem__)
         for title, value in result.accuracy.items():
             self.marks[title].set_data([result.costs["bytes"]], [value])
-            self.words[title].set(x=result.costs["bytes"] + 30, y=value, text=f"{value:.1f}")
+            self.words[title].xy = (result.costs["bytes"], value)
+            place, side = ((0, 9), "bottom") if title == best else ((0, -9), "top")
+            self.words[title].set(text=f"{value:.1f}", position=place, va=side)
 
 
 # --- in words --------------------------------------------------------------------------------------------------

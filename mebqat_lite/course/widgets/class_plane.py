@@ -16,9 +16,10 @@ from mebqat_lite.course.widgets.base import labelled
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure
 from mebqat_lite.course.widgets.new_classes import CHALLENGES, Embedded, bits_slider
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import PAGE, PALE, SPARE_COLORS, SPARE_MARKERS, WHITE, color_of
+from mebqat_lite.measure.looks import PAGE, PALE, SMALLEST, SPARE_COLORS, SPARE_MARKERS, WHITE, color_of
 
 SHOWN, REACH = 6, 1.6  # classes; how far the axes reach, in units of the spread at full precision
+NOTE = f"{SHOWN} classes are shown: small marks are their drawings, large ones the means"
 
 
 @dataclass(frozen=True)
@@ -68,30 +69,31 @@ def picture(titles: Sequence[str]) -> Drawing:
     with plots.style():
         wide = 1 / len(titles)
         tall = (wide - 0.02) * PAGE  # inches of an axes, which is square
-        height = tall + 0.55
+        height = tall + 0.7
         figure = plt.figure(figsize=(PAGE, height), layout="none")
         axes = [
-            figure.add_axes((wide * i + 0.01, 0.27 / height, wide - 0.02, tall / height)) for i in range(len(titles))
+            figure.add_axes((wide * i + 0.01, 0.42 / height, wide - 0.02, tall / height)) for i in range(len(titles))
         ]
     clouds, centres, heads = {}, {}, {}
     for cell, title in zip(axes, titles, strict=True):
         looks = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
         clouds[title] = [cell.plot([], [], m, color=c, markersize=3.5, alpha=0.7)[0] for c, m in looks]
         centres[title] = [
-            cell.plot([], [], m, color=c, markersize=11, markerfacecolor=WHITE, markeredgewidth=2)[0] for c, m in looks
+            cell.plot([], [], m, color=c, markersize=8, markerfacecolor=WHITE, markeredgewidth=1.8)[0] for c, m in looks
         ]
         cell.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
         for side in cell.spines.values():
             side.set(visible=True, color=PALE)
         cell.set_title(title, color=color_of(title), fontweight="bold")
-        heads[title] = cell.text(0.5, -0.02, "", transform=cell.transAxes, ha="center", va="top")
+        heads[title] = cell.text(0.5, -0.02, "", transform=cell.transAxes, ha="center", va="top", fontsize=SMALLEST)
+    figure.text(0.5, 0.02, NOTE, ha="center", fontsize=SMALLEST)
 
     def update(result: Plane) -> str:
         for title in titles:
             for cloud, centre, points in zip(clouds[title], centres[title], result.points[title], strict=True):
                 cloud.set_data(*points.T)
                 centre.set_data(*points.mean(0)[:, None])
-            heads[title].set_text(f"{result.bits}: variance between / within all classes {result.ratios[title]:.2f}")
+            heads[title].set_text(f"{result.bits}, all classes: variance between / within {result.ratios[title]:.2f}")
         told = ", ".join(f"{title} {result.ratios[title]:.2f}" for title in titles)
         return f"{SHOWN} classes in the plane at {result.bits}; variance between / within all classes: {told}"
 

@@ -17,6 +17,7 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from mebqat_lite.bits import Bits
@@ -26,7 +27,7 @@ from mebqat_lite.course.widgets.new_classes import PAIRS, Embedded
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import ProtoNet
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.looks import BLACK, BLUE, GREY, LIGHT, SMALLEST, VERMILION, WHITE, color_of, pale
+from mebqat_lite.measure.looks import BLACK, BLUE, GREY, LIGHT, PAGE, SMALLEST, VERMILION, WHITE, color_of, pale
 
 WAYS, SHOTS, SIDE = 5, 3, 28
 NAMES = "ABCDE"
@@ -253,11 +254,43 @@ def describe(answers: Answers, chosen: tuple[str, str]) -> str:
     )
 
 
-def still(answers: Answers, chosen: tuple[str, str] = ("PN + PTQ-MSE", "W2A2")) -> Figure:
-    """Draw answers once, as a figure that is labelled with what it shows."""
+def still(
+    answers: Answers,
+    support: Mapping[str, Tensor] | None = None,
+    query: Tensor | None = None,
+    chosen: tuple[str, str] = ("PN + PTQ-MSE", "W2A2"),
+) -> Figure:
+    """Draw answers once, as a figure that is labelled with what it shows.
+
+    With ``support`` and ``query``, as `compute` takes them, the query stands beside the answers and the examples stand
+    beneath them.
+    """
     drawing = picture(list(dict.fromkeys(title for title, _ in answers.distances)))
     drawing.update((answers, chosen))
+    if support and query is not None:
+        _draw_images(drawing.figure, support, query)
     return drawing.figure
+
+
+def _draw_images(figure: Figure, support: Mapping[str, Tensor], query: Tensor) -> None:
+    """Make a figure of answers as wide as the page, and draw the query at its left and the examples beneath."""
+    (wide, tall), beneath = figure.get_size_inches(), 1.0  # inches
+    whole = (PAGE, tall + beneath, PAGE, tall + beneath)
+    figure.set_size_inches(whole[:2])
+    for axes in figure.axes:
+        x, y, width, height = axes.get_position().bounds
+        place = (x * wide + PAGE - wide, y * tall + beneath, width * wide, height * tall)
+        axes.set_position(Bbox.from_bounds(*(part / size for part, size in zip(place, whole, strict=True))))
+    shown = [(f"class {name}", image) for name, images in support.items() for image in images]
+    each = min(0.7, PAGE / len(shown) - 0.3)
+    boxes = [("the query", query, (0.15, beneath + 0.45, 1.2, 1.2))]
+    boxes += [(name, image, (0.15 + i * (each + 0.3), 0.05, each, each)) for i, (name, image) in enumerate(shown)]
+    with plots.style(), plt.rc_context({"axes.grid": False}):
+        for name, image, place in boxes:
+            left, bottom, width, height = (part / size for part, size in zip(place, whole, strict=True))
+            cell = figure.add_axes((left, bottom, width, height), xticks=[], yticks=[])
+            cell.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+            cell.set_title(name, fontsize=SMALLEST)
 
 
 # --- the widget ------------------------------------------------------------------------------------------------

@@ -135,10 +135,10 @@ def compute(net: nn.Module, data: Data, choice: Choice, functions: Functions, se
 
 # --- the picture -----------------------------------------------------------------------------------------------
 
-SIZE, LIMITS = (PAGE, 4.5), (80.0, 100.0)  # inches; accuracies at the ends of the colours
+SIZE, LIMITS = (PAGE, 4.7), (80.0, 100.0)  # inches; accuracies at the ends of the colours
 LIT: dict[str, Any] = {"facecolor": VERMILION, "edgecolor": WHITE, "linewidth": 1}
 SCALE: dict[str, Any] = {"location": "bottom", "ticks": range(80, 101, 5), "aspect": 40}
-SCALE["label"] = "accuracy (%); orange: just visited, dot: visits so far"
+SCALE["label"] = "accuracy on validation images (%)\norange tile: just visited; the dot grows with the visits so far"
 DOT: dict[str, Any] = {"color": VERMILION, "edgecolor": WHITE, "linewidth": 0.5}
 CHOSEN: dict[str, Any] = {"edgecolor": BLACK, "linewidth": 2}
 
