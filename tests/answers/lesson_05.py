@@ -226,8 +226,41 @@ def left_out(predict, queries):
     return torch.stack(rows, 1)
 
 
-def of_probabilities(predict, queries):
-    return changes(torch.nn.Sequential(predict, torch.nn.Softmax(1)), queries)
+def of_probabilities(predict, queries, softmax=torch.nn.Softmax):
+    return changes(torch.nn.Sequential(predict, softmax(1)), queries)
+
+
+def of_batches(change, compare=lambda after, before: (after - before).abs().amax(1)):
+    """Entries from ``compare`` of the logits of the batches that ``change(queries, j)`` returns."""
+
+    def answer(predict, queries):
+        before = predict(queries)
+        return torch.stack([compare(predict(change(queries, j)), before) for j in range(len(queries))], 1)
+
+    return answer
+
+
+def blank(queries, j):
+    return torch.cat([queries[:j], 0 * queries[j : j + 1], queries[j + 1 :]])
+
+
+def only_it(queries, j):
+    return queries - blank(queries, j)
+
+
+def blank_feature(queries, j):
+    changed = queries.clone()
+    changed[:, j] = 0
+    return changed
+
+
+def from_the_one_before(predict, queries):
+    before, columns = predict(queries), []
+    for j in range(len(queries)):
+        after = predict(blank(queries, j))
+        columns.append((after - before).abs().amax(1))
+        before = after
+    return torch.stack(columns, 1)
 
 
 RIGHT = {
@@ -343,6 +376,17 @@ WRONG = {
         ("only the diagonal", lambda p, q: changes(p, q).diag().diag()),
         ("becomes ones", lambda p, q: changes(p, q, fill=1.0)),
         ("changes of probabilities", of_probabilities),
+        ("log-probabilities", lambda p, q: of_probabilities(p, q, torch.nn.LogSoftmax)),
+        ("all queries but one", of_batches(only_it)),
+        ("feature j of all queries", of_batches(blank_feature)),
+        ("becomes the mean of all", of_batches(lambda q, j: torch.cat([q[:j], q.mean(0)[None], q[j + 1 :]]))),
+        ("from the one before", from_the_one_before),
+        ("of absolute values", of_batches(blank, lambda after, before: (after.abs() - before.abs()).abs().amax(1))),
+        ("compares the largest logits", of_batches(blank, lambda a, b: (a.amax(1) - b.amax(1)).abs())),
+        ("whose answer changes|values are wrong", of_batches(blank, lambda a, b: (a.argmax(1) != b.argmax(1)).float())),
+        ("the first logit only", lambda p, q: changes(p, q, reduce=lambda d: d[:, 0].abs())),
+        ("added up with their signs", lambda p, q: changes(p, q, reduce=lambda d: d.sum(1).abs())),
+        ("comes after the maximum", lambda p, q: changes(p, q, reduce=lambda d: d.amax(1).abs())),
         ("zeros and ones", lambda p, q: (changes(p, q) > 0).double()),
         ("dtype torch.bool", lambda p, q: changes(p, q) > 0),
         ("left out of the batch", left_out),

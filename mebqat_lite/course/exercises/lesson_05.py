@@ -350,10 +350,13 @@ def _grade_influence(student: Student, rng: Generator) -> None:
 
 def _moved(predict: nn.Module, queries: Tensor, fill: float = 0.0) -> Tensor:
     """(M, M, N): the change of the logits of the first index, when the query of the second is filled."""
-    count = len(queries)
+    keep = 1 - torch.eye(len(queries), dtype=queries.dtype)[..., None]  # (M, M, 1)
+    return _moved_by(predict, queries, queries * keep + fill * (1 - keep))
+
+
+def _moved_by(predict: nn.Module, queries: Tensor, batches: Tensor) -> Tensor:
+    """(M, M, N): the change of the logits of the first index in the batch of the second, (M, M, features)."""
     with torch.no_grad():
-        keep = 1 - torch.eye(count, dtype=queries.dtype)[..., None]  # (M, M, 1)
-        batches = queries * keep + fill * (1 - keep)  # (M, M, features), the j-th without query j
         return torch.stack([predict(batch) for batch in batches], 1) - predict(queries)[:, None]
 
 
@@ -384,7 +387,9 @@ def _wrong_influences(predict: nn.Module, queries: Tensor, moved: Tensor) -> lis
         ("the diagonal is left out: a query moves its own logits too", right - diagonal),
         ("only the diagonal is there: look at the logits of the other queries too", diagonal),
         ("the changed query becomes ones: make it zeros", ones),
-        ("these are changes of probabilities: compare the logits", _soft(predict, queries)),
+        *_other_batches(predict, queries),
+        *_other_outputs(predict(queries).detach(), moved),
+        ("the absolute value comes after the maximum: take it before", moved.amax(2).abs()),
         ("these are zeros and ones: return how far the logits move", (right > 0).double()),
         ("the changed query is left out of the batch: keep it, as zeros", _left_out(predict, queries)),
         ("this is the smallest change of a logit: take the largest", size.amin(2)),
@@ -401,11 +406,39 @@ def _left_out(predict: nn.Module, queries: Tensor) -> Tensor:
     return found
 
 
-def _soft(predict: nn.Module, queries: Tensor) -> Tensor:
-    with torch.no_grad():
-        before = predict(queries)
-    after = _moved(predict, queries) + before[:, None]
-    return (after.softmax(2) - before.softmax(1)[:, None]).abs().amax(2)
+def _other_batches(predict: nn.Module, queries: Tensor) -> list[tuple[str, Tensor]]:
+    """What changes if something else than one query becomes zeros."""
+    count, features = queries.shape
+    one = torch.eye(count, dtype=queries.dtype)[..., None]  # (M, M, 1)
+    batches = {
+        "all queries but one become zeros: change one, and keep the others": queries * one,
+        "queries[:, j] is feature j of all queries: queries[j] is query j": (
+            queries * (1 - torch.eye(features, dtype=queries.dtype)[:count, None])
+        ),
+        "the changed query becomes the mean of all: make it zeros": queries * (1 - one) + queries.mean(0) * one,
+    }
+    return [(words, _moved_by(predict, queries, batch).abs().amax(2)) for words, batch in batches.items()]
+
+
+def _other_outputs(before: Tensor, moved: Tensor) -> list[tuple[str, Tensor]]:
+    """What changes if something else than the logits is compared; they are (M, N) ``before``, and then ``moved``."""
+    after, before = moved + before[:, None], before[:, None]  # (M, M, N) and (M, 1, N)
+    earlier = torch.cat([before, after[:, :-1]], 1)
+    flipped = (after.argmax(2) != before.argmax(2)).double()
+    named = [
+        ("these are changes of probabilities: compare the logits", (after.softmax(2) - before.softmax(2))),
+        ("these are changes of log-probabilities: compare the logits", after.log_softmax(2) - before.log_softmax(2)),
+        ("these are changes of absolute values: subtract the logits first", after.abs() - before.abs()),
+        ("each change is measured from the one before: compare with the untouched queries", after - earlier),
+        ("this is the change of the first logit only: take the largest", moved[..., :1]),
+        ("the changes are added up with their signs: take the largest absolute one", moved.sum(2, keepdim=True)),
+        (
+            "it compares the largest logits: take the largest change of one and the same logit",
+            after.amax(2, keepdim=True) - before.amax(2, keepdim=True),
+        ),
+    ]
+    found = [(words, change.abs().amax(2)) for words, change in named]
+    return found + [("it says whose answer changes: return how far the logits move", flipped)] * bool(flipped.any())
 
 
 influence = Exercise(

@@ -1,4 +1,4 @@
-"""Exercises of lesson 07: a paired interval, a choice that keeps the test clean, regret, and the break-even K."""
+"""Exercises of lesson 07: a paired interval, a choice that keeps the test clean, the break-even K, and regret."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _grade_fair_choice(student: Student, rng: Generator) -> None:
 def _candidates(rng: Generator) -> tuple[Tensor, Tensor]:
     """Accuracies on both parts where each way to choose takes another candidate, and tells another number."""
     while True:
-        count = int(torch.randint(10, 14, (), generator=rng))
+        count = int(torch.randint(20, 24, (), generator=rng))
         seeds = (5, 7)[int(torch.randint(2, (), generator=rng))]  # odd, so that there is one median
         good = 90 + torch.randn(300, count, 1, generator=rng)
         vals, tests = (good + 2 * torch.randn(300, count, seeds, generator=rng) for _ in "vt")
@@ -143,7 +143,8 @@ def _candidates(rng: Generator) -> tuple[Tensor, Tensor]:
         ways = [vals.mean(2), tests.mean(2), (vals + tests).mean(2), vals.amax(2), vals.amin(2), -vals.mean(2)]
         ways += [vals.median(2).values, vals[:, :, 0]]
         flat = vals.flatten(1).argmax(1)  # a student may take it for a candidate
-        rows = torch.stack([*(way.argmax(1) for way in ways), flat], 1).sort().values  # (300, ways)
+        seed = vals.mean(1).argmax(1)  # and this, too
+        rows = torch.stack([*(way.argmax(1) for way in ways), flat, seed], 1).sort().values  # (300, ways)
         for i in ((rows.diff() > 0).all(1) & (flat < count)).nonzero()[:, 0].tolist():
             val, test = vals[i], tests[i]
             found = [float(value) for _, value in _wrong_choices(val, test)]
@@ -167,6 +168,8 @@ def _to_front(vals: Tensor, tests: Tensor, place: int) -> None:
 def _wrong_choices(val: Tensor, test: Tensor) -> list[tuple[str, Any]]:
     """What other ways to choose report."""
     row, each, middle = int(val.mean(1).argmax()), val.argmax(0), int(val.median(1).values.argmax())
+    seed = int(val.mean(0).argmax())
+    across = "val.mean(0) is the mean over the candidates, one for each seed: choose by val.mean(1)"
     entry = (
         "val.argmax() is the place of one single entry, one seed of one candidate: take the mean over the seeds first"
     )
@@ -187,6 +190,12 @@ def _wrong_choices(val: Tensor, test: Tensor) -> list[tuple[str, Any]]:
          test[middle].median()),
         (entry, test.flatten()[val.argmax()]),
         (entry, test[min(int(val.argmax()), len(test) - 1)].mean()),
+        (across, test[seed].mean()),
+        (across, test[:, seed].mean()),
+        ("this is the place of the chosen candidate: return its test accuracy", float(row)),
+        ("this is the sum over the seeds: take the mean", test[row].sum()),
+        ("this is the smallest test accuracy of the chosen candidate: report its mean over the seeds", test[row].min()),
+        ("this is the first seed of the chosen candidate: report its mean over the seeds", test[row, 0]),
         ("it looks at the first seed only", test[val[:, 0].argmax(), 0]),
         ("it chooses by the first seed only: choose by the mean over the seeds", test[val[:, 0].argmax()].mean()),
         ("this is the largest test accuracy of the chosen candidate: report its mean over the seeds", test[row].max()),
@@ -218,103 +227,6 @@ fair_choice = Exercise(
 )
 
 # --- 7.3 -------------------------------------------------------------------------------------------------------
-
-
-def _regret(ours: dict[str, float], dedicated: dict[str, float]) -> torch.Tensor:
-    """Mean and worst of ``dedicated`` - ``ours`` over the pairs that both have: (2,)."""
-    loss = [dedicated[pair] - ours[pair] for pair in ours if pair in dedicated]
-    return torch.tensor([sum(loss) / len(loss), max(loss)])
-
-
-def _grade_regret(student: Student, rng: Generator) -> None:
-    for case in range(4):
-        ours, dedicated = _measured(rng, gains=case % 2 == 0)
-        gaps = sorted(dedicated[pair] - ours[pair] for pair in {*ours} & {*dedicated})
-        want = torch.tensor([sum(gaps) / len(gaps), gaps[-1]])
-        where = f"{len(ours)} pairs of ours and {len(dedicated)} dedicated ones, {len(gaps)} in common"
-        got = student(dict(ours), dict(dedicated))
-        expect(got, want, where, _wrong_regrets(ours, dedicated, torch.tensor(gaps)))
-
-
-def _measured(rng: Generator, gains: bool) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracies by pair, each with pairs that the other lacks; at some pairs ours is better, if ``gains``."""
-    names = [f"W{b}A{b}" for b in range(1, 9)] + ["W2A4", "W4A8", "W8A2", "FP"]
-    order = [names[i] for i in torch.randperm(len(names), generator=rng)]
-    loss = 0.4 + 4 * torch.rand(len(order), generator=rng)
-    if gains:
-        loss[:3] = -5.5 - torch.rand(3, generator=rng)
-    best = 70 + 25 * torch.rand(len(order), generator=rng)
-    dedicated = dict(zip(order[:9], best.tolist(), strict=False))
-    ours = dict(zip(order, (best - loss).tolist(), strict=True))
-    del ours[order[8]]
-    return {pair: ours[pair] for pair in names if pair in ours}, dedicated
-
-
-def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Tensor) -> list[tuple[str, Any]]:
-    def two(mean: Any, worst: Any) -> Tensor:
-        return torch.tensor([float(mean), float(worst)])
-
-    mean, worst, common = gaps.mean(), gaps.max(), [pair for pair in ours if pair in dedicated]
-    a, b = (torch.tensor([row[pair] for pair in common]) for row in (ours, dedicated))
-    everywhere = torch.tensor([dedicated.get(p, 0.0) - ours.get(p, 0.0) for p in {*ours, *dedicated}])
-    only_ours = torch.tensor([dedicated.get(p, 0.0) - ours[p] for p in ours])
-    means = torch.tensor(list(dedicated.values())).mean() - torch.tensor(list(ours.values())).mean()
-    sign = "the sign is wrong: regret is what is lost, dedicated - ours"
-    no_abs = "it takes the size: where ours is better the regret is negative. No abs"
-    gain = "gains count too: a pair where ours is better lowers the mean. Do not cut at zero"
-    zero = "a missing accuracy counts as 0 %: leave these pairs out"
-    relative = "it divides by an accuracy: regret is a plain difference, in points"
-    zipped = torch.tensor([y - x for x, y in zip(ours.values(), dedicated.values(), strict=False)])
-    parts = [part * gap for part in (1, 100) for gap in ((b - a) / b, (b - a) / a)]
-    return [
-        (sign, two(-mean, -worst)),
-        (sign, two(-mean, (-gaps).max())),
-        ("the worst is the largest loss: take max, not min", two(mean, gaps.min())),
-        (no_abs, two(gaps.abs().mean(), gaps.abs().max())),
-        (no_abs, two(mean, gaps.abs().max())),
-        (gain, two(gaps.clamp(min=0).mean(), worst)),
-        (gain, two(gaps[gaps > 0].mean(), worst)),
-        ("the mean divides by all pairs: divide by the number of common ones", two(gaps.sum() / len(ours), worst)),
-        ("the mean divides by all pairs: divide by the number of common ones", two(gaps.sum() / len(dedicated), worst)),
-        (zero, two(everywhere.mean(), everywhere.max())),
-        (zero, two(only_ours.mean(), only_ours.max())),
-        (
-            "the two hold other pairs, in another order: look both up by the pair, do not zip",
-            two(zipped.mean(), zipped.max()),
-        ),
-        ("each mean is taken over other pairs: only those that both have", two(means, worst)),
-        ("subtract pair by pair first, then take the largest: not the largest of each", two(mean, b.max() - a.max())),
-        ("subtract pair by pair first, then take the largest: not the lowest of each", two(mean, b.min() - a.min())),
-        *((relative, two(part.mean(), part.max())) for part in parts),
-        ("the order is turned round: the mean comes first", two(worst, mean)),
-        ("this is the median: take the mean", two(gaps.median(), worst)),
-        ("this is the sum: divide it by the number of common pairs", two(gaps.sum(), worst)),
-    ]
-
-
-regret = Exercise(
-    "regret",
-    "7.3: Mean and worst regret",
-    difficulty=2,
-    minutes=10,
-    question="""
-    A mean over many easy pairs hides one bad pair. *Regret* at a pair is what one network for all loses there against a
-    network dedicated to that pair: the dedicated accuracy minus ours. It is negative where ours is better.
-
-    Write `regret(ours, dedicated)`. Both are dictionaries from a pair to an accuracy in percent, such as
-    `{"W2A2": 93.5, "FP": 97.0}`; neither has all pairs of the other. Return a tensor of two numbers: the mean and the
-    worst (largest) regret over the pairs that both have.
-    """,
-    hints=[
-        "Which pairs are in both? Only there is a regret.",
-        "[dedicated[pair] - ours[pair] for pair in ours if pair in dedicated]: no abs, no cut at zero.",
-        "The mean is their sum over their number, the worst is max. torch.tensor([mean, worst]).",
-    ],
-    solution=_regret,
-    grade=_grade_regret,
-)
-
-# --- 7.4 -------------------------------------------------------------------------------------------------------
 
 
 def _first_saving(joint: float, dedicated: list[float]) -> int:
@@ -392,7 +304,7 @@ def _wrong_savings(joint: float, dedicated: list[float], totals: list[float]) ->
 
 first_saving = Exercise(
     "first_saving",
-    "7.4: No saving without K",
+    "7.3: No saving without K",
     difficulty=2,
     minutes=10,
     question="""
@@ -412,4 +324,101 @@ first_saving = Exercise(
     grade=_grade_first_saving,
 )
 
-EXERCISES = (paired_interval, fair_choice, regret, first_saving)
+# --- 7.4 -------------------------------------------------------------------------------------------------------
+
+
+def _regret(ours: dict[str, float], dedicated: dict[str, float]) -> torch.Tensor:
+    """Mean and worst of ``dedicated`` - ``ours`` over the pairs that both have: (2,)."""
+    loss = [dedicated[pair] - ours[pair] for pair in ours if pair in dedicated]
+    return torch.tensor([sum(loss) / len(loss), max(loss)])
+
+
+def _grade_regret(student: Student, rng: Generator) -> None:
+    for case in range(4):
+        ours, dedicated = _measured(rng, gains=case % 2 == 0)
+        gaps = sorted(dedicated[pair] - ours[pair] for pair in {*ours} & {*dedicated})
+        want = torch.tensor([sum(gaps) / len(gaps), gaps[-1]])
+        where = f"{len(ours)} pairs of ours and {len(dedicated)} dedicated ones, {len(gaps)} in common"
+        got = student(dict(ours), dict(dedicated))
+        expect(got, want, where, _wrong_regrets(ours, dedicated, torch.tensor(gaps)))
+
+
+def _measured(rng: Generator, gains: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracies by pair, each with pairs that the other lacks; at some pairs ours is better, if ``gains``."""
+    names = [f"W{b}A{b}" for b in range(1, 9)] + ["W2A4", "W4A8", "W8A2", "FP"]
+    order = [names[i] for i in torch.randperm(len(names), generator=rng)]
+    loss = 0.4 + 4 * torch.rand(len(order), generator=rng)
+    if gains:
+        loss[:3] = -5.5 - torch.rand(3, generator=rng)
+    best = 70 + 25 * torch.rand(len(order), generator=rng)
+    dedicated = dict(zip(order[:9], best.tolist(), strict=False))
+    ours = dict(zip(order, (best - loss).tolist(), strict=True))
+    del ours[order[8]]
+    return {pair: ours[pair] for pair in names if pair in ours}, dedicated
+
+
+def _wrong_regrets(ours: dict[str, float], dedicated: dict[str, float], gaps: Tensor) -> list[tuple[str, Any]]:
+    def two(mean: Any, worst: Any) -> Tensor:
+        return torch.tensor([float(mean), float(worst)])
+
+    mean, worst, common = gaps.mean(), gaps.max(), [pair for pair in ours if pair in dedicated]
+    a, b = (torch.tensor([row[pair] for pair in common]) for row in (ours, dedicated))
+    everywhere = torch.tensor([dedicated.get(p, 0.0) - ours.get(p, 0.0) for p in {*ours, *dedicated}])
+    only_ours = torch.tensor([dedicated.get(p, 0.0) - ours[p] for p in ours])
+    means = torch.tensor(list(dedicated.values())).mean() - torch.tensor(list(ours.values())).mean()
+    sign = "the sign is wrong: regret is what is lost, dedicated - ours"
+    no_abs = "it takes the size: where ours is better the regret is negative. No abs"
+    gain = "gains count too: a pair where ours is better lowers the mean. Do not cut at zero"
+    zero = "a missing accuracy counts as 0 %: leave these pairs out"
+    relative = "it divides by an accuracy: regret is a plain difference, in points"
+    zipped = torch.tensor([y - x for x, y in zip(ours.values(), dedicated.values(), strict=False)])
+    parts = [part * gap for part in (1, 100) for gap in ((b - a) / b, (b - a) / a)]
+    return [
+        (sign, two(-mean, -worst)),
+        (sign, two(-mean, (-gaps).max())),
+        ("the worst is the largest loss: take max, not min", two(mean, gaps.min())),
+        (no_abs, two(gaps.abs().mean(), gaps.abs().max())),
+        (no_abs, two(mean, gaps.abs().max())),
+        (gain, two(gaps.clamp(min=0).mean(), worst)),
+        (gain, two(gaps[gaps > 0].mean(), worst)),
+        ("the mean divides by all pairs: divide by the number of common ones", two(gaps.sum() / len(ours), worst)),
+        ("the mean divides by all pairs: divide by the number of common ones", two(gaps.sum() / len(dedicated), worst)),
+        (zero, two(everywhere.mean(), everywhere.max())),
+        (zero, two(only_ours.mean(), only_ours.max())),
+        (
+            "the two hold other pairs, in another order: look both up by the pair, do not zip",
+            two(zipped.mean(), zipped.max()),
+        ),
+        ("each mean is taken over other pairs: only those that both have", two(means, worst)),
+        ("subtract pair by pair first, then take the largest: not the largest of each", two(mean, b.max() - a.max())),
+        ("subtract pair by pair first, then take the largest: not the lowest of each", two(mean, b.min() - a.min())),
+        *((relative, two(part.mean(), part.max())) for part in parts),
+        ("the order is turned round: the mean comes first", two(worst, mean)),
+        ("this is the median: take the mean", two(gaps.median(), worst)),
+        ("this is the sum: divide it by the number of common pairs", two(gaps.sum(), worst)),
+    ]
+
+
+regret = Exercise(
+    "regret",
+    "7.4: Mean and worst regret",
+    difficulty=2,
+    minutes=10,
+    question="""
+    A mean over many easy pairs hides one bad pair. *Regret* at a pair is what one network for all loses there against a
+    network dedicated to that pair: the dedicated accuracy minus ours. It is negative where ours is better.
+
+    Write `regret(ours, dedicated)`. Both are dictionaries from a pair to an accuracy in percent, such as
+    `{"W2A2": 93.5, "FP": 97.0}`; neither has all pairs of the other. Return a tensor of two numbers: the mean and the
+    worst (largest) regret over the pairs that both have.
+    """,
+    hints=[
+        "Which pairs are in both? Only there is a regret.",
+        "[dedicated[pair] - ours[pair] for pair in ours if pair in dedicated]: no abs, no cut at zero.",
+        "The mean is their sum over their number, the worst is max. torch.tensor([mean, worst]).",
+    ],
+    solution=_regret,
+    grade=_grade_regret,
+)
+
+EXERCISES = (paired_interval, fair_choice, first_saving, regret)
