@@ -297,13 +297,13 @@ def intervals(groups: Mapping[str, Mapping[str, Mapping[str, float]]], xlabel: s
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set(xlabel=xlabel, title=title, ylim=(place - 0.5, -0.8))
-        _legend_beneath(figure, axes)
+        _legend_beneath(figure, axes, list(TOLD))
     return figure
 
 
 TOLD: dict[str, Look] = {  # what an interval says, and how it is drawn
-    "told apart: no zero in the interval": {"fmt": "o", "color": BLUE},
-    "not told apart: zero in it": {"fmt": "D", "color": GREY, "markerfacecolor": WHITE},
+    "told apart: interval without zero": {"fmt": "o", "color": BLUE},
+    "not told apart: interval with zero": {"fmt": "D", "color": GREY, "markerfacecolor": WHITE},
     "no interval": {"fmt": "x", "color": DARK, "markeredgewidth": 1.8},
 }
 
@@ -563,6 +563,9 @@ def regrets(
     return figure
 
 
-def _legend_beneath(figure: Figure, axes: Axes) -> None:
-    """Explain what one panel shows beneath all of them, where it covers nothing."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+def _legend_beneath(figure: Figure, axes: Axes, order: Sequence[str] = ()) -> None:
+    """Explain what one panel shows beneath all of them, where it covers nothing, by default in the order of drawing."""
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    shown = {name: found[name] for name in order or labels if name in found}
+    figure.legend([*shown.values()], [*shown], loc="outside lower center", ncols=3, fontsize=9)

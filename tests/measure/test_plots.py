@@ -115,15 +115,15 @@ def test_equal_values_are_shown_in_one_bar():
 
 
 def test_a_legend_says_what_filled_and_hollow_marks_of_differences_are():
-    cells = {"apart": {"mean": -2.0, "ci95": 1.0}, "not": {"mean": 1.0, "ci95": 1.0}}
+    cells = {"not": {"mean": 1.0, "ci95": 1.0}, "apart": {"mean": -2.0, "ci95": 1.0}}
     cells |= {"again": {"mean": 0.0, "ci95": 2.0}, "seed 0": {"mean": 3.0, "ci95": float("nan")}}
     figure = plots.intervals({"group": cells}, "points")
     looks = {words: look["fmt"] for words, look in plots.TOLD.items()}
     handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
     assert {words: handle.lines[0].get_marker() for words, handle in handles.items()} == looks
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {*looks}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*looks]
     drawn = [container.lines[0].get_marker() for container in figure.axes[0].containers]
-    assert drawn == ["o", "D", "D", "x"]
+    assert drawn == ["D", "o", "D", "x"]
     figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().width < figure.bbox.width
     only = plots.intervals({"group": {"apart": cells["apart"]}}, "points")
