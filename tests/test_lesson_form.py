@@ -88,6 +88,7 @@ CASES = [
         "15 minutes, but it takes 21: 8 for",
     ),
     (the_card_adds_up, without(CHECK), "15 minutes, but it takes 4: "),
+    (the_card_adds_up, instead(PLAY, cell("your_turn(one)\nyour_turn(two)")), "15 minutes, but it takes 25: "),
     (exercises_run_the_lesson, without(CHECK), "uses lesson_01.fake_quantize before its check"),
     (exercises_run_the_lesson, {"cells": [CARD, USE, CHECK]}, "uses lesson_01.fake_quantize before its check"),
     (exercises_run_the_lesson, without(USE), "lesson_01.fake_quantize is checked and never used"),

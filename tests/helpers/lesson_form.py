@@ -11,6 +11,7 @@ MOST_CELLS, MOST_LINES, MOST_GUESSES, CELLS_A_FIGURE = 45, 12, 5, 5
 # The minutes on the card are those of reading the text, of running each cell and looking at what it shows, and of the
 # exercises, as they say themselves.
 WORDS_A_MINUTE, MINUTES_A_CELL, MINUTES_OFF = 200, 0.5, 5
+MINUTES_A_TURN = 5  # ten questions that a reader answers, half a minute each
 PLUMBING = r"\bplt\.|\bmatplotlib\b|\.set_[xy]label|\bsys\.path\b|\.index\(\"def |getsource\(\w+\)\["
 
 
@@ -53,7 +54,8 @@ def keeps_its_answer(cell: dict) -> bool:
 
 def the_card_adds_up(lesson: dict) -> Iterator[str]:
     words = sum(len(text.split()) for text in markdown(lesson))
-    reading, running = words / WORDS_A_MINUTE, MINUTES_A_CELL * len(code(lesson))
+    turns = sum(source(cell).count("your_turn(") for cell in code(lesson))
+    reading, running = words / WORDS_A_MINUTE, MINUTES_A_CELL * len(code(lesson)) + MINUTES_A_TURN * turns
     names = {name for cell in code(lesson) for name, _ in calls(cell, "check")}
     writing = sum(exercise(name).minutes for name in names)
     card = re.search(r"\*\*Time\*\* (\d+) minutes", markdown(lesson)[0])
@@ -62,7 +64,8 @@ def the_card_adds_up(lesson: dict) -> Iterator[str]:
     elif abs(int(card[1]) - (need := reading + running + writing)) > MINUTES_OFF:
         yield (
             f"the card says {card[1]} minutes, but it takes {need:.0f}: {reading:.0f} for {words} words, "
-            f"{running:.0f} for {len(code(lesson))} cells, {writing} for the exercises"
+            f"{running:.0f} for {len(code(lesson))} cells and {turns} tasks of ten questions, "
+            f"{writing} for the exercises"
         )
 
 
