@@ -93,3 +93,25 @@ def ahead(comparison: Mapping[str, Any], method: str) -> dict[str, float]:
     best = max(variants, key=lambda name: means["val"]["all"][name]["mean"])
     cell = means["test"]["minus_first"]["all"][best]
     return cell | {"mean": -cell["mean"]}
+
+
+def minus(comparison: Mapping[str, Any], one: str, other: str, pairs: Sequence[str]) -> dict[str, float]:
+    """Take the difference of two methods' mean test accuracies over some pairs, with a bound on its paired interval.
+
+    The interval of a mean over chosen pairs is not stored. But a standard deviation over seeds of a mean, or of a
+    difference, is at most the mean, or the sum, of the standard deviations (the triangle inequality), and half-widths
+    over equally many seeds are multiples of them.
+
+    Args:
+        comparison: one of `comparisons`.
+        one: the name of a method; an unknown one is a KeyError.
+        other: the method that is subtracted.
+        pairs: the pairs; one that was not measured is a KeyError.
+
+    Returns:
+        ``{"mean": difference in points, "ci95": what half of its 95 % interval does not exceed, "n": seeds}``.
+    """
+    first, second = ([comparison["accuracy"][name][pair] for pair in pairs] for name in (one, other))
+    gap = sum(a["mean"] - b["mean"] for a, b in zip(first, second, strict=True)) / len(pairs)
+    most = sum(cell["ci95"] for cell in (*first, *second)) / len(pairs)
+    return {"mean": gap, "ci95": most, "n": comparison["seeds"]}

@@ -4,9 +4,12 @@ import copy
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mebqat_lite import paths
 from mebqat_lite.course import stored
+from mebqat_lite.measure.intervals import interval
 
 FOUND = stored.comparisons()
 
@@ -61,6 +64,30 @@ def test_how_far_in_turn_is_ahead_is_what_the_page_says():
         assert written[name] in line
     with pytest.raises(KeyError, match="qat"):
         stored.ahead(FOUND["digits-wide"], "qat")
+
+
+SCORES = st.lists(st.lists(st.floats(0, 100), min_size=4, max_size=4), min_size=4, max_size=4)
+
+
+@settings(deadline=None)  # the quantile is searched for once
+@given(SCORES)
+def test_the_interval_of_a_difference_of_means_over_pairs_is_at_most_as_wide_as_said(scores):
+    """Two methods at two pairs, four seeds: the bound against the paired interval of the seeds themselves."""
+    rows = {"one": dict(zip("ab", scores[:2], strict=True)), "other": dict(zip("ab", scores[2:], strict=True))}
+    table = {name: {pair: interval(values) for pair, values in row.items()} for name, row in rows.items()}
+    found = stored.minus({"accuracy": table, "seeds": 4}, "one", "other", ["a", "b"])
+    means = {name: [sum(values) / 2 for values in zip(*row.values(), strict=True)] for name, row in rows.items()}
+    true = interval([a - b for a, b in zip(means["one"], means["other"], strict=True)])
+    assert found["mean"] == pytest.approx(true["mean"], abs=1e-9) and found["ci95"] >= true["ci95"] - 1e-9
+    assert found["n"] == 4
+
+
+def test_the_bound_at_a_single_pair_is_that_of_both_intervals():
+    digits = FOUND["digits-backprops"]
+    found = stored.minus(digits, "ptq_mse", "mebqat_in_turn", ["W1A1"])
+    assert found["ci95"] > digits["means"]["test"]["minus_first"]["all"]["ptq_mse"]["ci95"]
+    with pytest.raises(KeyError, match="W3A8"):
+        stored.minus(digits, "ptq_mse", "qat", ["W3A8"])
 
 
 def test_a_sheet_is_that_of_the_shipped_networks():
