@@ -47,8 +47,24 @@ def is_hidden(cell: NotebookNode) -> bool:
     return bool(cell["metadata"].get("jupyter", {}).get("outputs_hidden"))
 
 
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join texts that a busy machine delivered in parts, so that no line is torn."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        last = found[-1] if found else {}
+        if output.get("name") and output["name"] == last.get(
+            "name"
+        ):  # a stream after the same one
+            last["text"] += output["text"]
+        else:
+            found.append(output)
+    return found
+
+
 def for_readers(cell: NotebookNode) -> None:
     """Put words in the place of what a page cannot show without a kernel, or must not yet."""
+    if "outputs" in cell:
+        cell.outputs = joined(cell.outputs)
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         if WIDGET in data and re.match(r"\w+\(|<", data.get("text/plain", "")):

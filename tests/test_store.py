@@ -6,7 +6,7 @@ import sys
 import nbformat
 import pytest
 
-from notebooks.store import ANSWER, STATIC, store
+from notebooks.store import ANSWER, STATIC, joined, store
 
 pytestmark = pytest.mark.slow
 CHECKED = {"tags": ["nbval-check-output"]}
@@ -57,6 +57,14 @@ def test_the_first_line_of_a_hidden_answer_gives_nothing_away(cells):
 
 def test_words_stand_in_the_place_of_a_widget(cells):
     assert plain(cells[3]) == [STATIC]
+
+
+def test_a_text_that_came_in_parts_is_stored_as_one():
+    texts = [("stdout", "QAT:"), ("stdout", " 98 %\n"), ("stderr", "careful\n"), ("stdout", "done\n")]
+    parts = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in texts]
+    figures = [nbformat.v4.new_output("display_data", {"image/png": name}) for name in "ab"]
+    found = joined([*parts[:2], *figures, *parts[2:]])
+    assert [output.get("text", "") for output in found] == ["QAT: 98 %\n", "", "", "careful\n", "done\n"]
 
 
 def nbval(path, **outputs) -> str:
