@@ -169,13 +169,13 @@ def _frame(cell: Axes, color: str, thick: bool) -> None:
 def staircases(x: Tensor, curves: Mapping[str, Tensor]) -> Figure:
     """Plot quantizers, one panel each: the output over the input ``x``, and the input itself as a dashed line."""
     with style():
-        figure, axes = plt.subplots(1, len(curves), figsize=(PAGE, 2.6), squeeze=False, sharey=True)
+        figure, axes = plt.subplots(1, len(curves), figsize=(PAGE, 2.8), squeeze=False, sharey=True)
         for cell, (name, y) in zip(axes[0], curves.items(), strict=True):
             cell.plot(x, x, color=GREY, linewidth=1, linestyle="--", label="input")
             cell.plot(x, y, color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
             cell.set(title=name, xlabel="input")
         axes[0][0].set_ylabel("output")
-        axes[0][0].legend(loc="upper left")
+        _legend_beneath(figure, axes[0][0])  # in a panel it would cover a step
     return figure
 
 

@@ -291,6 +291,7 @@ def _draw_images(figure: Figure, support: Mapping[str, Tensor], query: Tensor) -
             cell = figure.add_axes((left, bottom, width, height), xticks=[], yticks=[])
             cell.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
             cell.set_title(name, fontsize=SMALLEST)
+            cell.spines[:].set_visible(True)
 
 
 # --- the widget ------------------------------------------------------------------------------------------------
