@@ -9,6 +9,7 @@ import textwrap
 import nbformat
 import pytest
 import torch
+from capstone import CHOOSE, one_change, one_pair, points
 from guide import ASSIGNMENTS, FOLDER, master, rows
 from mutants import mutants
 
@@ -137,6 +138,22 @@ def test_right_answers_written_otherwise_get_all_points(part, answer, seed):
 def test_wrong_answers_lose_points_and_are_named(part, words, answer, seed):
     found = [message for message in messages(answer, part, seed) if message]
     assert found and any(re.search(words, message) for message in found), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [0, 9])
+def test_a_plan_that_holds_at_one_kind_of_pairs_gets_half_of_the_points(split):
+    """``python tests/capstone.py`` tries more plans on all hidden splits."""
+    recalibrated = next(plan for plan in one_change() if plan["norm_stats"] == "recalibrated")
+    assert [points(plan, split) for plan in one_pair()[:3]] == [CHOOSE.points / 2] * 3
+    assert points(recalibrated, split) <= CHOOSE.points / 2
+
+
+def test_each_setting_of_the_baseline_is_changed_alone():
+    first, *others = one_change()
+    changed = [[name for name in first if plan[name] != first[name]] for plan in others]
+    assert all(len(names) == 1 for names in changed)
+    assert {name for [name] in changed} == set(first) - {"warm_steps"}  # more of which exceeds the budget
 
 
 @parts

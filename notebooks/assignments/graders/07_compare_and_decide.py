@@ -27,7 +27,7 @@ from torch import Generator
 
 # --- choose: what a plan is ------------------------------------------------------------------------------------
 
-BUDGET = 300  # back-propagations, the warm start's included
+BUDGET = 600  # back-propagations, the warm start's included
 TEACHERS, POLICIES = ("labels", "fp", "next", "start"), ("running", "recalibrated")
 WHOLE = {"m": (1, 8), "steps": (1, BUDGET), "warm_steps": (0, BUDGET)}
 RATES = (1e-4, 0.1)
@@ -54,10 +54,6 @@ class Plan(NamedTuple):
     def pool(self) -> list[Bits]:
         """The pairs that it draws from."""
         return [pair for pair in candidates() if not {pair.w, pair.a} & set(self.exclude)]
-
-
-# Uniform draws, labels as teacher, running statistics.
-BASELINE = Plan((), 4, (), "labels", 0.01, 75, 0, "running")
 
 
 def plan_of(value: Any) -> Plan:
@@ -145,19 +141,21 @@ def refuse(plan: Plan) -> None:
 
 # --- choose: what a plan is worth ------------------------------------------------------------------------------
 
-# A student's hidden split is one of these, on which plans were measured. Mean over the 75 pairs: the baseline 33 to 86,
-# the same recalibrated 92 to 95, with FP and W1A1 guaranteed 88 to 95 (6 points or more above the baseline), after a
-# warm start 95 to 98. Worst pair: below 30 with running statistics; from a cold start 62 to 72 for uniform draws and
-# 78 to 89 with W1A1 guaranteed; 86 to 94 after a warm start. From split to split one plan moves by 1.5 points in the
-# mean, 4 at the worst pair.
-HIDDEN = (100, 101, 102, 7001, 7004, 7006, 7007, 7008)
-MARGIN, LOWEST = 3.0, 75.0  # points of the mean above the baseline's; percent at the worst pair
+# A student's hidden split is one of these 20. `python tests/capstone.py` measures plans on them. At the worst pair of
+# few and of many bits the master's plan has 74 to 84 % and 92 to 96 %, plans that train W1A1 alone 78 to 91 % and 71 to
+# 90 %, and uniform draws without a warm start, recalibrated, 31 to 54 % and 78 to 94 %. The splits 103, 107 and 118 are
+# left out: there one of these plans lies too close to a limit to be told from it.
+HIDDEN = (100, 101, 102, 104, 105, 106, *range(108, 118), 119, 120, 121, 122)
+WIDTHS_OF_NET = (4, 8, 8, 8)  # so few channels that pairs compete for them: a wide network serves all pairs anyhow
+MANY = 4  # bits from which on a width counts as many
+FEW_LEAST, MANY_LEAST = 65.0, 91.0  # percent, at the worst pair of few bits and at the worst of many
+POINTS = (2, 2, 2, 2)  # a plan that holds at one kind of pairs alone gets half
 LOCK = threading.Lock()  # one training at a time: they share torch's random state and the table of methods
 
 
 def split_of(rng: Generator) -> int:
     """The hidden split: checks of one part have seeds that follow each other, and mostly share a training."""
-    return HIDDEN[rng.initial_seed() // 4 % len(HIDDEN)]
+    return HIDDEN[rng.initial_seed() // len(POINTS) % len(HIDDEN)]
 
 
 def measured(plan: Plan, seed: int) -> dict[str, float]:
@@ -180,7 +178,7 @@ def trained(plan: Plan, seed: int) -> dict[str, float]:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = models.digit_net(widths=(8, 16, 16, 16))
+            net = models.digit_net(widths=WIDTHS_OF_NET)
             model = quantize(net, "dorefa", sample=methods.calibration(data))
             run = fit(model, data, name, recipe, seed=seed, progress=False, device="cpu")
     except TrainingError as error:
@@ -197,40 +195,57 @@ def grade_plan(student: Any, rng: Generator) -> None:
     plan_of(student())
 
 
-def grade_mean(student: Any, rng: Generator) -> None:
-    """The mean over the 75 pairs on the hidden split, against the baseline's on the same split."""
-    plan, seed = plan_of(student()), split_of(rng)
-    ours, base = (sum(measured(p, seed).values()) / 75 for p in (plan, BASELINE))
-    if ours < base + MARGIN:
-        raise Mistake(
-            f"on the hidden split the mean over the 75 pairs is {ours:.1f} %, the baseline's {base:.1f} %: "
-            f"{MARGIN:g} points more are asked for. {advice(plan)}"
-        )
+def worst_of(found: dict[str, float], many: bool) -> str:
+    """The pair of lowest accuracy, of those whose weights and activations both have many bits, or of all others."""
+    return min((pair for pair in found if has_many(pair) == many), key=found.__getitem__)
 
 
-def grade_worst(student: Any, rng: Generator) -> None:
-    """The lowest accuracy of the 75 pairs on the hidden split."""
-    plan = plan_of(student())
-    found = measured(plan, split_of(rng))
-    worst = min(found, key=found.__getitem__)
-    if found[worst] < LOWEST:
-        raise Mistake(
-            f"on the hidden split the worst pair is {worst} with {found[worst]:.1f} %: {LOWEST:g} % are asked for. "
-            f"{advice(plan)}"
-        )
+def has_many(pair: str) -> bool:
+    """Whether weights and activations both have many bits."""
+    bits = Bits.parse(pair)
+    return min(bits.w, bits.a) >= MANY
+
+
+def require(plan: Plan, seed: int, kinds: Sequence[bool]) -> None:
+    """A Mistake if the worst pair of many bits, or that of few, is too low on a split."""
+    found = measured(plan, seed)
+    for many in kinds:
+        worst, least, name = worst_of(found, many), MANY_LEAST if many else FEW_LEAST, "many" if many else "few"
+        if found[worst] < least:
+            raise Mistake(
+                f"on the hidden split the worst pair of {name} bits is {worst} with {found[worst]:.1f} %: "
+                f"{least:g} % are asked for. {advice(plan)}"
+            )
+
+
+def grade_few(student: Any, rng: Generator) -> None:
+    """The lowest accuracy of the pairs with a width below 4 bits."""
+    require(plan_of(student()), split_of(rng), [False])
+
+
+def grade_many(student: Any, rng: Generator) -> None:
+    """The lowest accuracy of the pairs whose widths are 4 bits or more."""
+    require(plan_of(student()), split_of(rng), [True])
+
+
+def grade_all(student: Any, rng: Generator) -> None:
+    """Both at once, with one network."""
+    require(plan_of(student()), split_of(rng), [False, True])
 
 
 def advice(plan: Plan) -> str:
     """What most likely keeps a plan low."""
     if plan.norm_stats == "running":
         return "Running statistics are those of whichever pair was highest in a step: recalibrate for each pair"
+    if len(set(plan.guaranteed)) == plan.m:
+        return "It trains no pair but the guaranteed ones: what holds at those few need not hold at the other pairs"
     if set(plan.exclude) & {1, 2}:
         return "It never visits 1 or 2 bits, which no other pair can stand for"
     if 2 * plan.backprops < BUDGET:
         return f"It uses {plan.backprops} of {BUDGET} back-propagations"
-    if plan.lr < 0.005 or plan.lr > 0.05:
+    if plan.lr < 0.005 or plan.lr > 0.06:
         return "With so few steps the learning rate decides: try others on validation images"
-    if plan.m > 4 and plan.steps < 60:
+    if plan.m > 4 and plan.steps < 120:
         return f"m = {plan.m} leaves only {plan.steps} steps: fewer pairs a step are more steps"
     if Bits(1, 1) not in plan.guaranteed:
         return "Uniform draws visit W1A1 once in 75: guarantee the pair that needs it most"
@@ -516,8 +531,8 @@ ASSIGNMENT = Assignment(
     "07_compare_and_decide",
     (
         Part("choose", (), "A plan under a budget", 40, (
-            Check("a plan within the budget", 2, grade_plan), Check("the mean over the 75 pairs", 3, grade_mean),
-            Check("the worst pair", 3, grade_worst))),
+            Check("a plan within the budget", POINTS[0], grade_plan), Check("pairs of few bits", POINTS[1], grade_few),
+            Check("pairs of many bits", POINTS[2], grade_many), Check("all of them at once", POINTS[3], grade_all))),
         Part("worst_pairs", ("accuracy", "reference", "k"), "Where it loses most", 10, (
             Check("the largest regrets", 2, grade_largest), Check("what was not measured", 2, grade_unmeasured))),
         Part("dedicated_steps", ("plan", "start", "delivered", "rule"), "A fair budget", 15, (
