@@ -148,7 +148,7 @@ def refuse(plan: Plan) -> None:
 HIDDEN = (100, 101, 102, 104, 105, 106, *range(108, 118), 119, 120, 121, 122)
 WIDTHS_OF_NET = (4, 8, 8, 8)  # so few channels that pairs compete for them: a wide network serves all pairs anyhow
 MANY = 4  # bits from which on a width counts as many
-FEW_LEAST, MANY_LEAST = 65.0, 91.0  # percent, at the worst pair of few bits and at the worst of many
+FEW_LEAST, MANY_LEAST = 70.0, 91.0  # percent, at the worst pair of few bits and at the worst of many
 POINTS = (2, 2, 2, 2)  # a plan that holds at one kind of pairs alone gets half
 LOCK = threading.Lock()  # one training at a time: they share torch's random state and the table of methods
 
