@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-PLAN = {"guaranteed": ["W1A1"], "m": 3, "exclude": [], "teacher": "labels"}
-PLAN |= {"lr": 0.03, "steps": 100, "warm_steps": 300, "norm_stats": "recalibrated"}
+PLAN = {"guaranteed": ["FP", "W1A1"], "m": 4, "exclude": [], "teacher": "fp"}
+PLAN |= {"lr": 0.02, "steps": 120, "warm_steps": 120, "norm_stats": "recalibrated"}
 
 
 def plan(**changes):
@@ -97,8 +97,8 @@ def sorted_rows(table, needed, budget, margin):
 
 RIGHT = {
     "choose": [
-        plan(m=np.int64(3), guaranteed=[(1, 1)]),
-        plan(teacher="start", guaranteed=("w1a1",)),
+        plan(m=np.int64(4), guaranteed=[(32, 32), (1, 1)]),
+        plan(m=3, steps=100, warm_steps=300, lr=0.03, teacher="labels", guaranteed=("w1a1",)),
     ],
     "worst_pairs": [popped, by_numpy],
     "dedicated_steps": [counted_up, lambda p, start, k, rule: float(counted_up(p, start, k, rule))],
@@ -109,9 +109,9 @@ WRONG = {
         ("return a dictionary", lambda: list(PLAN.items())),
         ("no setting 'batch_size'", plan(batch_size=64)),
         ("'exclude' is missing", plan(exclude=None)),
-        ("budget is exceeded: warm_steps", plan(steps=101)),
+        ("budget is exceeded: warm_steps", plan(steps=121)),
         ("one image at a time", plan(norm_stats="batch")),
-        ("do not fit into m = 1", plan(m=1, guaranteed=["FP", "W1A1"])),
+        ("do not fit into m = 1", plan(m=1)),
         ("widths is excluded", plan(exclude=[1])),
         ("m is True", plan(m=True)),
         ("steps is 60.0", plan(steps=60.0)),
@@ -123,9 +123,7 @@ WRONG = {
         ("a list of pairs", plan(guaranteed="FP,W1A1")),
         ("may hold the widths", plan(exclude=[32])),
         ("Running statistics are", plan(norm_stats="running")),
-        ("guarantee the pair", plan(guaranteed=[], m=4, warm_steps=0, steps=150, lr=0.01)),
-        ("uses 9 of 600", plan(steps=3, warm_steps=0)),
-        ("no pair but the guaranteed", plan(m=1, steps=400, warm_steps=200, lr=0.06)),
+        ("uses 12 of 600", plan(steps=3, warm_steps=0)),
     ],
     "worst_pairs": [
         ("smallest regret", by(lambda ours, ref, p: ref[p] - ours[p], reverse=False)),

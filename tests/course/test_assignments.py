@@ -9,7 +9,7 @@ import textwrap
 import nbformat
 import pytest
 import torch
-from capstone import CHOOSE, one_change, only_w1a1, points
+from capstone import CHOOSE, GRADER, half, points, recalibrated, running
 from guide import ASSIGNMENTS, FOLDER, master, rows
 from mutants import mutants
 
@@ -140,17 +140,42 @@ def test_wrong_answers_lose_points_and_are_named(part, words, answer, seed):
     assert found and any(re.search(words, message) for message in found), found
 
 
+ONE_KIND = [
+    pytest.param(half()[2], 4, "no pair but the guaranteed", id="W1A1 alone"),
+    pytest.param(recalibrated(), 2, "guarantee the pair", id="the baseline, recalibrated"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [0, 9])
-def test_a_plan_that_holds_at_one_kind_of_pairs_gets_half_of_the_points(split):
+@pytest.mark.parametrize(("plan", "most", "words"), ONE_KIND)
+def test_a_plan_that_holds_at_one_kind_of_pairs_gets_half_of_the_points(plan, most, words):
     """``python tests/capstone.py`` tries more plans on all hidden splits."""
-    recalibrated = next(plan for plan in one_change() if plan["norm_stats"] == "recalibrated")
-    assert [points(plan, split) for plan in only_w1a1()] == [CHOOSE.points / 2] * 3
-    assert points(recalibrated, split) <= CHOOSE.points / 2
+    assert points(plan, 0) == most
+    assert words in messages(lambda: plan, CHOOSE, 0)[-1]
+
+
+@pytest.mark.parametrize(("few", "many", "want"), [(74.0, 90.0, 8), (73.9, 99.0, 4), (99.0, 89.9, 4), (73.9, 89.9, 2)])
+def test_the_points_of_a_plan_follow_from_its_worst_pairs(monkeypatch, few, many, want):
+    worst = {"W1A1": few, "W4A4": many, "W2A32": 99.0, "FP": 99.0}
+    monkeypatch.setitem(GRADER, "trained", lambda plan, split: worst)
+    assert points(recalibrated(), 0) == want
+
+
+def test_all_checks_of_a_plan_share_their_hidden_splits_and_each_split_is_used(monkeypatch):
+    seen = []
+    monkeypatch.setitem(GRADER, "trained", lambda plan, split: seen.append(split) or {"W1A1": 99.0, "FP": 99.0})
+    hidden, cases = GRADER["HIDDEN"], set()
+    for seed in range(len(hidden)):
+        seen.clear()
+        points(recalibrated(), seed)
+        start = hidden.index(seen[0])
+        assert seen[:5] == [hidden[(start + number) % len(hidden)] for number in range(5)] and set(seen) == {*seen[:5]}
+        cases.add(start)
+    assert cases == {*range(len(hidden))}
 
 
 def test_each_setting_of_the_baseline_is_changed_alone():
-    first, *others = one_change()
+    first, *others = [*running(), recalibrated()]
     changed = [[name for name in first if plan[name] != first[name]] for plan in others]
     assert all(len(names) == 1 for names in changed)
     assert {name for [name] in changed} == set(first) - {"warm_steps"}  # more of which exceeds the budget
