@@ -1,8 +1,8 @@
 """What plans are worth in assignment 07 on its hidden splits: ``python tests/capstone.py``.
 
-The plans that are right must get all points, wherever a student's five hidden splits begin, and those that hold at one
-kind of pairs at most half. Each training is written to ``results/assignment_07.jsonl``, so that a command that was
-stopped goes on where it was: 194 trainings, about ten minutes on one idle core.
+MEBQAT's plan must get all points, wherever a student's five hidden splits begin, and plans that hold at one kind of
+pairs at most half. Each training is written to ``results/assignment_07.jsonl``, so that a command that was
+stopped goes on where it was: 117 trainings, about six minutes on one idle core.
 """
 
 import ast
@@ -23,7 +23,7 @@ NAME = "07_compare_and_decide"
 [CHOOSE] = [part for part in ASSIGNMENTS[NAME].parts if part.function == "choose"]
 GRADER = CHOOSE.checks[0].grade.__globals__
 CASES = range(len(GRADER["HIDDEN"]))
-FAR = GRADER["HIDDEN"][:2]  # the splits on which a plan is measured that is far from every limit
+FAR = GRADER["HIDDEN"][0]  # the split on which a plan is measured that is far from both limits
 WORDS = {
     "guaranteed": [["FP"], ["W1A1"], ["W2A2"], ["FP", "W1A1"]],
     "m": [1, 2, 3],
@@ -62,10 +62,9 @@ def only(pair: str, rates: dict[int, float]) -> list[dict]:
 def half() -> list[dict]:
     """Plans that should get half of the points at most, and are near enough to the limits to be measured in all cases.
 
-    W1A1 holds few bits, not many; W2A2, the best single pair, many bits, not few.
+    W1A1 alone holds few bits and not many; W2A2 alone, the best single pair, holds many bits and not few.
     """
-    few = only("W1A1", {300: 0.03, 200: 0.06, 100: 0.1})
-    return [recalibrated(), *few, *only("W2A2", {200: 0.1, 100: 0.1})]
+    return [recalibrated(), *only("W1A1", {200: 0.06, 100: 0.1}), *only("W2A2", {100: 0.1})]
 
 
 def points(plan: dict, case: int) -> int:
@@ -108,17 +107,15 @@ def near(plan: dict, allowed: Callable[[int], bool]) -> bool:
 
 
 def far(plan: dict) -> bool:
-    """Print what a plan has on some splits; whether it is 20 points below both limits on each."""
-    read = GRADER["plan_of"](plan)
-    few, many = map(max, zip(*(worst(GRADER["trained"](read, split)) for split in FAR), strict=True))
-    print(f"few at most {few:.1f}, many at most {many:.1f}, on the splits {FAR}: {plan}", flush=True)
-    return few < GRADER["FEW_LEAST"] - 20 and many < GRADER["MANY_LEAST"] - 20
+    """Print what a plan has on one split; whether it is far below both limits."""
+    few, many = worst(GRADER["trained"](GRADER["plan_of"](plan), FAR))
+    print(f"few {few:.1f}, many {many:.1f}, on split {FAR} alone: {plan}", flush=True)
+    return few < GRADER["FEW_LEAST"] / 2 and many < GRADER["MANY_LEAST"] / 2
 
 
 def main() -> bool:
     """Whether all plans get the points that they should."""
-    right = [answer() for answer in assignment_07.RIGHT["choose"]]
-    found = [near(plan, lambda got: got == CHOOSE.points) for plan in right]
+    found = [near(assignment_07.PLAN, lambda got: got == CHOOSE.points)]
     found += [near(plan, lambda got: got <= CHOOSE.points / 2) for plan in half()]
     return all([*found, *map(far, running())])
 

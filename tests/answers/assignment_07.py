@@ -98,7 +98,7 @@ def sorted_rows(table, needed, budget, margin):
 RIGHT = {
     "choose": [
         plan(m=np.int64(4), guaranteed=[(32, 32), (1, 1)]),
-        plan(m=3, steps=100, warm_steps=300, lr=0.03, teacher="labels", guaranteed=("w1a1",)),
+        plan(lr=np.float64(0.02), guaranteed=("fp", "w1a1"), exclude=()),
     ],
     "worst_pairs": [popped, by_numpy],
     "dedicated_steps": [counted_up, lambda p, start, k, rule: float(counted_up(p, start, k, rule))],
