@@ -141,16 +141,16 @@ def test_wrong_answers_lose_points_and_are_named(part, words, answer, seed):
 
 
 ONE_KIND = [
-    pytest.param(half()[1], 4, "no pair but the guaranteed", id="W1A1 alone"),
-    pytest.param(recalibrated(), 2, "guarantee the pair", id="the baseline, recalibrated"),
+    pytest.param(half()[1], "no pair but the guaranteed", id="W1A1 alone"),
+    pytest.param(recalibrated(), "guarantee the pair", id="the baseline, recalibrated"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("plan", "most", "words"), ONE_KIND)
-def test_a_plan_that_holds_at_one_kind_of_pairs_gets_half_of_the_points(plan, most, words):
+@pytest.mark.parametrize(("plan", "words"), ONE_KIND)
+def test_a_plan_that_does_not_hold_everywhere_gets_at_most_half_of_the_points(plan, words):
     """``python tests/capstone.py`` tries more plans on all hidden splits."""
-    assert points(plan, 0) == most
+    assert points(plan, 0) <= CHOOSE.points / 2
     assert words in messages(lambda: plan, CHOOSE, 0)[-1]
 
 
