@@ -13,10 +13,9 @@ from benchmarks.lab import notebook, run_all
 pytestmark = pytest.mark.browser
 BYTES = "image => fetch(image.src).then(r => r.arrayBuffer()).then(b => [...new Uint8Array(b)])"
 SLOW = """import time
-import ipywidgets
 import matplotlib.pyplot as plt
-from mebqat_lite.course.widgets.base import labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import slider
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 
 figure, axes = plt.subplots(figsize=(3, 2))
 [line] = axes.plot([0, 1], [0, 1])
@@ -24,7 +23,6 @@ figure, axes = plt.subplots(figsize=(3, 2))
 
 def update(n):
     line.set_ydata([0, n / 5])
-    return f"n is {n}"
 
 
 def compute(n):
@@ -32,8 +30,8 @@ def compute(n):
     return 6 // (4 - n) and n
 
 
-n = labelled("a number", ipywidgets.IntSlider(1, 0, 5))
-LiveFigure({"n": n}, compute, Drawing(figure, update, [line]))"""
+drawing = Drawing(figure, "n is {}".format, Part(update, [line]))
+LiveFigure({"n": slider("a number", 1, 0, 5)}, compute, drawing)"""
 MARK = """import matplotlib.pyplot as plt
 from mebqat_lite.course.widgets.mark import MarkOnAxes
 

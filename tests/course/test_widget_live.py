@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part, to_data
 from mebqat_lite.course.widgets.mark import Mark, MarkOnAxes
 from mebqat_lite.measure import plots
 
@@ -29,13 +29,12 @@ def drawing(scale: str = "linear") -> Drawing:
     [line] = axes.plot([0, 1], [1, 1])
     axes.set(xlim=(0, 1), ylim=(1, 10), yscale=scale)
 
-    def update(slope: float) -> str:
+    def update(slope: float) -> None:
         line.set_ydata([1, 1 + slope])
         if slope == 9:
             axes.set_ylim(1, 20)
-        return f"slope {slope}"
 
-    return Drawing(figure, update, [line])
+    return Drawing(figure, "slope {}".format, Part(update, [line]))
 
 
 def live(compute=lambda n: n, *drawings: Drawing, **more) -> LiveFigure:
@@ -100,15 +99,20 @@ def test_two_drawings_stand_side_by_side_and_follow_one_result():
     assert len({*old, *new}) == 4 and shown.words.value == "<b>6</b>" and shown.result == 6
 
 
-def test_an_error_stands_in_place_of_the_picture_until_all_is_well_again():
+def test_an_error_stands_in_place_of_the_picture_until_all_is_well_again(caplog):
     shown = live(lambda n: 6 // n)
     shown.touch(shown.drawings[0].figure.axes[0], "touch", lambda x, y: None)
     shown.controls["n"].value = 0
     picture = shown.pictures[0]
+    assert 'class="mq-error"' in shown.error.value and caplog.records[0].exc_info[0] is ZeroDivisionError
     assert "ZeroDivisionError: integer division" in shown.error.value
     assert (picture.value, picture.alt, picture.area, picture.busy, shown.words.value) == (b"", "", [], False, "")
     shown.controls["n"].value = 2
     assert shown.error.value == "" and picture.alt == "slope 3" and len(picture.area) == 4
+
+
+def test_the_words_of_an_error_are_escaped():
+    assert "KeyError: &#x27;&lt;b&gt;&#x27;" in live(lambda n: {}["<b>"]).error.value
 
 
 def test_the_picture_is_busy_while_its_result_is_computed():

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mebqat_lite.course.widgets.base import card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part, to_data
 from mebqat_lite.measure.looks import BLACK
 
 Value = float | tuple[float, float] | None
@@ -73,13 +73,12 @@ class MarkOnAxes(LiveFigure):
     def __init__(self, axes: Axes, axis: str = "y") -> None:
         self.axes, self.axis, self.place = axes, axis, (0.5, 0.5)
         self.mark = Mark(axes, axis)
-        drawing = Drawing(axes.figure.figure, self._update, self.mark.artists)
+        drawing = Drawing(axes.figure.figure, self._say, Part(self.mark.move, self.mark.artists))
         super().__init__({}, lambda: self.value, drawing, words=lambda value: card(_words(value)))
         self.touch(axes, "mark your guess", self._move, self._key, lambda: self._put(*self.place))
         self.observe(self.update, "value")
 
-    def _update(self, value: Value) -> str:
-        self.mark.move(value)
+    def _say(self, value: Value) -> str:
         return ", ".join(filter(None, (self.axes.get_title(), _words(value))))
 
     def _move(self, x: float, y: float) -> None:
