@@ -117,13 +117,10 @@ def compute(
     offers = {}
     for name in TITLES:
         if (result := _trained(results, budget, name)) is not None:
-            known = [pair for pair in pairs if pair in result["accuracy"][name]]
-            read = _worst(result, name, known) if at_worst else _mean(result, name, known)
-            if len(known) < len(pairs):
-                read = (math.nan, math.nan, False, "")
-            is_apart = result["costs"][name]["models"] > 1
-            size = _bytes(sizes, pairs, packed, is_apart)
-            offers[name] = Offer(*read, len(known), backprops(result, name, len(pairs)), size)
+            measured = len(result["accuracy"][name].keys() & set(pairs))
+            size = _bytes(sizes, pairs, packed, is_apart=result["costs"][name]["models"] > 1)
+            read = _accuracy(result, name, pairs, at_worst)
+            offers[name] = Offer(*read, measured, backprops(result, name, len(pairs)), size)
     return Decision(pairs, budget, packed, at_worst, offers)
 
 
@@ -144,23 +141,19 @@ def _trained(results: Mapping[str, Result], budget: str, name: str) -> Result | 
     return None
 
 
-def _worst(result: Result, name: str, pairs: Sequence[str]) -> tuple[float, float, bool, str]:
-    """The accuracy at the pair with the lowest mean, and its interval."""
-    row = result["accuracy"][name]
-    worst = min(pairs, key=lambda pair: row[pair]["mean"], default="")
-    return (row[worst]["mean"], row[worst]["ci95"], False, worst) if worst else (math.nan, math.nan, False, "")
+def _accuracy(result: Result, name: str, pairs: Sequence[str], at_worst: bool) -> tuple[float, float, bool, str]:
+    """Read the first four numbers of an `Offer`.
 
-
-def _mean(result: Result, name: str, pairs: Sequence[str]) -> tuple[float, float, bool, str]:
-    """The mean over pairs, with its interval or a bound on it.
-
-    The interval is stored for a single pair and for all pairs. For others there is a bound: a standard deviation over
-    seeds of a mean over pairs is at most the mean of the pairs' standard deviations (the triangle inequality), and so
-    for half-widths, which are multiples of them.
+    The interval of a mean is stored for a single pair and for all pairs. For others there is a bound: a standard
+    deviation over seeds of a mean over pairs is at most the mean of the pairs' standard deviations (the triangle
+    inequality), and so for half-widths, which are multiples of them.
     """
     row = result["accuracy"][name]
-    if len(pairs) < 2:
-        return _worst(result, name, pairs)
+    if not row.keys() >= set(pairs):
+        return math.nan, math.nan, False, ""
+    if at_worst or len(pairs) == 1:
+        worst = min(pairs, key=lambda pair: row[pair]["mean"])
+        return row[worst]["mean"], row[worst]["ci95"], False, worst
     if set(pairs) == set(row) and (cell := result["means"]["test"]["all"].get(name)):
         return cell["mean"], cell["ci95"], False, ""
     mean, half = (sum(row[pair][key] for pair in pairs) / len(pairs) for key in ("mean", "ci95"))
