@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mebqat_lite.bits import Bits, BitsLike
 from mebqat_lite.course.widgets.base import slider
+from mebqat_lite.course.widgets.embedding_plane import main_axes
 from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.course.widgets.new_classes import CHALLENGES, Embedded, bits_slider
 from mebqat_lite.measure import plots
@@ -58,10 +59,8 @@ def compute(embedded: Embedded, bits: BitsLike, number: int, titles: Sequence[st
     for title in titles:
         start = embedded.at(title, "FP")[chosen].flatten(0, 1)
         centre, scale = start.mean(0), start.var(0, correction=0).sum().sqrt()
-        axes = torch.linalg.svd(start - centre, full_matrices=False)[2][:2]  # (2, features)
-        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the signs would be arbitrary
         out = embedded.at(title, bits)
-        points[title] = (out[chosen] - centre) @ axes.T / scale
+        points[title] = (out[chosen] - centre) @ main_axes(start - centre).T / scale
         ratios[title] = ratio(out, labels)
     return Plane(Bits.parse(bits), points, ratios)
 

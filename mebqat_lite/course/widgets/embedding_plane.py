@@ -74,9 +74,14 @@ def compute(embeddings: Tensor, index: Tensor, shots: int, prototype_logits: Log
 def plane(points: Tensor) -> tuple[Tensor, float]:
     """The points, (M, 2), in the plane in which they vary most, and its share of their variance in percent."""
     middle = points - points.mean(0)
-    _, spread, axes = torch.linalg.svd(middle, full_matrices=False)
-    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the signs would be arbitrary
-    return middle @ axes[:2].T, 100 * float(spread[:2].square().sum() / spread.square().sum())
+    places = middle @ main_axes(middle).T
+    return places, 100 * float(places.square().sum() / middle.square().sum())
+
+
+def main_axes(middle: Tensor) -> Tensor:
+    """The two directions, (2, features), along which points around 0, (M, features), vary most."""
+    axes = torch.linalg.svd(middle, full_matrices=False)[2][:2]
+    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the signs would be arbitrary
 
 
 def side_by_side(titles: Collection[str], tall: float, beneath: float) -> tuple[Figure, dict[str, Axes]]:

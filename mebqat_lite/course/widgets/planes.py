@@ -66,7 +66,7 @@ class Stripped:
         """The weights of a layer when the lower planes are not known: each is the middle of what they could say."""
         whole, step, zero = self.codes[name]
         unit = 2 ** (PLANES - kept)
-        return step * unit * ((whole // unit) - ((zero + 0.5) / unit - 0.5))
+        return codes.dequantize(whole // unit, step * unit, (zero + 0.5) / unit - 0.5)
 
     def read(self, kept: int) -> Reading:
         """Classify the test images with the first ``kept`` planes, 1 to 8."""
