@@ -111,5 +111,5 @@ def still(result: Plane) -> Figure:
 
 def class_plane(embedded: Embedded, titles: Sequence[str]) -> LiveFigure:
     """The widget: a slider of the bits, and beneath it two networks side by side."""
-    controls = {"bits": bits_slider("FP"), "number": slider("classes of challenge", 0, 0, CHALLENGES - 1)}
+    controls = {"bits": bits_slider(), "number": slider("classes of challenge", 0, 0, CHALLENGES - 1)}
     return LiveFigure(controls, lambda bits, number: compute(embedded, bits, number, titles), picture(titles))

@@ -241,12 +241,12 @@ def still(result: Challenge, split: Split) -> Figure:
 
 def challenge(embedded: Embedded) -> LiveFigure:
     """The widget: a slider of the bits, and one of the challenges."""
-    controls = {"bits": bits_slider("FP"), "number": slider("challenge", 0, 0, CHALLENGES - 1)}
+    controls = {"bits": bits_slider(), "number": slider("challenge", 0, 0, CHALLENGES - 1)}
     drawing = picture(embedded.split, list(embedded.networks))
     return LiveFigure(controls, lambda bits, number: compute(embedded, bits, number), drawing, words=describe)
 
 
-def bits_slider(value: str) -> ipywidgets.SelectionSlider:
+def bits_slider() -> ipywidgets.SelectionSlider:
     """Make a slider over `PAIRS`, which shows the bits of the weights."""
     words = [(pair if pair == "FP" else str(Bits.parse(pair).w), pair) for pair in PAIRS]
-    return labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=words, value=value))
+    return labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=words, value="FP"))

@@ -244,10 +244,10 @@ def describe(result: PlanesResult) -> str:
     )
 
 
-def drawn(networks: Mapping[str, Stripped], file: Mapping[str, int], layer: str = "") -> Drawing:
-    """Draw the picture for these networks; the planes are those of a layer of the first one, by default the last."""
+def drawn(networks: Mapping[str, Stripped], file: Mapping[str, int]) -> Drawing:
+    """Draw the picture for these networks; the planes are those of the last layer of the first one."""
     first = next(iter(networks.values()))
-    bits = first.planes(layer or list(first.layers)[-1])
+    bits = first.planes(list(first.layers)[-1])
     images = first.data.test.images[shown(first.data)]
     return picture(bits, images, list(networks), sum(file.values()))
 

@@ -98,7 +98,7 @@ class Training:
 Functions = tuple[Callable[..., list[Bits]], Callable[..., Tensor], Callable[..., float]]
 
 
-def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed: int = 0) -> Iterator[Training]:
+def train(net: nn.Module, data: Data, choice: Choice, functions: Functions) -> Iterator[Training]:
     """Train a network in place, and measure it on the validation images at all 75 pairs from time to time.
 
     Args:
@@ -106,7 +106,6 @@ def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed
         data: training images to learn from and to measure norms on, validation images to measure accuracies on.
         choice: which pairs are visited.
         functions: what the exercises of lesson 04 ask for: `sample_pairs`, `mebqat_loss` and `mebqat_step`.
-        seed: of all that is drawn.
 
     Yields:
         What happened so far: before the first step, and after every `BEAT` back-propagations.
@@ -115,9 +114,14 @@ def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed
     visited: list[Bits] = []
     accuracy = {0: measure(net, data)}
     yield Training(choice, (), dict(accuracy))
-    how: dict[str, Any] = {"pool": choice.pool, "m": choice.m, "guaranteed": choice.guaranteed, "seed": seed}
+    how: dict[str, Any] = {
+        "pool": choice.pool,
+        "m": choice.m,
+        "guaranteed": choice.guaranteed,
+        "in_turn": choice.in_turn,
+    }
     taught = loss if choice.teacher else lambda logits, labels, teacher: loss(logits, labels, None)
-    for pairs, _ in lesson_04.train(net, data.train, choice.steps, sample, taught, step, in_turn=choice.in_turn, **how):
+    for pairs, _ in lesson_04.train(net, data.train, choice.steps, sample, taught, step, **how):
         visited += pairs
         if len(visited) in MEASURED:
             accuracy[len(visited)] = measure(net, data)
@@ -131,9 +135,9 @@ def measure(net: nn.Module, data: Data) -> dict[Bits, float]:
     return {Bits.parse(str(name)): float(value) for name, value in frame["mean"].items()}
 
 
-def compute(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed: int = 0) -> Training:
+def compute(net: nn.Module, data: Data, choice: Choice, functions: Functions) -> Training:
     """Train to the end; the arguments are those of `train`."""
-    *_, training = train(net, data, choice, functions, seed)
+    *_, training = train(net, data, choice, functions)
     return training
 
 
@@ -244,9 +248,9 @@ def _curve(axes: Axes, lowest: float, shown: Callable[[View], tuple[str, Callabl
     return Part(update, [before, now, title])
 
 
-def still(training: Training, pair: Bits | None = None, other: Training | None = None) -> Figure:
-    """Draw the end of a training, and the curve of one pair, by default W1A1, with another training beside it."""
-    return picture().still(View(training, training.steps, pair or Bits(1, 1), other))
+def still(training: Training) -> Figure:
+    """Draw the end of a training, and the curve of W1A1."""
+    return picture().still(View(training, training.steps, Bits(1, 1)))
 
 
 def say(view: View) -> str:
