@@ -195,7 +195,12 @@ def still(found: Search, rest: int, choice: Sequence[int]) -> Figure:
 
 
 class Allocations(LiveFigure):
-    """The widget: choose the bits of each layer, and confirm one choice on the test images."""
+    """The widget: choose the bits of each layer, and confirm one choice on the test images.
+
+    Args:
+        found: what `search` found.
+        rest: the bytes of a file that are no codes.
+    """
 
     def __init__(self, found: Search, rest: int) -> None:
         self.found, self.row = found, 0
@@ -226,4 +231,4 @@ class Allocations(LiveFigure):
         self.confirmed.value = card(f"<b>bits {' '.join(map(str, self.result.choice))}, confirmed</b>", *rows)
 
 
-layer_bits = Allocations  # the widget, for what `search` found and the bytes of a file that are no codes
+layer_bits = Allocations  # as lessons call it

@@ -192,9 +192,9 @@ def picture(results: Mapping[str, Result], sizes: Weights) -> Drawing:
     with plots.style():
         figure, axes = plt.subplots(1, 3, figsize=(PAGE, 3.3), sharey=True, width_ratios=(1.75, 1, 1))
         dots = [
-            _dots(axes[0], _read),
-            _dots(axes[1], lambda offer, _: (offer.backprops, 0, f"{offer.backprops:,}") if offer else NOTHING),
-            _dots(axes[2], lambda offer, _: (offer.bytes, 0, f"{offer.bytes:,}") if offer else NOTHING),
+            _dots(axes[0], _read, missing="not trained with this budget"),
+            _dots(axes[1], lambda offer, _: (offer.backprops, 0, f"{offer.backprops:,}")),
+            _dots(axes[2], lambda offer, _: (offer.bytes, 0, f"{offer.bytes:,}")),
         ]
     _stretch(axes[0], np.nanmin(ends), np.nanmax(ends))
     _by_ratios(axes[1], [offer.backprops for offer in every], "back-propagations")
@@ -205,13 +205,8 @@ def picture(results: Mapping[str, Result], sizes: Weights) -> Drawing:
     return Drawing(figure, say, above, *dots)
 
 
-NOTHING = (math.nan, 0.0, "")
-
-
-def _read(offer: Offer | None, count: int) -> tuple[float, float, str]:
+def _read(offer: Offer, count: int) -> tuple[float, float, str]:
     """The accuracy of an offer, its half-width and the words at its mark."""
-    if offer is None:
-        return math.nan, 0.0, "not trained with this budget"
     if math.isnan(offer.accuracy):
         return math.nan, 0.0, f"measured at {offer.measured} of {count} pairs only"
     where = f" at {offer.worst}" if offer.worst and count > 1 else ""
@@ -239,11 +234,11 @@ def _by_ratios(axes: Axes, values: Sequence[int], words: str) -> None:
     axes.set(xscale="log", xlim=(min(values) / 3.5, max(values) * 3.5), xlabel=words)
 
 
-def _dots(axes: Axes, read: Callable[[Offer | None, int], tuple[float, float, str]]) -> Part:
+def _dots(axes: Axes, read: Callable[[Offer, int], tuple[float, float, str]], missing: str = "") -> Part:
     """Draw a mark in the row of each method, with an interval and words above it.
 
-    ``read`` takes the value, the half-width and the words from an offer and the number of pairs. Without a value only
-    the words are shown, in the middle.
+    ``read`` takes the value, the half-width and the words from an offer and the number of pairs; without an offer the
+    words are ``missing``. Without a value only the words are shown, in the middle.
     """
     bars, dots, words = [], [], []
     for row, name in enumerate(TITLES):
@@ -261,7 +256,8 @@ def _dots(axes: Axes, read: Callable[[Offer | None, int], tuple[float, float, st
     def update(found: Decision) -> None:
         middle = to_data(axes, 0.5, 0.5)[0]
         for row, name in enumerate(TITLES):
-            value, half, text = read(found.offers.get(name), len(found.pairs))
+            offer = found.offers.get(name)
+            value, half, text = read(offer, len(found.pairs)) if offer else (math.nan, 0.0, missing)
             bars[row].set_data([value - half, value + half] if half else [], [row, row] if half else [])
             dots[row].set_data([value], [row])
             words[row].set(x=middle if math.isnan(value) else value, text=text)

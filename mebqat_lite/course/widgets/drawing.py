@@ -361,4 +361,4 @@ class DrawYourOwn(LiveFigure):
         return compute(self.embedded, *self.read()), self.chosen
 
 
-draw_your_own = DrawYourOwn
+draw_your_own = DrawYourOwn  # as lessons call it

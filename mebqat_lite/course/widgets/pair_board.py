@@ -244,4 +244,4 @@ def describe(results: Sequence[Answers]) -> str:
     return card(*lines)
 
 
-pair_board = PairBoard
+pair_board = PairBoard  # as lessons call it

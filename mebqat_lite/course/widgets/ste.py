@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
 from mebqat_lite.course.widgets.base import buttons, card, slider
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure, LiveTraining, Part
+from mebqat_lite.course.widgets.live import Drawing, LiveTraining, Part
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.evaluate import accuracy
@@ -263,7 +263,13 @@ def describe(view: View) -> str:
 
 
 class Trainings(LiveTraining):
-    """Trains when another rounding or other bits are chosen, and shows the weights while they move."""
+    """Trains when another rounding or other bits are chosen, and shows the weights while they move.
+
+    Args:
+        quantizers: the registered names of quantizers, by the words for them; the last one is chosen at the start.
+        model: a digit net to start from; it is copied.
+        data: images of digits.
+    """
 
     def __init__(self, quantizers: Mapping[str, str], model: nn.Module, data: Data) -> None:
         self.names, self.model, self.data = dict(quantizers), model, data
@@ -289,12 +295,4 @@ class Trainings(LiveTraining):
         return View(rounding, trace, min(step, trace.steps), known)
 
 
-def straight_through(quantizers: Mapping[str, str], model: nn.Module, data: Data) -> LiveFigure:
-    """The widget: a rounding, its bits, and a digit net that trains while one looks on.
-
-    Args:
-        quantizers: the registered names of quantizers, by the words for them; the last one is chosen at the start.
-        model: a digit net to start from; it is copied.
-        data: images of digits.
-    """
-    return Trainings(quantizers, model, data)
+straight_through = Trainings  # as lessons call it

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -180,7 +181,7 @@ def picture() -> Drawing:
         tiles = _tiles(figure.add_subplot(places[:, 0]))
     with plots.style():
         above, beneath = (figure.add_subplot(places[row, 1]) for row in range(2))
-        all_pairs = _curve(above, 80, lambda view: ("mean over 75 pairs", mean))
+        all_pairs = _curve(above, 80, lambda view: ("mean over 75 pairs", lambda accuracy: fmean(accuracy.values())))
         one_pair = _curve(beneath, 20, lambda view: (str(view.pair), lambda accuracy: accuracy[view.pair]))
         above.set(xticklabels=[])
         beneath.set(xlabel="back-propagations")
@@ -188,11 +189,6 @@ def picture() -> Drawing:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # so that nothing shifts when the board is drawn again
     return Drawing(figure, say, tiles, all_pairs, one_pair)
-
-
-def mean(accuracy: Accuracies) -> float:
-    """The mean over all pairs."""
-    return sum(accuracy.values()) / len(accuracy)
 
 
 def _tiles(axes: Axes) -> Part:
@@ -259,7 +255,7 @@ def say(view: View) -> str:
     lowest = min(sorted(accuracy), key=accuracy.__getitem__)
     return (
         f"{view.training.choice.title}, after {view.at} back-propagations: {len(view.visits)} of 75 pairs were "
-        f"visited; mean {mean(accuracy):.1f} %, lowest {accuracy[lowest]:.1f} % at {lowest}; "
+        f"visited; mean {fmean(accuracy.values()):.1f} %, lowest {accuracy[lowest]:.1f} % at {lowest}; "
         f"{view.pair} {accuracy[view.pair]:.1f} %"
     )
 
@@ -314,4 +310,4 @@ class Visits(LiveTraining):
         return View(training, min(moment, training.steps), Bits.parse(self.pair), other)
 
 
-pair_visits = Visits  # the widget: a network trains while one looks on, visiting the pairs as the controls say
+pair_visits = Visits  # as lessons call it

@@ -151,13 +151,10 @@ def compared(tasks: Mapping[str, tuple[Questions, Sequence[int]]]) -> Figure:
 
 def _answer(cell: Axes, height: float, answer: int | None, label: int) -> None:
     """Write an answer under an image, counted from 1 as the examples are."""
+    is_wrong = answer not in (None, label)
+    words = "–" if answer is None else f"{'✗ ' * is_wrong}{answer + 1}"
     look: dict[str, Any] = {"transform": cell.transAxes, "ha": "center", "va": "top", "fontsize": SMALLEST}
-    if answer is None:
-        cell.text(0.5, height, "–", **look)
-    elif answer == label:
-        cell.text(0.5, height, str(answer + 1), color=BLACK, **look)
-    else:
-        cell.text(0.5, height, f"✗ {answer + 1}", color=VERMILION, **look)
+    cell.text(0.5, height, words, color=VERMILION if is_wrong else BLACK, **look)
 
 
 class YourTurn(LiveFigure):
@@ -202,4 +199,4 @@ def describe(found: Questions) -> str:
     return card(f"{len(found.answers)} of {len(found.labels)} questions answered; chance is 1 in {found.ways}.")
 
 
-your_turn = YourTurn
+your_turn = YourTurn  # as lessons call it
