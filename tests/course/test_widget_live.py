@@ -82,6 +82,14 @@ def test_a_live_figure_is_taken_from_pyplot_and_can_still_be_shown_still(capsys)
     assert np.array_equal(pixels(buffer.getvalue())[:, :, :3], pixels(shown.pictures[0].value))
 
 
+def test_a_live_figure_goes_on_after_it_was_shown_still():
+    shown, other = live(), live()
+    shown.still().savefig(io.BytesIO(), format="png", dpi=50)
+    for one in (shown, other):
+        one.controls["n"].value = 5
+    assert shown.pictures[0].value == other.pictures[0].value
+
+
 def test_a_still_figure_is_shown_with_its_words(monkeypatch):
     seen, made = [], drawing()
     monkeypatch.setattr("IPython.display.display", seen.append)

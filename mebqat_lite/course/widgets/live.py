@@ -66,6 +66,7 @@ class Drawing:
     def still(self, result: Any) -> Figure:
         """Set all parts to a result, and return the figure, which is labelled with what it shows."""
         self.update(result)
+        self._background = None  # whoever shows the figure may lay it out anew
         return self.figure
 
     @property
@@ -170,7 +171,7 @@ class LiveFigure(ipywidgets.VBox):
 
     def still(self) -> Figure:
         """Return the figure of the first drawing as it is now, for a page without a kernel."""
-        return self.drawings[0].figure
+        return self.drawings[0].still(self.result)
 
     def touch(
         self,
