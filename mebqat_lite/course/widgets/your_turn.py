@@ -164,7 +164,7 @@ class YourTurn(LiveFigure):
     place = traitlets.Int(0)
 
     def __init__(self, episode: Episode) -> None:
-        self.count, self.pressed = len(episode.support), 0
+        self.episode, self.count, self.pressed = episode, len(episode.support), 0
         self.wide = min(self.count, WIDE)
         drawing = picture(episode)
         super().__init__({}, lambda: compute(episode, self.answers, self.place), drawing, words=describe)
