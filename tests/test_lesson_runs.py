@@ -24,8 +24,8 @@ MADE = [
     "import torch\n\nfrom mebqat_lite.course import guess\nfrom mebqat_lite.course.exercises import lesson_01",
     "my = guess.number('How many?', high=10)\nother = guess.choice('Does it hold?', ['yes', 'no'])",
     "import matplotlib.pyplot as plt\n\nfrom mebqat_lite.course.widgets.mark import MarkOnAxes\n\n"
-    "place = MarkOnAxes(plt.figure().add_subplot(), 'xy')",
-    "print(guess.said(my, 4))\nprint(guess.said(other, 'no'))\nprint(guess.said(place, (0.5, 0.0)))",
+    "place = MarkOnAxes(plt.figure().add_subplot())",
+    "print(guess.said(my, 4))\nprint(guess.said(other, 'no'))\nprint(guess.said(place, 0.2))",
     "def fake_quantize(x, step, low, high):\n    return ...\n\n\nlesson_01.fake_quantize.check(fake_quantize)",
     "fake_quantize = lesson_01.fake_quantize.use()\nfake_quantize(torch.ones(2), 0.3, 0, 3) + torch.ones(2)",
 ]
@@ -40,7 +40,7 @@ def test_answers_are_written_into_a_made_lesson(monkeypatch):
     lesson = made()
     runs_with_answers(lesson)
     assert "You said 5; it is 4, 1 lower.\nYou said yes; it is no." in (text := printed(lesson.cells[3]))
-    assert "You said (0.5, 0.5); it is (0.5, 0)." in text
+    assert "You said 0.5; it is 0.2, 0.3 lower." in text
     assert "did not pass its last check" in printed(lesson.cells[4])
     assert "the lesson runs your `fake_quantize`" in printed(lesson.cells[5])
 

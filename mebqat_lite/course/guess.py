@@ -77,7 +77,7 @@ def said(guess: Any, truth: Any, digits: int = 1) -> str:
 
     Args:
         guess: anything with a ``value``, None if the reader gave none, and perhaps a ``unit``.
-        truth: a number (also a tensor of one value), a point (a tuple), or the right option of a choice.
+        truth: a number (also a tensor of one value), or the right option of a choice.
         digits: places after the decimal point.
 
     Raises:
@@ -87,12 +87,12 @@ def said(guess: Any, truth: Any, digits: int = 1) -> str:
     told = _written(truth, unit, digits)
     if value is None:
         return f"It is {told}."
-    if any(isinstance(value, kind) != isinstance(truth, kind) for kind in (str, tuple)):
+    if isinstance(value, str) != isinstance(truth, str):
         raise TypeError(f"the guess {value!r} and the truth {truth!r} cannot be compared: give two of one kind")
     mine = _written(value, unit, digits)
     if mine == told:
         return f"You said {mine}, and that is right."
-    if isinstance(truth, str | tuple):
+    if isinstance(truth, str):
         return f"You said {mine}; it is {told}."
     away = round(float(truth), digits) - round(float(value), digits)  # of the numbers as they are written
     distance = _written(abs(away), " points" if unit == "%" else unit, digits)
@@ -100,10 +100,8 @@ def said(guess: Any, truth: Any, digits: int = 1) -> str:
 
 
 def _written(value: Any, unit: str, digits: int) -> str:
-    """Text as it is; a number with its unit, such as 31.4 %; the numbers of a point."""
+    """Text as it is; a number with its unit, such as 31.4 %."""
     if isinstance(value, str):
         return value
-    if isinstance(value, tuple):
-        return "(" + ", ".join(_written(part, unit, digits) for part in value) + ")"
     words = f"{round(float(value), digits) + 0.0:,.{digits}f}".removesuffix("." + "0" * digits)
     return f"{words} {unit.strip()}".rstrip()

@@ -16,7 +16,6 @@ from mebqat_lite.course.widgets.drawing import (
     SHOTS,
     WAYS,
     Answers,
-    DrawYourOwn,
     box_of,
     compute,
     draw_your_own,
@@ -198,7 +197,8 @@ def draw(live, index, strokes):
 
 
 def test_drawing_asks_for_what_is_missing_and_then_answers(embedded):
-    live = DrawYourOwn(embedded, filled=False)
+    live = draw_your_own(embedded)
+    live.actions["clear all"].click()
     assert "there are none" in title(live)
     draw(live, 0, CROSS)
     assert "there is 1" in title(live)

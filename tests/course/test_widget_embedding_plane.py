@@ -10,8 +10,9 @@ from matplotlib.colors import to_hex
 
 from mebqat_lite import learners
 from mebqat_lite.course.widgets import embedding_plane
-from mebqat_lite.course.widgets.embedding_plane import FLAT, QUERIES, compute, picture, plane
+from mebqat_lite.course.widgets.embedding_plane import FLAT, QUERIES, SEED, WAYS, compute, picture, plane
 from mebqat_lite.datasets.base import Split
+from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.measure.looks import BLACK, PALE
 
 INDEX = torch.arange(40).view(5, 8)
@@ -84,33 +85,34 @@ def test_lines_lead_to_the_answer_and_wrong_ones_are_black():
 # --- the widget ----------------------------------------------------------------------------------------------------
 
 
+LABELS = torch.arange(7).repeat_interleave(12)
+SPLIT = Split(torch.zeros(84, 1, 2, 2), LABELS)
+NEAR = torch.randn(84, 4, generator=torch.Generator().manual_seed(0))
+FAR = NEAR + 50 * torch.nn.functional.one_hot(LABELS, 7)[:, :4] + 80 * LABELS[:, None]
+EMBEDDINGS = {"untrained": NEAR, "trained": FAR}
+
+
 @pytest.fixture
 def live():
-    labels = torch.arange(7).repeat_interleave(12)
-    split = Split(torch.zeros(84, 1, 2, 2), labels)
-    rng = torch.Generator().manual_seed(0)
-    near = torch.randn(84, 4, generator=rng)
-    far = near + 50 * torch.nn.functional.one_hot(labels, 7)[:, :4] + 80 * labels[:, None]
-    return embedding_plane({"untrained": near, "trained": far}, split, prototype_logits)
+    return embedding_plane(EMBEDDINGS, SPLIT, prototype_logits)
 
 
 def test_both_panels_show_the_same_episode(live):
     for shots, number in ((3, 0), (1, 7), (5, 19)):
         live.controls["shots"].value, live.controls["number"].value = shots, number
-        index = live.episodes[shots].index(number)
-        for title, embeddings in live.embeddings.items():
+        index = Episodes(SPLIT, WAYS, shots, QUERIES, SEED).index(number)
+        for title, embeddings in EMBEDDINGS.items():
             assert live.result[title].right == compute(embeddings, index, shots, prototype_logits).right
             assert f"<b>{title}</b>: {live.result[title].right} of 25 right" in live.words.value
     assert live.result["trained"].right == 25 > live.result["untrained"].right
     assert f"Chance is {QUERIES}." in live.words.value and live.error.value == ""
 
 
-def test_a_function_that_fails_is_told_in_place(live):
+def test_a_function_that_fails_is_told_in_place():
     def broken(support, query):
         raise RuntimeError("no logits")
 
-    live.logits = broken
-    live.controls["number"].value = 3
+    live = embedding_plane(EMBEDDINGS, SPLIT, broken)
     assert "RuntimeError: no logits" in live.error.value and live.pictures[0].value == b""
 
 

@@ -53,11 +53,12 @@ def test_steps_that_are_not_there_are_refused(steps):
 
 
 def test_the_slider_shows_the_paths_up_to_its_step():
-    live = inner_steps({"random start": paths(1, sure=0.5), "FOMAML": paths(2)})
+    starts = {"random start": paths(1, sure=0.5), "FOMAML": paths(2)}
+    live = inner_steps(starts)
     assert live.controls["steps"].value == 6
     for steps in (0, 1, 4):
         live.controls["steps"].value = steps
-        first, second = (compute(path, steps).right for path in live.paths.values())
+        first, second = (compute(path, steps).right for path in starts.values())
         count = "1 step" if steps == 1 else f"{steps} steps"
         assert live.pictures[0].alt == (
             f"after {count}: random start {first} of 25 queries right, FOMAML {second} of 25 queries right"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part, to_data
 from mebqat_lite.course.widgets.mark import Mark, MarkOnAxes
 from mebqat_lite.measure import plots
 
@@ -29,13 +29,12 @@ def drawing(scale: str = "linear") -> Drawing:
     [line] = axes.plot([0, 1], [1, 1])
     axes.set(xlim=(0, 1), ylim=(1, 10), yscale=scale)
 
-    def update(slope: float) -> str:
+    def update(slope: float) -> None:
         line.set_ydata([1, 1 + slope])
         if slope == 9:
             axes.set_ylim(1, 20)
-        return f"slope {slope}"
 
-    return Drawing(figure, update, [line])
+    return Drawing(figure, "slope {}".format, Part(update, [line]))
 
 
 def live(compute=lambda n: n, *drawings: Drawing, **more) -> LiveFigure:
@@ -83,6 +82,14 @@ def test_a_live_figure_is_taken_from_pyplot_and_can_still_be_shown_still(capsys)
     assert np.array_equal(pixels(buffer.getvalue())[:, :, :3], pixels(shown.pictures[0].value))
 
 
+def test_a_live_figure_goes_on_after_it_was_shown_still():
+    shown, other = live(), live()
+    shown.still().savefig(io.BytesIO(), format="png", dpi=50)
+    for one in (shown, other):
+        one.controls["n"].value = 5
+    assert shown.pictures[0].value == other.pictures[0].value
+
+
 def test_a_still_figure_is_shown_with_its_words(monkeypatch):
     seen, made = [], drawing()
     monkeypatch.setattr("IPython.display.display", seen.append)
@@ -100,15 +107,20 @@ def test_two_drawings_stand_side_by_side_and_follow_one_result():
     assert len({*old, *new}) == 4 and shown.words.value == "<b>6</b>" and shown.result == 6
 
 
-def test_an_error_stands_in_place_of_the_picture_until_all_is_well_again():
+def test_an_error_stands_in_place_of_the_picture_until_all_is_well_again(caplog):
     shown = live(lambda n: 6 // n)
     shown.touch(shown.drawings[0].figure.axes[0], "touch", lambda x, y: None)
     shown.controls["n"].value = 0
     picture = shown.pictures[0]
+    assert 'class="mq-error"' in shown.error.value and caplog.records[0].exc_info[0] is ZeroDivisionError
     assert "ZeroDivisionError: integer division" in shown.error.value
     assert (picture.value, picture.alt, picture.area, picture.busy, shown.words.value) == (b"", "", [], False, "")
     shown.controls["n"].value = 2
     assert shown.error.value == "" and picture.alt == "slope 3" and len(picture.area) == 4
+
+
+def test_the_words_of_an_error_are_escaped():
+    assert "KeyError: &#x27;&lt;b&gt;&#x27;" in live(lambda n: {}["<b>"]).error.value
 
 
 def test_the_picture_is_busy_while_its_result_is_computed():
@@ -193,7 +205,7 @@ def axes_from_0_to_10():
     return axes
 
 
-GUESSES = {axis: MarkOnAxes(axes_from_0_to_10(), axis) for axis in ("x", "y", "xy")}
+GUESSES = {axis: MarkOnAxes(axes_from_0_to_10(), axis) for axis in ("x", "y")}
 
 
 @pytest.mark.parametrize("axis", GUESSES)
@@ -208,8 +220,7 @@ def test_there_is_no_guess_until_one_is_marked(axis):
 def test_a_guess_is_where_the_pointer_was(axis, right, up):
     guess = GUESSES[axis]
     guess.pictures[0].point = [right, up]
-    x, y = 10 * right, 10 * up
-    assert guess.value == pytest.approx({"x": x, "y": y, "xy": (x, y)}[axis], abs=1e-9)
+    assert guess.value == pytest.approx({"x": 10 * right, "y": 10 * up}[axis], abs=1e-9)
 
 
 def test_arrow_keys_move_a_guess_within_the_axes():
@@ -218,9 +229,9 @@ def test_arrow_keys_move_a_guess_within_the_axes():
     assert guess.value == pytest.approx(6)
     guess.pictures[0].steps = [3, 500]
     assert guess.value == pytest.approx(10) and guess.pictures[0].alt == "a figure, your guess: 10"
-    started = MarkOnAxes(axes_from_0_to_10(), "xy")
+    started = MarkOnAxes(axes_from_0_to_10(), "x")
     started.pictures[0].presses = 1
-    assert started.value == pytest.approx((5, 5))
+    assert started.value == pytest.approx(5)
 
 
 def test_the_mark_is_drawn_at_the_guess():
@@ -239,8 +250,8 @@ def test_a_guess_beside_the_truth_is_seen_wherever_it_lies():
     axes.plot([0, 1], [0, 1])
     Mark(axes, "y", 5.0)
     assert axes.get_ylim()[1] > 5 and axes.get_xlim()[1] < 2
-    mark = Mark(axes, "xy", (3.0, -2.0))
-    assert axes.get_xlim()[1] > 3 and axes.get_ylim()[0] < -2 and mark.words.get_text() == "your guess: 3, -2"
+    mark = Mark(axes, "x", -3.0)
+    assert axes.get_xlim()[0] < -3 and mark.words.get_text() == "your guess: -3"
     assert not any(artist.get_visible() for artist in Mark(axes, "x").artists)
     plt.close(figure)
 

@@ -218,11 +218,11 @@ def test_the_live_picture_is_the_still_one(net, data, short):
 
 def test_a_training_ends_when_something_else_is_chosen(net, data, short):
     live = ste.straight_through(ROUNDINGS, net, data)
-    work = live.training("plain", 3)
+    work = live.training(("plain", 3))
     live.chosen = ("plain", 3)
     next(work)
     live.chosen = ("STE", 3)
-    assert list(work) == [] and live.traces["plain", 3].steps == 0
+    assert list(work) == [] and live.trainings["plain", 3].steps == 0
 
 
 def test_an_error_in_training_is_shown_in_place(net, data, short):

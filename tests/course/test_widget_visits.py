@@ -238,8 +238,8 @@ def test_in_turn_nobody_teaches_and_the_control_says_so(live):
 
 @pytest.mark.parametrize(
     ("start", "steps", "end"),
-    [("W1A1", [1, 0], "W1A32"), ("W1A32", [1, 0], "W2A2"), ("W2A2", [0, -1], "W3A2"), ("W3A2", [0, 5], "W2A2"),
-     ("W16A32", [1, 0], "FP"), ("FP", [5, -5], "FP"), ("W1A1", [-1, 1], "W1A1")],
+    [("W1A1", [1, 0], "W1A32"), ("W1A32", [1, 0], "W1A32"), ("W2A2", [0, -1], "W3A2"), ("W3A2", [0, 5], "W2A2"),
+     ("W16A32", [0, -1], "FP"), ("FP", [5, -5], "FP"), ("W1A1", [-1, 1], "W1A1")],
 )  # fmt: skip
 def test_arrow_keys_move_over_the_pairs(live, start, steps, end):
     live.pair, touched = start, live.pictures[0]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -18,18 +17,18 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
 from mebqat_lite.course.widgets.base import buttons, card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.evaluate import scores
 from mebqat_lite.measure.looks import BLACK, DARK, LIGHT, PAGE, SKY, WHITE, looks, pale
-from mebqat_lite.switching.layers import QuantizedLayer
 from mebqat_lite.switching.state import quantized_layers
 
 WIDTHS = (1, 2, 3, 4)  # bits that the weights of a layer may have
 ACTIVATIONS = 4  # bits of all activations
 MEASURED = 256  # training images on which norm statistics are measured
+TOUCH = "the bits: click a cell, or take the arrow keys: up and down for the layer, left and right for its bits"
 Choice = tuple[int, ...]  # the weight bits of each layer
 HALO = [withStroke(linewidth=3, foreground=WHITE)]  # so that numbers can be read on lines and points
 
@@ -64,20 +63,18 @@ def search(networks: Mapping[str, nn.Module], data: Data) -> Search:
     """
     data.val.of_classes("the widget of bits for each layer")
     first = next(iter(networks.values()))
-    layers = {name: layer.weight.numel() for name, layer in _body(first).items()}
+    sites = quantized_layers(first).items()
+    layers = {name: layer.weight.numel() for name, layer in sites if layer.site.role == "body"}
     choices = list(itertools.product(WIDTHS, repeat=len(layers)))
     accuracy = {title: _measure(net, data, data.val, choices) for title, net in networks.items()}
     costs = {choice: _costs(first, data.val.images[0], choice) for choice in choices}
     return Search(layers, accuracy, costs, data, dict(networks))
 
 
-def _body(model: nn.Module) -> dict[str, QuantizedLayer]:
-    return {name: layer for name, layer in quantized_layers(model).items() if layer.site.role == "body"}
-
-
 def setting(model: nn.Module, choice: Sequence[int]) -> dict[str, Bits]:
     """The map of layers to pairs that `mq.at` takes, for these weight bits of the layers in the body."""
-    return {name: Bits(bits, ACTIVATIONS) for name, bits in zip(_body(model), choice, strict=True)}
+    names = [name for name, layer in quantized_layers(model).items() if layer.site.role == "body"]
+    return {name: Bits(bits, ACTIVATIONS) for name, bits in zip(names, choice, strict=True)}
 
 
 def _measure(model: nn.Module, data: Data, split: Split, choices: Sequence[Choice]) -> dict[Choice, float]:
@@ -116,9 +113,6 @@ def compute(found: Search, rest: int, choice: Sequence[int]) -> AllocationResult
     return AllocationResult(key, costs | {"file": costs["bytes"] + rest}, accuracy)
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 def picture(found: Search) -> Drawing:
     """Draw the bits of each layer as a board, and the accuracy of all allocations over the bytes of their codes.
 
@@ -127,74 +121,61 @@ def picture(found: Search) -> Drawing:
     """
     with plots.style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3.7), width_ratios=(1, 1.9))
-        board, cloud = Board(left, found.layers), Cloud(right, found)
+        parts = _board(left, found.layers), _cloud(right, found)
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-
-    def update(result: AllocationResult) -> str:
-        board.update(result)
-        cloud.update(result)
-        return say(result)
-
-    return Drawing(figure, update, [*board.moving, *cloud.moving])
+    return Drawing(figure, say, *parts)
 
 
-class Board:
-    """A row of cells for each layer; the cells up to its bits are filled."""
+def _board(axes: Axes, layers: Mapping[str, int]) -> Part:
+    """Draw a row of cells for each layer; the cells up to its bits are filled."""
+    cells = {
+        (row, bits): axes.add_patch(Rectangle((i + 0.06, row + 0.15), 0.88, 0.7, edgecolor=DARK))
+        for row in range(len(layers))
+        for i, bits in enumerate(WIDTHS)
+    }
+    axes.set(xlim=(0, len(WIDTHS)), ylim=(len(layers), 0), title="weight bits of each layer")
+    axes.set_xticks([i + 0.5 for i in range(len(WIDTHS))], map(str, WIDTHS))
+    names = [f"layer {row}\n{count:,} weights" for row, count in enumerate(layers.values(), 1)]
+    axes.set_yticks([row + 0.5 for row in range(len(layers))], names)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
-    def __init__(self, axes: Axes, layers: Mapping[str, int]) -> None:
-        self.cells = [
-            [axes.add_patch(Rectangle((i + 0.06, row + 0.15), 0.88, 0.7, edgecolor=DARK)) for i in range(len(WIDTHS))]
-            for row in range(len(layers))
-        ]
-        self.moving: list[Artist] = [cell for row in self.cells for cell in row]
-        axes.set(xlim=(0, len(WIDTHS)), ylim=(len(layers), 0), title="weight bits of each layer")
-        axes.set_xticks([i + 0.5 for i in range(len(WIDTHS))], map(str, WIDTHS))
-        names = [f"layer {row}\n{count:,} weights" for row, count in enumerate(layers.values(), 1)]
-        axes.set_yticks([row + 0.5 for row in range(len(layers))], names)
-        axes.tick_params(length=0)
-        axes.grid(visible=False)
-        for side in axes.spines.values():
-            side.set_visible(False)
+    def update(result: AllocationResult) -> None:
+        for (row, bits), cell in cells.items():
+            cell.set_facecolor(SKY if bits <= result.choice[row] else LIGHT)
 
-    def update(self, result: AllocationResult) -> None:
-        """Fill the cells."""
-        for row, bits in zip(self.cells, result.choice, strict=True):
-            for width, cell in zip(WIDTHS, row, strict=True):
-                cell.set_facecolor(SKY if width <= bits else LIGHT)
+    return Part(update, [*cells.values()])
 
 
-class Cloud:
-    """A point for each allocation of each network, a line through those of equal bits, and a mark on the chosen one."""
+def _cloud(axes: Axes, found: Search) -> Part:
+    """Draw a point for each allocation, a line through those of equal bits, and a mark on the chosen one."""
+    marks, words, styles = {}, {}, looks(found.accuracy)
+    uniform = [(bits,) * len(found.layers) for bits in WIDTHS]
+    for title, row in reversed(found.accuracy.items()):  # the first one lies above the others
+        look = {"color": styles[title]["color"], "marker": styles[title]["marker"]}
+        dots = {"color": pale(look["color"], 0.5), "marker": look["marker"], "linestyle": "none", "markersize": 4}
+        axes.plot([found.costs[c]["bytes"] for c in row], list(row.values()), **dots)
+        sizes = [found.costs[c]["bytes"] for c in uniform]
+        axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; line: equal bits", **styles[title])
+        [marks[title]] = axes.plot([], [], markeredgecolor=BLACK, markersize=13, **look)
+        bold = {"color": look["color"], "fontweight": "bold", "ha": "center", "path_effects": HALO}
+        words[title] = axes.annotate("", (0, 0), (0, 0), textcoords="offset points", **bold)
+    title = f"all {len(found.costs)} allocations"
+    axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title=title)
+    axes.set_ylim(min(min(row.values()) for row in found.accuracy.values()) - 4, 104)
+    axes.margins(x=0.12)
 
-    def __init__(self, axes: Axes, found: Search) -> None:
-        self.marks, self.words, styles = {}, {}, looks(found.accuracy)
-        uniform = [(bits,) * len(found.layers) for bits in WIDTHS]
-        for title, row in reversed(found.accuracy.items()):  # the first one lies above the others
-            look = {"color": styles[title]["color"], "marker": styles[title]["marker"]}
-            dots = {"color": pale(look["color"], 0.5), "marker": look["marker"], "linestyle": "none", "markersize": 4}
-            axes.plot([found.costs[c]["bytes"] for c in row], list(row.values()), **dots)
-            sizes = [found.costs[c]["bytes"] for c in uniform]
-            axes.plot(sizes, [row[c] for c in uniform], label=f"{title}; line: equal bits", **styles[title])
-            [self.marks[title]] = axes.plot([], [], markeredgecolor=BLACK, markersize=13, **look)
-            words = {"color": look["color"], "fontweight": "bold", "ha": "center", "path_effects": HALO}
-            self.words[title] = axes.annotate("", (0, 0), (0, 0), textcoords="offset points", **words)
-        self.moving: list[Artist] = [*self.marks.values(), *self.words.values()]
-        title = f"all {len(found.costs)} allocations"
-        axes.set(xlabel="bytes of the codes", ylabel="accuracy (%), validation", title=title)
-        axes.set_ylim(min(min(row.values()) for row in found.accuracy.values()) - 4, 104)
-        axes.margins(x=0.12)
-
-    def update(self, result: AllocationResult) -> None:
-        """Move the marks. The number of the best one stands above it, and the others beneath, so that none meet."""
-        best = max(result.accuracy, key=result.accuracy.__getitem__)
+    def update(result: AllocationResult) -> None:
+        size, best = result.costs["bytes"], max(result.accuracy, key=result.accuracy.__getitem__)
         for title, value in result.accuracy.items():
-            self.marks[title].set_data([result.costs["bytes"]], [value])
-            self.words[title].xy = (result.costs["bytes"], value)
+            marks[title].set_data([size], [value])
+            words[title].xy = (size, value)
+            # The number of the best one stands above it, and the others beneath, so that none meet.
             place, side = ((0, 9), "bottom") if title == best else ((0, -9), "top")
-            self.words[title].set(text=f"{value:.1f}", position=place, va=side)
+            words[title].set(text=f"{value:.1f}", position=place, va=side)
 
-
-# --- in words --------------------------------------------------------------------------------------------------
+    return Part(update, [*marks.values(), *words.values()])
 
 
 def say(result: AllocationResult) -> str:
@@ -213,38 +194,38 @@ def describe(result: AllocationResult) -> str:
     )
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
+def still(found: Search, rest: int, choice: Sequence[int]) -> Figure:
+    """Draw one allocation among all, as a figure that is labelled with what it shows."""
+    return picture(found).still(compute(found, rest, choice))
 
 
 class Allocations(LiveFigure):
-    """The widget: choose the bits of each layer, and confirm one choice on the test images."""
+    """The widget: choose the bits of each layer, and confirm one choice on the test images.
+
+    Args:
+        found: what `search` found.
+        rest: the bytes of a file that are no codes.
+    """
 
     def __init__(self, found: Search, rest: int) -> None:
         self.found, self.row = found, 0
-        self.confirming = ipywidgets.Button(
-            description="confirm on the test images (works once)", layout={"width": "auto", "max_width": "784px"}
-        )
-        self.confirming.on_click(self._guarded(self._confirm))
+        self.confirming = self.button("confirm on the test images (works once)", self._confirm)
         self.confirmed = ipywidgets.HTML()
         controls = {f"layer {i}": buttons(f"layer {i}", WIDTHS, 2) for i in range(1, len(found.layers) + 1)}
         drawing = picture(found)
         super().__init__(controls, lambda **bits: compute(found, rest, [*bits.values()]), drawing, words=describe)
         self.children = [*self.parts, self.confirming, self.confirmed]
-        label = "the bits: click a cell, or take the arrow keys: up and down for the layer, left and right for its bits"
-        self.touch(drawing.figure.axes[0], label, self._click, self._key)
+        self.touch(drawing.figure.axes[0], TOUCH, lambda x, y: self._put(int(y), int(x) + 1), self._key)
 
     def _put(self, row: int, bits: int) -> None:
         self.row = int(np.clip(row, 0, len(self.controls) - 1))
-        list(self.controls.values())[self.row].value = int(np.clip(bits, WIDTHS[0], WIDTHS[-1]))
-
-    def _click(self, x: float, y: float) -> None:
-        self._put(int(y), int(x) + 1)
+        self.controls[f"layer {self.row + 1}"].value = int(np.clip(bits, WIDTHS[0], WIDTHS[-1]))
 
     def _key(self, right: int, up: int) -> None:
         row = int(np.clip(self.row - up, 0, len(self.controls) - 1))
-        self._put(row, list(self.controls.values())[row].value + right)
+        self._put(row, self.result.choice[row] + right)
 
-    def _confirm(self, _button: object) -> None:
+    def _confirm(self) -> None:
         """Measure the present choice on the test images, and never another one."""
         if self.confirming.disabled:
             return
@@ -255,13 +236,4 @@ class Allocations(LiveFigure):
         self.confirmed.value = card(f"<b>bits {' '.join(map(str, self.result.choice))}, confirmed</b>", *rows)
 
 
-def still(found: Search, rest: int, choice: Sequence[int]) -> Figure:
-    """Draw one allocation among all, as a figure that is labelled with what it shows."""
-    drawing = picture(found)
-    drawing.update(compute(found, rest, choice))
-    return drawing.figure
-
-
-def layer_bits(found: Search, rest: int) -> Allocations:
-    """The widget for what `search` found; ``rest`` is the bytes of a file that are no codes."""
-    return Allocations(found, rest)
+layer_bits = Allocations  # as lessons call it

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mebqat_lite.bits import Bits, BitsLike
-from mebqat_lite.course.widgets.base import labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import slider
+from mebqat_lite.course.widgets.embedding_plane import main_axes
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.course.widgets.new_classes import CHALLENGES, Embedded, bits_slider
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.looks import PAGE, PALE, SMALLEST, SPARE_COLORS, SPARE_MARKERS, WHITE, color_of
 
 SHOWN, REACH = 6, 1.6  # classes; how far the axes reach, in units of the spread at full precision
 NOTE = f"{SHOWN} classes are shown: small marks are their drawings, large ones the means"
+SIX = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,8 @@ def compute(embedded: Embedded, bits: BitsLike, number: int, titles: Sequence[st
     for title in titles:
         start = embedded.at(title, "FP")[chosen].flatten(0, 1)
         centre, scale = start.mean(0), start.var(0, correction=0).sum().sqrt()
-        axes = torch.linalg.svd(start - centre, full_matrices=False)[2][:2]  # (2, features)
-        axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # else the signs would be arbitrary
         out = embedded.at(title, bits)
-        points[title] = (out[chosen] - centre) @ axes.T / scale
+        points[title] = (out[chosen] - centre) @ main_axes(start - centre).T / scale
         ratios[title] = ratio(out, labels)
     return Plane(Bits.parse(bits), points, ratios)
 
@@ -74,44 +75,42 @@ def picture(titles: Sequence[str]) -> Drawing:
         axes = [
             figure.add_axes((wide * i + 0.01, 0.42 / height, wide - 0.02, tall / height)) for i in range(len(titles))
         ]
-    clouds, centres, heads = {}, {}, {}
-    for cell, title in zip(axes, titles, strict=True):
-        looks = list(zip(SPARE_COLORS, SPARE_MARKERS, strict=True))[:SHOWN]
-        clouds[title] = [cell.plot([], [], m, color=c, markersize=3.5, alpha=0.7)[0] for c, m in looks]
-        centres[title] = [
-            cell.plot([], [], m, color=c, markersize=8, markerfacecolor=WHITE, markeredgewidth=1.8)[0] for c, m in looks
-        ]
-        cell.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
-        for side in cell.spines.values():
-            side.set(visible=True, color=PALE)
-        cell.set_title(title, color=color_of(title), fontweight="bold")
-        heads[title] = cell.text(0.5, -0.02, "", transform=cell.transAxes, ha="center", va="top", fontsize=SMALLEST)
     figure.text(0.5, 0.02, NOTE, ha="center", fontsize=SMALLEST)
+    return Drawing(figure, say, *(_panel(cell, title) for cell, title in zip(axes, titles, strict=True)))
 
-    def update(result: Plane) -> str:
-        for title in titles:
-            for cloud, centre, points in zip(clouds[title], centres[title], result.points[title], strict=True):
-                cloud.set_data(*points.T)
-                centre.set_data(*points.mean(0)[:, None])
-            heads[title].set_text(f"{result.bits}, all classes: variance between / within {result.ratios[title]:.2f}")
-        told = ", ".join(f"{title} {result.ratios[title]:.2f}" for title in titles)
-        return f"{SHOWN} classes in the plane at {result.bits}; variance between / within all classes: {told}"
 
-    moving = [part for title in titles for part in (*clouds[title], *centres[title], heads[title])]
-    return Drawing(figure, update, moving)
+def _panel(axes: Axes, title: str) -> Part:
+    """Draw the plane of one network."""
+    looks: list[dict[str, Any]] = [{"color": color, "marker": marker, "linestyle": "none"} for color, marker in SIX]
+    clouds = [axes.plot([], [], markersize=3.5, alpha=0.7, **look)[0] for look in looks]
+    hollow: dict[str, Any] = {"markersize": 8, "markerfacecolor": WHITE, "markeredgewidth": 1.8}
+    centres = [axes.plot([], [], **look | hollow)[0] for look in looks]
+    axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=PALE)
+    axes.set_title(title, color=color_of(title), fontweight="bold")
+    words = axes.text(0.5, -0.02, "", transform=axes.transAxes, ha="center", va="top", fontsize=SMALLEST)
+
+    def update(result: Plane) -> None:
+        for cloud, centre, points in zip(clouds, centres, result.points[title], strict=True):
+            cloud.set_data(*points.T)
+            centre.set_data(*points.mean(0)[:, None])
+        words.set_text(f"{result.bits}, all classes: variance between / within {result.ratios[title]:.2f}")
+
+    return Part(update, [*clouds, *centres, words])
+
+
+def say(result: Plane) -> str:
+    """The picture in words."""
+    told = ", ".join(f"{title} {ratio:.2f}" for title, ratio in result.ratios.items())
+    return f"{SHOWN} classes in the plane at {result.bits}; variance between / within all classes: {told}"
 
 
 def still(result: Plane) -> Figure:
     """Draw a plane once, as a figure that is labelled with what it shows."""
-    drawing = picture(list(result.points))
-    drawing.update(result)
-    return drawing.figure
+    return picture(list(result.points)).still(result)
 
 
 def class_plane(embedded: Embedded, titles: Sequence[str]) -> LiveFigure:
     """The widget: a slider of the bits, and beneath it two networks side by side."""
-    controls = {
-        "bits": labelled("weights, activations (bits)", bits_slider("FP")),
-        "number": labelled("classes of challenge", ipywidgets.IntSlider(0, 0, CHALLENGES - 1)),
-    }
+    controls = {"bits": bits_slider(), "number": slider("classes of challenge", 0, 0, CHALLENGES - 1)}
     return LiveFigure(controls, lambda bits, number: compute(embedded, bits, number, titles), picture(titles))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FULL, WIDTHS, Bits, candidates
 from mebqat_lite.course.widgets.base import buttons, card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part, to_data
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.costs import by_layer
 from mebqat_lite.measure.looks import LOOKS, PAGE, PALE, SMALLEST
@@ -118,13 +117,10 @@ def compute(
     offers = {}
     for name in TITLES:
         if (result := _trained(results, budget, name)) is not None:
-            known = [pair for pair in pairs if pair in result["accuracy"][name]]
-            read = _worst(result, name, known) if at_worst else _mean(result, name, known)
-            if len(known) < len(pairs):
-                read = (math.nan, math.nan, False, "")
-            is_apart = result["costs"][name]["models"] > 1
-            size = _bytes(sizes, pairs, packed, is_apart)
-            offers[name] = Offer(*read, len(known), backprops(result, name, len(pairs)), size)
+            measured = len(result["accuracy"][name].keys() & set(pairs))
+            size = _bytes(sizes, pairs, packed, is_apart=result["costs"][name]["models"] > 1)
+            read = _accuracy(result, name, pairs, at_worst)
+            offers[name] = Offer(*read, measured, backprops(result, name, len(pairs)), size)
     return Decision(pairs, budget, packed, at_worst, offers)
 
 
@@ -145,23 +141,19 @@ def _trained(results: Mapping[str, Result], budget: str, name: str) -> Result | 
     return None
 
 
-def _worst(result: Result, name: str, pairs: Sequence[str]) -> tuple[float, float, bool, str]:
-    """The accuracy at the pair with the lowest mean, and its interval."""
-    row = result["accuracy"][name]
-    worst = min(pairs, key=lambda pair: row[pair]["mean"], default="")
-    return (row[worst]["mean"], row[worst]["ci95"], False, worst) if worst else (math.nan, math.nan, False, "")
+def _accuracy(result: Result, name: str, pairs: Sequence[str], at_worst: bool) -> tuple[float, float, bool, str]:
+    """Read the first four numbers of an `Offer`.
 
-
-def _mean(result: Result, name: str, pairs: Sequence[str]) -> tuple[float, float, bool, str]:
-    """The mean over pairs, with its interval or a bound on it.
-
-    The interval is stored for a single pair and for all pairs. For others there is a bound: a standard deviation over
-    seeds of a mean over pairs is at most the mean of the pairs' standard deviations (the triangle inequality), and so
-    for half-widths, which are multiples of them.
+    The interval of a mean is stored for a single pair and for all pairs. For others there is a bound: a standard
+    deviation over seeds of a mean over pairs is at most the mean of the pairs' standard deviations (the triangle
+    inequality), and so for half-widths, which are multiples of them.
     """
     row = result["accuracy"][name]
-    if len(pairs) < 2:
-        return _worst(result, name, pairs)
+    if not row.keys() >= set(pairs):
+        return math.nan, math.nan, False, ""
+    if at_worst or len(pairs) == 1:
+        worst = min(pairs, key=lambda pair: row[pair]["mean"])
+        return row[worst]["mean"], row[worst]["ci95"], False, worst
     if set(pairs) == set(row) and (cell := result["means"]["test"]["all"].get(name)):
         return cell["mean"], cell["ci95"], False, ""
     mean, half = (sum(row[pair][key] for pair in pairs) / len(pairs) for key in ("mean", "ci95"))
@@ -192,45 +184,29 @@ def _bytes(sizes: Weights, pairs: Sequence[str], packed: bool, is_apart: bool) -
     return min(codes, sizes.total(FULL)) if packed else sizes.total(FULL)
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 def picture(results: Mapping[str, Result], sizes: Weights) -> Drawing:
     """Draw a row for each method: accuracy, back-propagations and bytes. The drawing takes results of `compute`."""
     choices = itertools.product(DELIVERED.values(), results, (True, False), (True, False))
     every = [offer for choice in choices for offer in compute(results, sizes, *choice).offers.values()]
+    ends = [value for offer in every for value in (offer.accuracy - offer.half, offer.accuracy + offer.half)]
     with plots.style():
         figure, axes = plt.subplots(1, 3, figsize=(PAGE, 3.3), sharey=True, width_ratios=(1.75, 1, 1))
-        dots = [_Dots(cell) for cell in axes]
-    ends = [value for offer in every for value in (offer.accuracy - offer.half, offer.accuracy + offer.half)]
+        dots = [
+            _dots(axes[0], _read, missing="not trained with this budget"),
+            _dots(axes[1], lambda offer, _: (offer.backprops, 0, f"{offer.backprops:,}")),
+            _dots(axes[2], lambda offer, _: (offer.bytes, 0, f"{offer.bytes:,}")),
+        ]
     _stretch(axes[0], np.nanmin(ends), np.nanmax(ends))
-    for cell, name, words in zip(
-        axes[1:], ("backprops", "bytes"), ("back-propagations", "bytes of the weights"), strict=True
-    ):
-        values = [getattr(offer, name) for offer in every]
-        cell.set(xscale="log", xlim=(min(values) / 3.5, max(values) * 3.5), xlabel=words)
+    _by_ratios(axes[1], [offer.backprops for offer in every], "back-propagations")
+    _by_ratios(axes[2], [offer.bytes for offer in every], "bytes of the weights")
     axes[0].set_title(" ")  # room for the headline
     headline = axes[0].text(0, 1.03, "", transform=axes[0].transAxes, fontweight="bold", in_layout=False)
-
-    def update(found: Decision) -> str:
-        headline.set_text(_headline(found))
-        for name in TITLES:
-            offer = found.offers.get(name)
-            dots[0].update(name, *_read(offer, len(found.pairs)))
-            dots[1].update(name, *((offer.backprops, 0, f"{offer.backprops:,}") if offer else NOTHING))
-            dots[2].update(name, *((offer.bytes, 0, f"{offer.bytes:,}") if offer else NOTHING))
-        return say(found)
-
-    return Drawing(figure, update, [headline, *(part for cell in dots for part in cell.moving)])
+    above = Part(lambda found: headline.set_text(_headline(found)), [headline])
+    return Drawing(figure, say, above, *dots)
 
 
-NOTHING = (math.nan, 0.0, "")
-
-
-def _read(offer: Offer | None, count: int) -> tuple[float, float, str]:
+def _read(offer: Offer, count: int) -> tuple[float, float, str]:
     """The accuracy of an offer, its half-width and the words at its mark."""
-    if offer is None:
-        return math.nan, 0.0, "not trained with this budget"
     if math.isnan(offer.accuracy):
         return math.nan, 0.0, f"measured at {offer.measured} of {count} pairs only"
     where = f" at {offer.worst}" if offer.worst and count > 1 else ""
@@ -254,37 +230,39 @@ def _stretch(axes: Axes, low: float, high: float) -> None:
     axes.set_xlabel("test accuracy (%), stretched towards 100")
 
 
-class _Dots:
-    """A mark in the row of each method, with an interval and words above it."""
+def _by_ratios(axes: Axes, values: Sequence[int], words: str) -> None:
+    axes.set(xscale="log", xlim=(min(values) / 3.5, max(values) * 3.5), xlabel=words)
 
-    def __init__(self, axes: Axes) -> None:
-        self.axes, self.bars, self.dots, self.words = axes, {}, {}, {}
+
+def _dots(axes: Axes, read: Callable[[Offer, int], tuple[float, float, str]], missing: str = "") -> Part:
+    """Draw a mark in the row of each method, with an interval and words above it.
+
+    ``read`` takes the value, the half-width and the words from an offer and the number of pairs; without an offer the
+    words are ``missing``. Without a value only the words are shown, in the middle.
+    """
+    bars, dots, words = [], [], []
+    for row, name in enumerate(TITLES):
+        look = {"color": LOOKS[name]["color"]}
+        axes.axhline(row, color=PALE, linewidth=0.8)
+        bars += axes.plot([], [], linewidth=1.8, marker="|", markersize=13, **look)
+        dots += axes.plot([], [], marker=LOOKS[name]["marker"], markersize=6.5, **look)
+        words.append(axes.text(0, row - 0.24, "", ha="center", fontsize=SMALLEST, in_layout=False, **look))
+    axes.set(ylim=(len(TITLES) - 0.6, -0.75))
+    for label, name in zip(axes.set_yticks(range(len(TITLES)), TITLES.values()), TITLES, strict=True):
+        label.label1.set_color(LOOKS[name]["color"])
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+    def update(found: Decision) -> None:
+        middle = to_data(axes, 0.5, 0.5)[0]
         for row, name in enumerate(TITLES):
-            look = LOOKS[name]
-            axes.axhline(row, color=PALE, linewidth=0.8)
-            [self.bars[name]] = axes.plot([], [], color=look["color"], linewidth=1.8, marker="|", markersize=13)
-            [self.dots[name]] = axes.plot([], [], color=look["color"], marker=look["marker"], markersize=6.5)
-            style: dict[str, Any] = {"ha": "center", "fontsize": SMALLEST, "color": look["color"], "in_layout": False}
-            self.words[name] = axes.text(0, row - 0.24, "", **style)
-        axes.set(ylim=(len(TITLES) - 0.6, -0.75))
-        for label, name in zip(axes.set_yticks(range(len(TITLES)), TITLES.values()), TITLES, strict=True):
-            label.label1.set_color(LOOKS[name]["color"])
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        self.moving: list[Artist] = [*self.bars.values(), *self.dots.values(), *self.words.values()]
+            offer = found.offers.get(name)
+            value, half, text = read(offer, len(found.pairs)) if offer else (math.nan, 0.0, missing)
+            bars[row].set_data([value - half, value + half] if half else [], [row, row] if half else [])
+            dots[row].set_data([value], [row])
+            words[row].set(x=middle if math.isnan(value) else value, text=text)
 
-    def update(self, name: str, value: float, half: float, words: str) -> None:
-        """Move the mark of a method; without a value only the words are shown, in the middle."""
-        row = list(TITLES).index(name)
-        self.bars[name].set_data([value - half, value + half] if half else [], [row, row] if half else [])
-        self.dots[name].set_data([value], [row])
-        if math.isnan(value):
-            ends = self.axes.transData.transform([(x, row) for x in self.axes.get_xlim()]).mean(0)
-            value = float(self.axes.transData.inverted().transform(ends)[0])
-        self.words[name].set(x=value, text=words)
-
-
-# --- in words --------------------------------------------------------------------------------------------------
+    return Part(update, [*bars, *dots, *words])
 
 
 def _headline(found: Decision) -> str:
@@ -318,9 +296,6 @@ def describe(found: Decision) -> str:
     return card(*notes)
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
 def still(
     results: Mapping[str, Result],
     sizes: Weights,
@@ -330,9 +305,7 @@ def still(
     at_worst: bool = False,
 ) -> Figure:
     """Draw one decision as a figure that is labelled with what it shows; ``deliver`` is a key of `DELIVERED`."""
-    drawing = picture(results, sizes)
-    drawing.update(compute(results, sizes, DELIVERED[deliver], budget, packed, at_worst))
-    return drawing.figure
+    return picture(results, sizes).still(compute(results, sizes, DELIVERED[deliver], budget, packed, at_worst))
 
 
 def decision_calculator(results: Mapping[str, Result], sizes: Weights) -> LiveFigure:

@@ -177,11 +177,8 @@ function limit(share) {
   return Math.min(Math.max(share, 0), 1);
 }
 
-function child(parent, kind, name) {
-  const made = document.createElement(kind);
-  if (name) made.className = name;
-  parent.appendChild(made);
-  return made;
+function child(parent, kind, className = "") {
+  return parent.appendChild(Object.assign(document.createElement(kind), { className }));
 }
 
 export default { render };

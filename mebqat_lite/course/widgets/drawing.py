@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 import traitlets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mebqat_lite.bits import Bits
 from mebqat_lite.course.widgets.base import card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.course.widgets.new_classes import PAIRS, Embedded
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import ProtoNet
@@ -35,9 +35,6 @@ NAMES = "ABCDE"
 LENGTH, RADIUS, LEVELS = 17.5, 0.75, 4
 Box = Mapping[str, Any]  # "strokes": [[x, y, x, y, ...], ...] in 0 .. 1, or "pixels": 784 digits 0 .. 3, row by row
 EMPTY: dict[str, Any] = {"strokes": [], "pixels": ""}
-
-
-# --- from strokes to an image ----------------------------------------------------------------------------------
 
 
 def render(strokes: Sequence[Sequence[float]]) -> Tensor:
@@ -83,9 +80,6 @@ def box_of(image: Tensor, **more: Any) -> dict[str, Any]:
     """A box that holds an image, (1, 28, 28) from 0 to 1."""
     levels = (image * (LEVELS - 1)).round().int().flatten().tolist()
     return {"strokes": [], "pixels": "".join(map(str, levels)), **more}
-
-
-# --- what is computed ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -139,8 +133,6 @@ def even(classes: Sequence[Tensor]) -> Tensor:
     return torch.stack([images.repeat(shots // len(images), 1, 1, 1) for images in classes])
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
 SIZE = (5.75, 2.1)  # inches, beside the query
 GRID, BARS = (0.27, 0.2, 0.46, 0.62), (0.79, 0.2, 0.19, 0.62)  # left, bottom, width and height of the two axes
 FARTHEST = 2.0  # where the bars end
@@ -153,70 +145,56 @@ def picture(titles: Sequence[str]) -> Drawing:
     """
     with plots.style(), plt.rc_context({"axes.grid": False}):
         figure = plt.figure(figsize=SIZE, layout="none")
-        grid = _Grid(figure.add_axes(GRID), titles)
-        bars = _Bars(figure.add_axes(BARS))
-    heading = figure.axes[0].text(0, -0.3, "", fontsize=11, va="bottom")
+        parts = _grid(figure.add_axes(GRID), titles), _bars(figure.add_axes(BARS))
+    return Drawing(figure, lambda shown: spoken(*shown), *parts)
 
-    def update(shown: tuple[Answers, tuple[str, str]]) -> str:
+
+def _grid(axes: Axes, titles: Sequence[str]) -> Part:
+    """Draw a cell for each method and pair, with the answer and its distance, and the chosen answer above them."""
+    places = {(title, pair): (x, y) for y, title in enumerate(titles) for x, pair in enumerate(PAIRS)}
+    cells = {key: axes.add_patch(Rectangle((x, y), 0.94, 0.9)) for key, (x, y) in places.items()}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALLEST}
+    words = {key: axes.text(x + 0.47, y + 0.45, "", **look) for key, (x, y) in places.items()}
+    frame = axes.add_patch(Rectangle((0, 0), 0.94, 0.9, fill=False, edgecolor=BLACK, linewidth=2.5))
+    heading = axes.text(-0.58 * len(PAIRS), -0.3, "", fontsize=11, va="bottom")
+    axes.set(xlim=(-0.05, len(PAIRS)), ylim=(len(titles), -0.05), frame_on=False, xlabel="bits")
+    axes.set_xticks([x + 0.47 for x in range(len(PAIRS))], [_width(pair) for pair in PAIRS])
+    axes.set_yticks([y + 0.45 for y in range(len(titles))], titles)
+    axes.tick_params(length=0)
+    for label in axes.get_yticklabels():
+        label.set(color=color_of(label.get_text()), fontweight="bold")
+
+    def update(shown: tuple[Answers, tuple[str, str]]) -> None:
         answers, chosen = shown
-        words = spoken(answers, chosen)
-        heading.set(text=_headline(answers, chosen), x=-0.58 * len(PAIRS))
-        grid.update(answers, chosen)
-        bars.update(answers, chosen)
-        return words
-
-    return Drawing(figure, update, [heading, *grid.moving, *bars.moving])
-
-
-class _Grid:
-    """A cell for each method and pair, with the answer and its distance."""
-
-    def __init__(self, axes: Any, titles: Sequence[str]) -> None:
-        self.places = {(title, pair): (x, y) for y, title in enumerate(titles) for x, pair in enumerate(PAIRS)}
-        self.cells = {key: axes.add_patch(Rectangle((x, y), 0.94, 0.9)) for key, (x, y) in self.places.items()}
-        look: dict[str, Any] = {"ha": "center", "va": "center"}
-        self.words = {key: axes.text(x + 0.47, y + 0.45, "", **look) for key, (x, y) in self.places.items()}
-        self.frame = axes.add_patch(Rectangle((0, 0), 0.94, 0.9, fill=False, edgecolor=BLACK, linewidth=2.5))
-        self.moving = [*self.cells.values(), *self.words.values(), self.frame]
-        axes.set(xlim=(-0.05, len(PAIRS)), ylim=(len(titles), -0.05), frame_on=False, xlabel="bits")
-        axes.set_xticks([x + 0.47 for x in range(len(PAIRS))], [_width(pair) for pair in PAIRS])
-        axes.set_yticks([y + 0.45 for y in range(len(titles))], titles)
-        axes.tick_params(length=0)
-        for label in axes.get_yticklabels():
-            label.set(color=color_of(label.get_text()), fontweight="bold")
-
-    def update(self, answers: Answers, chosen: tuple[str, str]) -> None:
-        for key, cell in self.cells.items():
-            if not answers.distances:
-                cell.set(facecolor=LIGHT)
-                self.words[key].set(text="")
-                continue
-            said = answers.answer(*key)
+        heading.set(text=_headline(*shown))
+        frame.set(xy=places[chosen])
+        for key, cell in cells.items():
+            said = answers.answer(*key) if answers.distances else "none"
             is_wrong = bool(answers.truth) and said not in (answers.truth, "none")
-            face = VERMILION if is_wrong else LIGHT if said == "none" else pale(BLUE, 0.75)
-            cell.set(facecolor=face)
-            words = f"{said}\n{min(answers.nearest(*key)[1], 9.9):.1f}"
-            self.words[key].set(text=words, color=WHITE if is_wrong else BLACK, fontsize=SMALLEST)
-        self.frame.set(xy=self.places[chosen])
+            cell.set(facecolor=VERMILION if is_wrong else LIGHT if said == "none" else pale(BLUE, 0.75))
+            text = f"{said}\n{min(answers.nearest(*key)[1], 9.9):.1f}" if answers.distances else ""
+            words[key].set(text=text, color=WHITE if is_wrong else BLACK)
+
+    return Part(update, [heading, *cells.values(), *words.values(), frame])
 
 
-class _Bars:
-    """The distance of the query to each class, and the line beyond which the answer is "none of these"."""
+def _bars(axes: Axes) -> Part:
+    """Draw the distance of the query to each class, and the line beyond which the answer is "none of these"."""
+    bars = axes.barh(range(WAYS), [0.0] * WAYS, height=0.7)
+    names = [axes.text(-0.08, i, "", ha="right", va="center", fontsize=SMALLEST) for i in range(WAYS)]
+    limit = axes.plot([1, 1], [-0.6, WAYS - 0.4], "--", color=BLACK)
+    axes.set(xlim=(0, FARTHEST), ylim=(WAYS - 0.4, -0.6), yticks=[], xticks=[0, 1, 2], xlabel="distance")
 
-    def __init__(self, axes: Any) -> None:
-        self.bars = list(axes.barh(range(WAYS), [0.0] * WAYS, height=0.7))
-        self.names = [axes.text(-0.08, i, "", ha="right", va="center", fontsize=SMALLEST) for i in range(WAYS)]
-        limit = axes.plot([1, 1], [-0.6, WAYS - 0.4], "--", color=BLACK)
-        self.moving = [*self.bars, *self.names, *limit]
-        axes.set(xlim=(0, FARTHEST), ylim=(WAYS - 0.4, -0.6), yticks=[], xticks=[0, 1, 2], xlabel="distance")
-
-    def update(self, answers: Answers, chosen: tuple[str, str]) -> None:
+    def update(shown: tuple[Answers, tuple[str, str]]) -> None:
+        answers, chosen = shown
         row = answers.distances.get(chosen, [])
-        for place, (bar, name) in enumerate(zip(self.bars, self.names, strict=True)):
-            is_shown = place < len(row)
-            bar.set(width=min(row[place], FARTHEST) if is_shown else 0)
-            bar.set_color(BLUE if is_shown and row[place] == min(row) else GREY)
-            name.set_text(answers.names[place] if is_shown else "")
+        unused = [("", 0.0)] * (WAYS - len(row))
+        both = [*zip(answers.names, row, strict=False), *unused]
+        for bar, text, (name, far) in zip(bars, names, both, strict=True):
+            bar.set(width=min(far, FARTHEST), color=BLUE if row and far == min(row) else GREY)
+            text.set_text(name)
+
+    return Part(update, [*bars, *names, *limit])
 
 
 def _width(pair: str) -> str:
@@ -265,11 +243,10 @@ def still(
     With ``support`` and ``query``, as `compute` takes them, the query stands beside the answers and the examples stand
     beneath them.
     """
-    drawing = picture(list(dict.fromkeys(title for title, _ in answers.distances)))
-    drawing.update((answers, chosen))
+    figure = picture(list(dict.fromkeys(title for title, _ in answers.distances))).still((answers, chosen))
     if support and query is not None:
-        _draw_images(drawing.figure, support, query)
-    return drawing.figure
+        _draw_images(figure, support, query)
+    return figure
 
 
 def _draw_images(figure: Figure, support: Mapping[str, Tensor], query: Tensor) -> None:
@@ -294,8 +271,6 @@ def _draw_images(figure: Figure, support: Mapping[str, Tensor], query: Tensor) -
             cell.spines[:].set_visible(True)
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
 HINT = (
     "Draw with mouse, finger or pen; × empties a box. By keys: Tab to a box, arrows move the pen, Space sets it down "
     "and lifts it, Delete empties the box, Ctrl+Z takes back."
@@ -314,18 +289,16 @@ class Pad(anywidget.AnyWidget):
 
     @traitlets.default("boxes")
     def _empty(self) -> list[Box]:
-        return [dict(EMPTY) for _ in range(len(self.names) * self.shots)]
+        return [EMPTY for _ in range(len(self.names) * self.shots)]
 
 
 class DrawYourOwn(LiveFigure):
     """The widget: a query and the answers to it, and beneath them the examples of each class.
 
-    Args:
-        embedded: the networks, and the images that are offered as examples.
-        filled: whether the boxes begin with such examples.
+    The boxes begin with characters of the split that ``embedded`` holds.
     """
 
-    def __init__(self, embedded: Embedded, filled: bool = True) -> None:
+    def __init__(self, embedded: Embedded) -> None:
         self.embedded = embedded
         self.titles = list(embedded.networks)
         self.chosen = (self.titles[0], PAIRS[0])
@@ -335,18 +308,16 @@ class DrawYourOwn(LiveFigure):
         self.episodes = Episodes(embedded.split, WAYS, 1, SHOTS, seed=6)
         self.number, self.asked = -1, 0  # of the episode that fills the boxes; of its query
         self.history: list[list[list[Box]]] = []
-        if filled:
-            self.fill()
-            self.history.clear()
+        self.is_drawn = True  # whether a change of the boxes comes from the page
         drawing = picture(self.titles)
         super().__init__({}, self._answers, drawing, words=lambda shown: describe(*shown))
         actions = {
             "example characters": self.fill,
             "new query": self.ask,
             "undo": self.undo,
-            "clear all": lambda: self._put([[dict(EMPTY) for _ in pad.boxes] for pad in self.pads]),
+            "clear all": lambda: self._put([[EMPTY] * len(pad.boxes) for pad in self.pads]),
         }
-        self.actions = {words: _button(words, self._showing(act)) for words, act in actions.items()}
+        self.actions = {words: self.button(words, act) for words, act in actions.items()}
         _, error, answers = self.parts
         self.children = [ipywidgets.HBox([self.query, answers]), error, ipywidgets.HBox([*self.actions.values()]),
                          self.classes]  # fmt: skip
@@ -356,14 +327,14 @@ class DrawYourOwn(LiveFigure):
         for pad in self.pads:
             pad.observe(self._drawn, "boxes")
             pad.on_msg(lambda _pad, content, _buffers: self.undo() if content == "undo" else None)
+        self.fill()
+        self.history.clear()
 
     def fill(self) -> None:
         """Put an example of each of five characters into the boxes, and another of one of them as the query."""
         self.number, self.asked = self.number + 1, 0
         support = self.episodes[self.number].support  # (WAYS, 1, 1, 28, 28)
-        boxes: list[Box] = [
-            box_of(images[0]) if shot == 0 else dict(EMPTY) for images in support for shot in range(SHOTS)
-        ]
+        boxes: list[Box] = [box_of(images[0]) if shot == 0 else EMPTY for images in support for shot in range(SHOTS)]
         self._put([boxes, [self._question()]])
 
     def ask(self) -> None:
@@ -371,7 +342,7 @@ class DrawYourOwn(LiveFigure):
         self.asked += 1
         boxes = self.classes.boxes
         drawn = any(box["strokes"] for box in boxes) or not any(box["pixels"] for box in boxes)
-        self._put([boxes, [dict(EMPTY) if drawn else self._question()]])
+        self._put([boxes, [EMPTY if drawn else self._question()]])
 
     def undo(self) -> None:
         """Take back the last change of the boxes."""
@@ -389,34 +360,17 @@ class DrawYourOwn(LiveFigure):
 
     def _set(self, boxes: list[list[Box]]) -> None:
         """Change the boxes of both pads at once. This is no stroke to take back."""
-        with self._quiet():
-            for pad, content in zip(self.pads, boxes, strict=True):
-                pad.boxes = content
-        if hasattr(self, "controls"):  # not while it is being built
-            self.update()
-
-    @contextlib.contextmanager
-    def _quiet(self) -> Iterator[None]:
-        self.own = True
-        try:
-            yield
-        finally:
-            self.own = False
-
-    own = False
+        self.is_drawn = False
+        for pad, content in zip(self.pads, boxes, strict=True):
+            pad.boxes = content
+        self.is_drawn = True
+        self.update()
 
     def _drawn(self, change: Mapping[str, Any]) -> None:
-        if not self.own:
+        if self.is_drawn:
             before = [change["old"] if pad is change["owner"] else pad.boxes for pad in self.pads]
             self.history = [*self.history[-99:], before]
             self.update()
-
-    def _showing(self, act: Callable[[], None]) -> Callable[[object], None]:
-        def click(_button: object) -> None:
-            with self.showing_errors("button"):
-                act()
-
-        return click
 
     def _choose(self, column: int, row: int) -> None:
         row, column = min(max(row, 0), len(self.titles) - 1), min(max(column, 0), len(PAIRS) - 1)
@@ -442,12 +396,4 @@ class DrawYourOwn(LiveFigure):
         return compute(self.embedded, *self.read()), self.chosen
 
 
-def _button(words: str, act: Callable[[object], None]) -> ipywidgets.Button:
-    made = ipywidgets.Button(description=words, layout={"width": "auto"})
-    made.on_click(act)
-    return made
-
-
-def draw_your_own(embedded: Embedded) -> DrawYourOwn:
-    """The widget `DrawYourOwn`, filled with characters of the split that ``embedded`` holds."""
-    return DrawYourOwn(embedded)
+draw_your_own = DrawYourOwn  # as lessons call it

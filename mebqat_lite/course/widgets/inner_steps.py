@@ -6,19 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from mebqat_lite.course.widgets.base import card, labelled
-from mebqat_lite.course.widgets.embedding_plane import CLASSES, WAYS
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
-from mebqat_lite.measure import plots
+from mebqat_lite.course.widgets.base import card, slider
+from mebqat_lite.course.widgets.embedding_plane import CLASSES, WAYS, side_by_side
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.measure.looks import LIGHT, PAGE, WHITE
 
 Paths = Mapping[str, Tensor]  # by title, the class probabilities (steps + 1, N Q, N), the queries class by class
@@ -65,92 +60,62 @@ def corners(ways: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], 1)
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 def picture(titles: Mapping[str, Any], queries: int) -> Drawing:
     """Draw a panel for each title: a corner for each class, and the path of each query with its end as a mark."""
-    with plots.style(), plt.rc_context({"axes.grid": False}):
-        size = (PAGE, 0.55 + 0.95 * PAGE / len(titles))
-        figure, axes = plt.subplots(1, len(titles), figsize=size, squeeze=False, layout="none")
-        figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.3 / size[1], bottom=0.2 / size[1], wspace=0.03)
-        panels = {title: _Panel(cell, title, queries) for title, cell in zip(titles, axes[0], strict=True)}
-
-    def update(found: Mapping[str, Moved]) -> str:
-        for title, panel in panels.items():
-            panel.update(found[title])
-        return spoken(found, queries)
-
-    return Drawing(figure, update, [artist for panel in panels.values() for artist in panel.moving])
+    figure, axes = side_by_side(titles, 0.95 * PAGE / len(titles), beneath=0.2)
+    return Drawing(
+        figure, lambda found: say(found, queries), *(_panel(axes[title], title, queries) for title in titles)
+    )
 
 
-class _Panel:
-    """One start."""
+def _panel(axes: Axes, title: str, queries: int) -> Part:
+    """Draw one start."""
+    axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), frame_on=False)
+    axes.fill(*corners(WAYS).T, fill=False, edgecolor=LIGHT, linewidth=1.5)
+    for number, (look, place) in enumerate(zip(CLASSES, corners(WAYS), strict=True)):
+        axes.plot(*place, markersize=13, markeredgewidth=2.4, **look | {"markerfacecolor": WHITE})
+        axes.text(1.16 * place[0], 1.16 * place[1], str(number + 1), ha="center", va="center")
+    each = [look["color"] for look in CLASSES for _ in range(queries // WAYS)]
+    paths = LineCollection([], colors=each, linewidths=1, alpha=0.7)
+    axes.add_collection(paths)
+    end: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": WHITE, "markeredgewidth": 0.5}
+    ends = [axes.plot([], [], **end, **look)[0] for look in CLASSES]
+    words = axes.text(0.5, 0.01, "", transform=axes.transAxes, ha="center", va="top")
 
-    def __init__(self, axes: Axes, title: str, queries: int) -> None:
-        axes.set(xticks=[], yticks=[], xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal", frame_on=False)
-        axes.set_title(title, fontweight="bold")
-        places, self.queries = corners(WAYS), queries
-        axes.fill(*places.T, fill=False, edgecolor=LIGHT, linewidth=1.5)
-        for number, (look, place) in enumerate(zip(CLASSES, places, strict=True)):
-            axes.plot(*place, markersize=13, markeredgewidth=2.4, **look | {"markerfacecolor": WHITE})
-            axes.text(1.16 * place[0], 1.16 * place[1], str(number + 1), ha="center", va="center")
-        each = [look["color"] for look in CLASSES for _ in range(queries // WAYS)]
-        self.paths = LineCollection([], colors=each, linewidths=1, alpha=0.7)
-        axes.add_collection(self.paths)
-        self.ends = [
-            axes.plot([], [], markersize=5.5, markeredgecolor=WHITE, markeredgewidth=0.5, **look)[0] for look in CLASSES
-        ]
-        self.words = axes.text(0.5, 0.01, "", transform=axes.transAxes, ha="center", va="top")
-        self.moving: list[Artist] = [self.paths, *self.ends, self.words]
-
-    def update(self, found: Moved) -> None:
-        self.paths.set_segments(list(found.places.transpose(0, 1).numpy()))
-        for line, points in zip(self.ends, found.places[-1].view(WAYS, -1, 2), strict=True):
+    def update(found: Mapping[str, Moved]) -> None:
+        mine = found[title]
+        paths.set_segments(list(mine.places.transpose(0, 1).numpy()))
+        for line, points in zip(ends, mine.places[-1].view(WAYS, -1, 2), strict=True):
             line.set_data(*points.T)
-        self.words.set_text(f"after {_count(found.steps)}: {found.right} of {self.queries} queries right")
+        words.set_text(f"after {_count(mine.steps)}: {mine.right} of {queries} queries right")
+
+    return Part(update, [paths, *ends, words])
 
 
 def _count(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
-def spoken(found: Mapping[str, Moved], queries: int) -> str:
+def say(found: Mapping[str, Moved], queries: int) -> str:
     """The picture in words."""
     parts = [f"{title} {one.right} of {queries} queries right" for title, one in found.items()]
     return f"after {_count(next(iter(found.values())).steps)}: " + ", ".join(parts)
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
+def inner_steps(paths: Paths) -> LiveFigure:
+    """The widget: a slider for the inner steps, for starts by their titles (see `Paths`).
 
+    Raises:
+        ValueError: the starts differ in their steps or queries.
+    """
+    sizes = {(len(path) - 1, path.shape[1]) for path in paths.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"the starts differ in their steps or queries, {sorted(sizes)}: give the same episode")
+    [(most, queries)] = sizes
 
-class InnerSteps(LiveFigure):
-    """The widget: a slider for the inner steps, for starts by their titles (see `Paths`)."""
+    def moved(steps: int) -> dict[str, Moved]:
+        return {title: compute(path, steps) for title, path in paths.items()}
 
-    def __init__(self, paths: Paths) -> None:
-        self.paths = dict(paths)
-        sizes = {(len(path) - 1, path.shape[1]) for path in self.paths.values()}
-        if len(sizes) != 1:
-            raise ValueError(f"the starts differ in their steps or queries, {sorted(sizes)}: give the same episode")
-        [(most, self.queries)] = sizes
-        controls = {"steps": labelled("inner steps", ipywidgets.IntSlider(most, 0, most))}
-        super().__init__(controls, self._moved, picture(self.paths, self.queries), words=self._describe)
-
-    def _moved(self, steps: int) -> dict[str, Moved]:
-        return {title: compute(path, steps) for title, path in self.paths.items()}
-
-    def _describe(self, found: Mapping[str, Moved]) -> str:
-        return card(
-            "A corner is a class. A query stands in it if the network is sure, and in the middle if not at all."
-        )
-
-    def still(self) -> Figure:
-        """Draw what the widget shows now, for a page without a kernel."""
-        drawing = picture(self.paths, self.queries)
-        drawing.update(self.result)
-        return drawing.figure
-
-
-def inner_steps(paths: Paths) -> InnerSteps:
-    """The widget `InnerSteps`."""
-    return InnerSteps(paths)
+    words = card("A corner is a class. A query stands in it if the network is sure, and in the middle if not at all.")
+    controls = {"steps": slider("inner steps", most, 0, most)}
+    return LiveFigure(controls, moved, picture(paths, queries), words=lambda found: words)

@@ -9,40 +9,38 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mebqat_lite.course.widgets.base import card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure, to_data
-from mebqat_lite.measure.looks import BLACK, FIXED
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part, to_data
+from mebqat_lite.measure.looks import BLACK
 
-Value = float | tuple[float, float] | None
+Value = float | None
 STEP = 0.02  # of an axis, for an arrow key
 LINE: dict[str, Any] = {"color": BLACK, "linestyle": (0, (1, 1.5)), "linewidth": 2}
-CROSS = FIXED["your guess"]
 ENDS: dict[str, tuple[str, str, tuple[int, int]]] = {  # where the words stand: how they are aligned, and points from it
     "y": ("right", "bottom", (-4, 2)),
     "x": ("left", "top", (4, -2)),
-    "xy": ("left", "bottom", (8, 4)),
 }
 ASK = "Click in the figure to mark your guess, or press Tab until it has a frame and move the mark with the arrow keys."
 
 
 class Mark:
-    """A guess as it is drawn everywhere: a dotted line across the axes or, for a point, a cross, and the words for it.
+    """A guess as it is drawn everywhere: a dotted line across the axes, and the words for it.
 
-    ``axis`` is "y", "x" or "xy", as in `MarkOnAxes`. While the value is None, nothing is seen. Axes that scale
-    themselves grow until they hold the value.
+    ``axis`` is "y" or "x", as in `MarkOnAxes`. While the value is None, nothing is seen. Axes that scale themselves
+    grow until they hold the value.
     """
 
     def __init__(self, axes: Axes, axis: str = "y", value: Value = None) -> None:
         if axis not in ENDS:
-            raise ValueError(f'axis is {axis!r}; take "y" for a level, "x" for a position or "xy" for a point')
+            raise ValueError(f'axis is {axis!r}; take "y" for a level or "x" for a position')
         self.axis = axis
-        across = {"x": axes.get_xaxis_transform(), "y": axes.get_yaxis_transform(), "xy": axes.transData}[axis]
-        self.line = axes.add_line(Line2D([], [], transform=across, **(CROSS if axis == "xy" else LINE)))
+        across = axes.get_xaxis_transform() if axis == "x" else axes.get_yaxis_transform()
+        self.line = axes.add_line(Line2D([], [], transform=across, **LINE))
         ha, va, offset = ENDS[axis]
         look: dict[str, Any] = {"textcoords": "offset points", "fontsize": 10, "ha": ha, "va": va}
         self.words = axes.annotate("", (0.0, 0.0), offset, across, **look)
         self.artists = [self.line, self.words]
         if value is not None:
-            axes.update_datalim([_point(value)], updatex="x" in axis, updatey="y" in axis)
+            axes.update_datalim([(value, value)], updatex=axis == "x", updatey=axis == "y")
             axes.autoscale_view()
         self.move(value)
 
@@ -51,10 +49,9 @@ class Mark:
         for artist in self.artists:
             artist.set_visible(value is not None)
         if value is not None:
-            x, y = _point(value)
-            xs, ys = (0.0, 1.0) if self.axis == "y" else (x, x), (0.0, 1.0) if self.axis == "x" else (y, y)
-            self.line.set_data(xs, ys)
-            self.words.xy = (xs[1], ys[1])
+            ends = [(value, 0.0), (value, 1.0)] if self.axis == "x" else [(0.0, value), (1.0, value)]
+            self.line.set_data(*zip(*ends, strict=True))
+            self.words.xy = ends[1]
             self.words.set_text(_words(value))
 
 
@@ -63,9 +60,7 @@ class MarkOnAxes(LiveFigure):
 
     Args:
         axes: where the mark is placed; the rest of their figure is shown as it is.
-        axis: "y" for a level, "x" for a position, both with a number as the value, or "xy" for a point ``(x, y)``.
-
-    The value is in the units of the axes.
+        axis: "y" for a level or "x" for a position. The value is in the units of this axis.
     """
 
     value = traitlets.Any(None)
@@ -73,13 +68,12 @@ class MarkOnAxes(LiveFigure):
     def __init__(self, axes: Axes, axis: str = "y") -> None:
         self.axes, self.axis, self.place = axes, axis, (0.5, 0.5)
         self.mark = Mark(axes, axis)
-        drawing = Drawing(axes.figure.figure, self._update, self.mark.artists)
+        drawing = Drawing(axes.figure.figure, self._say, Part(self.mark.move, self.mark.artists))
         super().__init__({}, lambda: self.value, drawing, words=lambda value: card(_words(value)))
         self.touch(axes, "mark your guess", self._move, self._key, lambda: self._put(*self.place))
         self.observe(self.update, "value")
 
-    def _update(self, value: Value) -> str:
-        self.mark.move(value)
+    def _say(self, value: Value) -> str:
         return ", ".join(filter(None, (self.axes.get_title(), _words(value))))
 
     def _move(self, x: float, y: float) -> None:
@@ -93,16 +87,9 @@ class MarkOnAxes(LiveFigure):
 
     def _put(self, right: float, up: float) -> None:
         self.place = (right, up)
-        x, y = to_data(self.axes, right, up)
-        self.value = {"x": x, "y": y, "xy": (x, y)}[self.axis]
-
-
-def _point(value: float | tuple[float, float]) -> tuple[float, float]:
-    return value if isinstance(value, tuple) else (value, value)
+        self.value = to_data(self.axes, right, up)["xy".index(self.axis)]
 
 
 def _words(value: Value) -> str:
     """A guess in words, or how to mark one."""
-    if value is None:
-        return ASK
-    return "your guess: " + ", ".join(f"{part:,.4g}" for part in (value if isinstance(value, tuple) else (value,)))
+    return ASK if value is None else f"your guess: {value:,.4g}"

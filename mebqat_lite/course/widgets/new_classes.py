@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -16,21 +18,15 @@ from torch import Tensor, nn
 from mebqat_lite import datasets, methods, paths
 from mebqat_lite.bits import Bits, BitsLike
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.course.widgets.base import card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import card, labelled, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.course.widgets.pair_board import mosaic, tinted
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.datasets.episodes import Episodes
 from mebqat_lite.learners import prototype_logits
 from mebqat_lite.measure import fewshot, plots
 from mebqat_lite.measure.intervals import interval
-from mebqat_lite.measure.looks import (
-    BLACK,
-    LOOKS,
-    PAGE,
-    color_of,
-    method_of,
-)
+from mebqat_lite.measure.looks import BLACK, LOOKS, PAGE, color_of, method_of
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
 
 PAIRS = ("W2A2", "W3A3", "W4A4", "W8A8", "FP")
@@ -57,6 +53,19 @@ def shipped_networks(data: Data | None = None) -> dict[str, nn.Module]:
     return found
 
 
+def _kept(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method of `Embedded` compute only once what it returns for a network at a pair."""
+
+    @functools.wraps(method)
+    def get(self: Embedded, title: str, bits: BitsLike) -> Any:
+        key = method.__name__, title, Bits.parse(bits)
+        if key not in self.known:
+            self.known[key] = method(self, title, bits)
+        return self.known[key]
+
+    return get
+
+
 class Embedded:
     """What networks make of all images of a split at a pair. Each is computed when it is first asked for, and kept.
 
@@ -70,16 +79,12 @@ class Embedded:
     def __init__(self, networks: Mapping[str, nn.Module], split: Split, calibration: Tensor) -> None:
         self.networks, self.split, self.calibration = dict(networks), split, calibration
         self.challenges = Episodes(split, WAYS, 1, 1, SEED)
-        self._known: dict[tuple[str, Bits], Tensor] = {}
-        self._scores: dict[tuple[str, Bits], Tensor] = {}
-        self._usual: dict[tuple[str, Bits], float] = {}
+        self.known: dict[tuple[str, str, Bits], Any] = {}
 
+    @_kept
     def at(self, title: str, bits: BitsLike) -> Tensor:
         """Return the embeddings of all images of one network at a pair, (images, features)."""
-        key = title, Bits.parse(bits)
-        if key not in self._known:
-            self._known[key] = next(fewshot.embeddings(self.ready(*key), self.challenges, [key[1]]))
-        return self._known[key]
+        return next(fewshot.embeddings(self.ready(title, bits), self.challenges, [Bits.parse(bits)]))
 
     def ready(self, title: str, bits: BitsLike) -> nn.Module:
         """Return a network, with norm statistics for a pair."""
@@ -88,24 +93,17 @@ class Embedded:
             recalibrate(model, self.calibration, pair)
         return model
 
+    @_kept
     def usual(self, title: str, bits: BitsLike) -> float:
         """Return the distance that only one in ten queries exceeds to the only example of its own class."""
-        key = title, Bits.parse(bits)
-        if key not in self._usual:
-            index = torch.cat([self.challenges.index(number) for number in range(CHALLENGES)])  # (queries, 2)
-            out = self.at(*key)[index]  # (queries, 2, features)
-            self._usual[key] = float((out[:, 0] - out[:, 1]).norm(dim=1).quantile(0.9))
-        return self._usual[key]
+        index = torch.cat([self.challenges.index(number) for number in range(CHALLENGES)])  # (queries, 2)
+        out = self.at(title, bits)[index]  # (queries, 2, features)
+        return float((out[:, 0] - out[:, 1]).norm(dim=1).quantile(0.9))
 
+    @_kept
     def scores(self, title: str, bits: BitsLike) -> Tensor:
         """Return the accuracy of a network on each of the challenges in percent, (`CHALLENGES`,)."""
-        key = title, Bits.parse(bits)
-        if key not in self._scores:
-            self._scores[key] = fewshot.scores_of(self.at(title, bits), self.challenges, CHALLENGES)
-        return self._scores[key]
-
-
-# --- a challenge -----------------------------------------------------------------------------------------------
+        return fewshot.scores_of(self.at(title, bits), self.challenges, CHALLENGES)
 
 
 @dataclass(frozen=True)
@@ -159,75 +157,62 @@ def picture(split: Split, titles: Sequence[str]) -> Drawing:
         def place(bottom: float, tall: float) -> Axes:
             return figure.add_axes((LEFT, bottom / height, RIGHT - LEFT, tall / height))
 
-        below = Scores(place(inches["axis"], inches["scores"]), titles)
-        sheet = Sheet(place(height - inches["top"] - inches["sheet"], inches["sheet"]), split, titles)
-    heading = sheet.axes.text(0, 1.02, "", transform=sheet.axes.transAxes, va="bottom")
+        scores = _scores(place(inches["axis"], inches["scores"]), titles)
+        sheet = _sheet(place(height - inches["top"] - inches["sheet"], inches["sheet"]), split, titles)
+    return Drawing(figure, spoken, sheet, scores)
 
-    def update(result: Challenge) -> str:
+
+def _sheet(axes: Axes, split: Split, titles: Sequence[str]) -> Part:
+    """Draw rows of images: the examples, the queries, and for each method the example that it answers with."""
+    images = split.images[:, 0].float().cpu()
+    pixels = np.pad((images / images.max()).numpy(), ((0, 0), (GAP, GAP), (GAP, GAP)))
+    height, width = pixels.shape[1:]
+    rows = 2 + len(titles)
+    image = axes.imshow(np.ones((rows * height, WAYS * width, 3)), aspect="auto")
+    axes.set(xticks=[], frame_on=False)
+    axes.set_yticks([height * (row + 0.5) for row in range(rows)], ["example", "query", *titles])
+    axes.tick_params(length=0)
+    for label in axes.get_yticklabels()[2:]:
+        label.set(color=color_of(label.get_text()), fontweight="bold")
+    heading = axes.text(0, 1.02, "", transform=axes.transAxes, va="bottom")
+    places = [1 - (row + 2.5) / rows for row in range(len(titles))]
+    counts = [axes.text(1.01, y, "", transform=axes.transAxes, va="center") for y in places]
+
+    def update(result: Challenge) -> None:
         heading.set_text(f"{result.bits}: what each method takes the query for, and how many of {WAYS} are right")
-        sheet.update(result)
-        below.update(result)
-        return spoken(result)
-
-    return Drawing(figure, update, [heading, *sheet.moving, *below.moving])
-
-
-class Sheet:
-    """Rows of images: the examples, the queries, and for each method the example that it answers with."""
-
-    def __init__(self, axes: Axes, split: Split, titles: Sequence[str]) -> None:
-        self.axes, self.titles = axes, list(titles)
-        images = split.images[:, 0].float().cpu()
-        self.pixels = np.pad((images / images.max()).numpy(), ((0, 0), (GAP, GAP), (GAP, GAP)))
-        height, width = self.pixels.shape[1:]
-        rows = 2 + len(self.titles)
-        self.image = axes.imshow(np.ones((rows * height, WAYS * width, 3)), aspect="auto")
-        axes.set(xticks=[], frame_on=False)
-        axes.set_yticks([height * (row + 0.5) for row in range(rows)], ["example", "query", *self.titles])
-        axes.tick_params(length=0)
-        for label in axes.get_yticklabels()[2:]:
-            label.set(color=color_of(label.get_text()), fontweight="bold")
-        places = [1 - (row + 2.5) / rows for row in range(len(self.titles))]
-        self.counts = [axes.text(1.01, y, "", transform=axes.transAxes, va="center") for y in places]
-        self.moving = [self.image, *self.counts]
-
-    def update(self, result: Challenge) -> None:
-        """Show the images and the numbers of right answers."""
+        answers = torch.stack([result.answers[title] for title in titles])  # (methods, classes)
         examples, queries = result.index.T
-        shown, wrong = [examples, queries], []
-        for row, (title, words) in enumerate(zip(self.titles, self.counts, strict=True), 2):
-            answers = result.answers[title]
-            shown.append(examples[answers])
-            wrong.append((answers != torch.arange(len(answers))).nonzero()[:, 0] + row * len(answers))
+        shown = torch.cat([examples, queries, examples[answers].flatten()])
+        wrong = (answers != torch.arange(WAYS)).flatten().nonzero()[:, 0] + 2 * WAYS
+        image.set_data(mosaic(tinted(pixels[shown], wrong), WAYS))
+        for title, words in zip(titles, counts, strict=True):
             words.set_text(f"{result.right(title)}")
-        self.image.set_data(mosaic(tinted(self.pixels[torch.cat(shown)], torch.cat(wrong).numpy()), WAYS))
+
+    return Part(update, [heading, image, *counts])
 
 
-class Scores:
-    """For each method the mean of all challenges with its interval, and the score in the challenge that is shown."""
+def _scores(axes: Axes, titles: Sequence[str]) -> Part:
+    """Draw for each method the mean of all challenges with its interval, and the score in the challenge shown."""
+    bars, means, here = [], [], []
+    for title in titles:
+        look = LOOKS[method_of(title)] | {"linestyle": "none", "markersize": 7}
+        bars += axes.plot([], [], "|-", color=look["color"], markersize=9, linewidth=2)
+        means += axes.plot([], [], **look)
+        here += axes.plot([], [], "D", color=BLACK, fillstyle="none", markersize=9)
+    axes.set(xlim=LIMITS, ylim=(len(titles) - 0.5, -0.5), xlabel="accuracy (%); diamond: this challenge; "
+             f"marker and interval: the mean of {CHALLENGES} challenges")  # fmt: skip
+    axes.set_yticks(range(len(titles)), titles)
+    axes.grid(axis="x")
 
-    def __init__(self, axes: Axes, titles: Sequence[str]) -> None:
-        self.titles = list(titles)
-        self.bars, self.means, self.here = [], [], []
-        for title in self.titles:
-            look = LOOKS[method_of(title)] | {"linestyle": "none", "markersize": 7}
-            self.bars += axes.plot([], [], "|-", color=look["color"], markersize=9, linewidth=2)
-            self.means += axes.plot([], [], **look)
-            self.here += axes.plot([], [], "D", color=BLACK, fillstyle="none", markersize=9)
-        axes.set(xlim=LIMITS, ylim=(len(titles) - 0.5, -0.5), xlabel="accuracy (%); diamond: this challenge; "
-                 f"marker and interval: the mean of {CHALLENGES} challenges")  # fmt: skip
-        axes.set_yticks(range(len(titles)), self.titles)
-        axes.grid(axis="x")
-        self.moving = [*self.bars, *self.means, *self.here]
-
-    def update(self, result: Challenge) -> None:
-        """Move the marks to the scores at the pair of a result."""
-        for row, title in enumerate(self.titles):
+    def update(result: Challenge) -> None:
+        for row, title in enumerate(titles):
             cell = interval(result.scores[title].tolist())
             mean, half = cell["mean"], cell["ci95"]
-            self.bars[row].set_data([mean - half, mean + half], [row, row])
-            self.means[row].set_data([mean], [row])
-            self.here[row].set_data([result.share(title)], [row])
+            bars[row].set_data([mean - half, mean + half], [row, row])
+            means[row].set_data([mean], [row])
+            here[row].set_data([result.share(title)], [row])
+
+    return Part(update, [*bars, *means, *here])
 
 
 def spoken(result: Challenge) -> str:
@@ -251,22 +236,17 @@ def describe(result: Challenge) -> str:
 
 def still(result: Challenge, split: Split) -> Figure:
     """Draw a challenge once, as a figure that is labelled with what it shows."""
-    drawing = picture(split, list(result.answers))
-    drawing.update(result)
-    return drawing.figure
+    return picture(split, list(result.answers)).still(result)
 
 
 def challenge(embedded: Embedded) -> LiveFigure:
     """The widget: a slider of the bits, and one of the challenges."""
-    controls = {
-        "bits": labelled("weights, activations (bits)", bits_slider("FP")),
-        "number": labelled("challenge", ipywidgets.IntSlider(0, 0, CHALLENGES - 1)),
-    }
+    controls = {"bits": bits_slider(), "number": slider("challenge", 0, 0, CHALLENGES - 1)}
     drawing = picture(embedded.split, list(embedded.networks))
     return LiveFigure(controls, lambda bits, number: compute(embedded, bits, number), drawing, words=describe)
 
 
-def bits_slider(value: str) -> ipywidgets.SelectionSlider:
+def bits_slider() -> ipywidgets.SelectionSlider:
     """Make a slider over `PAIRS`, which shows the bits of the weights."""
     words = [(pair if pair == "FP" else str(Bits.parse(pair).w), pair) for pair in PAIRS]
-    return ipywidgets.SelectionSlider(options=words, value=value)
+    return labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=words, value="FP"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from mebqat_lite import datasets, methods, paths
 from mebqat_lite.bits import FP, FULL, Bits, BitsLike
 from mebqat_lite.checkpoint import load_model
-from mebqat_lite.course.widgets.base import buttons, card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import buttons, card, labelled, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
+from mebqat_lite.course.widgets.playground import inputs_of
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
+from mebqat_lite.measure.evaluate import accuracy
 from mebqat_lite.measure.looks import BLACK, BLUE, GREY, PAGE, SKY, SMALLEST, VERMILION, pale
 from mebqat_lite.switching.batchnorm import SwitchableNorm
 from mebqat_lite.switching.convert import requantize
 from mebqat_lite.switching.norms import is_recalibrated, recalibrate
-from mebqat_lite.switching.state import at, norm_layers, setting_of
-from mebqat_lite.tensors import place
+from mebqat_lite.switching.state import norm_layers, setting_of
 
 POLICIES = {  # in the order of the bars
     "running": "kept from training",
@@ -69,7 +70,7 @@ class ChannelResult:
     @property
     def arrives(self) -> Two:
         """Mean and standard deviation of what arrives."""
-        return float(self.values.mean()), float(self.values.std(correction=0))
+        return two(self.values)
 
     @property
     def leaves(self) -> Tensor:
@@ -85,6 +86,11 @@ class ChannelResult:
     def shift(self) -> float:
         """How far the mean that the norm subtracts is above the one that arrives, in deviations that arrive."""
         return (self.used[0] - self.arrives[0]) / self.arrives[1]
+
+
+def two(values: Tensor) -> Two:
+    """Return the mean and the standard deviation of values."""
+    return float(values.mean()), float(values.std(correction=0))
 
 
 class Bench:
@@ -111,19 +117,18 @@ class Bench:
 
     def _right(self, pair: Bits, kind: str) -> float:
         """``one_class`` is the policy ``batch`` with a batch for each class."""
-        labels = self.data.test.labels
-        parts = [labels == c for c in labels.unique()] if kind == "one_class" else [torch.ones_like(labels).bool()]
-        hits = sum(int((self.answers(pair, kind, part) == labels[part]).sum()) for part in parts)
-        return 100 * hits / len(labels)
+        (model, stats), test = self._ready(pair, kind), self.data.test
+        if kind != "one_class":
+            return accuracy(model, test, pair, stats)
+        classes = [test.select(test.labels == label) for label in test.labels.unique()]
+        return sum(accuracy(model, part, pair, stats) * len(part.labels) for part in classes) / len(test.labels)
 
-    def answers(self, pair: Bits, kind: str, part: Tensor) -> Tensor:
-        """Classify a ``part`` of the test images, a mask, in one batch."""
+    def _ready(self, pair: Bits, kind: str) -> tuple[nn.Module, str]:
+        """Return the network that runs under a policy, and the name that the package has for the policy."""
         model = self.corrected if kind == "corrected" else self.model
         if kind == "recalibrated" and not is_recalibrated(model, str(pair)):
             recalibrate(model, self.data.train.images, pair)
-        stats = {"corrected": "running", "one_class": "batch"}.get(kind, kind)
-        with torch.no_grad(), at(model, pair, stats):
-            return model(self.data.test.images[part].to(*place(model))).argmax(1).cpu()
+        return model, {"corrected": "running", "one_class": "batch"}.get(kind, kind)
 
     def norm(self, kind: str, layer: str) -> SwitchableNorm:
         """The norm named ``layer`` of the network that a policy runs."""
@@ -131,14 +136,9 @@ class Bench:
 
     def reads(self, bits: BitsLike, kind: str, layer: str, channel: int, part: Tensor | None = None) -> Tensor:
         """What arrives in a channel of a norm, (values,), for all test images or a part of them, image by image."""
-        seen: list[Tensor] = []
-        hook = self.norm(kind, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][:, channel]))
-        every = torch.ones_like(self.data.test.labels).bool()
-        try:
-            self.answers(Bits.parse(bits), kind, every if part is None else part)
-        finally:
-            hook.remove()
-        return seen[0].flatten().cpu()
+        pair, images = Bits.parse(bits), self.data.test.images
+        model, stats = self._ready(pair, kind)
+        return inputs_of(model, layer, images if part is None else images[part], pair, stats)[:, channel].flatten()
 
     def reach(self, layer: str, channel: int) -> Two:
         """Find between which two values nearly all lie that arrive in a channel at 1 or 8 bits or full precision."""
@@ -182,11 +182,11 @@ def _used(bench: Bench, pair: Bits, policy: str, layer: str, channel: int) -> Tw
     return float(mean), float(var + norm.eps) ** 0.5
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
 SIZE, WIDTHS, BINS = (PAGE, 3.5), (1.15, 1, 1.1), 31  # inches; of the three panels, as shares
-ARRIVES: dict[str, Any] = {"color": BLACK, "marker": "o", "markersize": 5, "linewidth": 2}
-USED: dict[str, Any] = {"color": VERMILION, "marker": "s", "markersize": 5, "linewidth": 2}
+LEAVES: dict[str, Any] = {"color": BLACK, "marker": "o", "markersize": 5, "linewidth": 2}
+ARRIVES = LEAVES | {"label": "mean ± deviation of the values"}
+USED = LEAVES | {"color": VERMILION, "marker": "s", "label": "what the norm takes them for"}
+Mark = tuple[dict[str, Any], Callable[[ChannelResult], Two]]
 REACHES = 4.2  # standard deviations on both sides of the values that leave
 CHANCE = 10.0  # percent
 
@@ -197,74 +197,65 @@ def picture() -> Drawing:
     The drawing takes results of `compute`. Its last axes are those of the policies.
     """
     with plots.style():
-        figure, axes = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
-        arrives, leaves, bars = Spread(axes[0], "what arrives"), Spread(axes[1], "what leaves"), Bars(axes[2])
-        axes[1].set(xlim=(-REACHES, REACHES), xlabel="value in deviations")
-        goal = axes[1].axvspan(-1, 1, color=pale(GREY, 0.8), linewidth=0, label="0 ± 1, as it should be")
-        figure.legend(handles=[arrives.own, arrives.used, goal], loc="outside lower center", ncols=3)
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
+        own, used = (ARRIVES, lambda result: result.arrives), (USED, lambda result: result.used)
+        arrives = _spread(left, "what arrives", lambda result: result.values, own, used)
+        middle.set(xlim=(-REACHES, REACHES), xlabel="value in deviations")
+        after = (LEAVES, lambda result: two(result.leaves))
+        leaves = _spread(middle, "what leaves", lambda result: result.leaves, after)
+        bars = _bars(right)
+        goal = middle.axvspan(-1, 1, color=pale(GREY, 0.8), linewidth=0, label="0 ± 1, as it should be")
+        figure.legend(handles=[*left.lines, goal], loc="outside lower center", ncols=3)
 
-    def update(result: ChannelResult) -> str:
-        if axes[0].get_xlim() != result.reach:  # another channel or network: the axes are drawn again
-            axes[0].set(xlim=result.reach, xlabel=f"value in channel {result.channel} of {result.layer}")
-        arrives.update(result.values, result.arrives, result.used)
-        left = result.leaves
-        leaves.update(left, (float(left.mean()), float(left.std(correction=0))))
-        bars.update(result)
-        return say(result)
+    def rescale(result: ChannelResult) -> None:
+        if left.get_xlim() != result.reach:  # another channel or network: the axes are drawn again
+            left.set(xlim=result.reach, xlabel=f"value in channel {result.channel} of {result.layer}")
 
-    return Drawing(figure, update, [*arrives.moving, *leaves.moving, *bars.moving])
+    return Drawing(figure, say, Part(rescale, []), arrives, leaves, bars)
 
 
 def still(result: ChannelResult) -> Figure:
     """Draw a result once, as a figure that is labelled with what it shows."""
-    drawing = picture()
-    drawing.update(result)
-    return drawing.figure
+    return picture().still(result)
 
 
-class Spread:
-    """A panel with a histogram, and above it the mean ± deviation of the values, and those that the norm uses."""
+def _spread(axes: Axes, title: str, values: Callable[[ChannelResult], Tensor], *marks: Mark) -> Part:
+    """Draw a histogram of values, and above it lines with a mark at a mean and ends at the deviation.
 
-    def __init__(self, axes: Axes, title: str) -> None:
-        self.axes = axes
-        self.bars = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=SKY)
-        [self.own] = axes.plot([], [], label="mean ± deviation of the values", **ARRIVES)
-        [self.used] = axes.plot([], [], label="what the norm takes them for", **USED)
-        self.moving: list[Artist] = [self.bars, self.own, self.used]
-        axes.set(title=title, ylim=(0, 1.35), yticks=[])
-        axes.spines["left"].set_visible(False)
+    The highest bar always has the same height, so that widths can be compared.
+    """
+    axes.set(title=title, ylim=(0, 1.35), yticks=[])
+    axes.spines["left"].set_visible(False)
+    bars = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=SKY)
+    lines = [axes.plot([0] * 3, [1.1 + 0.14 * i] * 3, **look)[0] for i, (look, _) in enumerate(marks)]
 
-    def update(self, values: Tensor, own: Two, used: Two | None = None) -> None:
-        """Move all parts. The highest bar always has the same height, so that widths can be compared."""
-        edges = torch.linspace(*self.axes.get_xlim(), BINS + 1)
-        counts = torch.histogram(values, edges)[0]
-        self.bars.set_data((counts / counts.max().clamp(min=1)).numpy(), edges.numpy())
-        for line, two, height in ((self.own, own, 1.1), (self.used, used, 1.24)):
-            mean, deviation = two or (0.0, 0.0)
-            line.set_data([mean - deviation, mean, mean + deviation], [height] * 3 if two else [-1.0] * 3)
+    def update(result: ChannelResult) -> None:
+        edges = torch.linspace(*axes.get_xlim(), BINS + 1)
+        counts = torch.histogram(values(result), edges)[0]
+        bars.set_data((counts / counts.max().clamp(min=1)).numpy(), edges.numpy())
+        for line, (_, of) in zip(lines, marks, strict=True):
+            mean, deviation = of(result)
+            line.set_xdata([mean - deviation, mean, mean + deviation])
+
+    return Part(update, [bars, *lines])
 
 
-class Bars:
-    """A panel with a bar from 0 to 100 % for each policy; the chosen one is dark."""
+def _bars(axes: Axes) -> Part:
+    """Draw a bar from 0 to 100 % for each policy; the chosen one is dark."""
+    bars = axes.barh(range(len(POLICIES)), 100, height=0.36)
+    words = [axes.text(0, i - 0.24, "", va="bottom", fontsize=SMALLEST) for i in range(len(POLICIES))]
+    chance = [axes.plot([CHANCE] * 2, [i - 0.18, i + 0.18], ":", color=BLACK)[0] for i in range(len(POLICIES))]
+    axes.grid(visible=False)
+    axes.set(title="accuracy (%), by statistics", xlim=(0, 100), ylim=(len(POLICIES) - 0.6, -0.75), yticks=[])
+    axes.set_xlabel("dotted: chance, 10 %")
 
-    def __init__(self, axes: Axes) -> None:
-        self.bars = list(axes.barh(range(len(POLICIES)), 100, height=0.36))
-        self.words = [axes.text(0, i - 0.24, "", va="bottom", fontsize=SMALLEST) for i in range(len(POLICIES))]
-        chance = [axes.plot([CHANCE] * 2, [i - 0.18, i + 0.18], ":", color=BLACK)[0] for i in range(len(POLICIES))]
-        self.moving: list[Artist] = [*self.bars, *self.words, *chance]
-        axes.grid(visible=False)
-        axes.set(title="accuracy (%), by statistics", xlim=(0, 100), ylim=(len(POLICIES) - 0.6, -0.75), yticks=[])
-        axes.set_xlabel("dotted: chance, 10 %")
-
-    def update(self, result: ChannelResult) -> None:
-        """Set the lengths and the words of all bars."""
-        for bar, words, (kind, name) in zip(self.bars, self.words, POLICIES.items(), strict=True):
+    def update(result: ChannelResult) -> None:
+        for bar, text, (kind, name) in zip(bars, words, POLICIES.items(), strict=True):
             is_chosen = kind == result.policy
             bar.set(width=result.accuracy[kind], color=BLUE if is_chosen else pale(BLUE))
-            words.set(text=f"{name}: {result.accuracy[kind]:.1f}", weight="bold" if is_chosen else "normal")
+            text.set(text=f"{name}: {result.accuracy[kind]:.1f}", weight="bold" if is_chosen else "normal")
 
-
-# --- in words --------------------------------------------------------------------------------------------------
+    return Part(update, [*bars, *words, *chance])
 
 
 def say(result: ChannelResult) -> str:
@@ -286,38 +277,29 @@ def describe(result: ChannelResult) -> str:
     )
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
 def norm_policies() -> LiveFigure:
     """The widget with shipped networks on the digits; a policy can be chosen in the figure too."""
-    data = datasets.digits()
-    benches = {n: Bench(load_model(paths.shipped("checkpoints", f"{f}.safetensors"))[0], data) for n, f in
-               SHIPPED.items()}  # fmt: skip
-    controls, drawing = _controls(), picture()
-    policy = controls["policy"]
+    data, drawing, kinds = datasets.digits(), picture(), [*POLICIES]
+    files = {title: paths.shipped("checkpoints", f"{name}.safetensors") for title, name in SHIPPED.items()}
+    benches = {title: Bench(load_model(file)[0], data) for title, file in files.items()}
+    widths = [("FP" if bits == FULL else str(bits), bits) for bits in (*range(1, 9), FULL)]
+    policy = buttons("statistics", [(name, kind) for kind, name in POLICIES.items()], "running")
+    controls = {
+        "network": buttons("network", list(SHIPPED), next(iter(SHIPPED))),
+        "bits": labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=widths, value=4)),
+        "policy": policy,
+        "layer": buttons("norm", LAYERS, LAYERS[0]),
+        "channel": slider("channel", 3, 0, CHANNELS - 1),
+    }
 
-    def run(network: str, bits: int, policy: str, layer: str, channel: int) -> ChannelResult:
-        return compute(benches[network], Bits(bits, bits), policy, layer, channel)
+    def run(network: str, bits: int, **others: Any) -> ChannelResult:
+        return compute(benches[network], Bits(bits, bits), **others)
 
     def choose(place: float) -> None:
-        policy.value = [*POLICIES][min(max(round(place), 0), len(POLICIES) - 1)]
-
-    def step(right: int, up: int) -> None:
-        choose([*POLICIES].index(policy.value) + right - up)
+        policy.value = kinds[min(max(round(place), 0), len(kinds) - 1)]
 
     live = LiveFigure(controls, run, drawing, words=describe)
     label = "the statistics: click a bar, or choose one with the arrow keys"
-    live.touch(drawing.figure.axes[-1], label, lambda _x, y: choose(y), step)
+    live.touch(drawing.figure.axes[-1], label, lambda _x, y: choose(y),
+               lambda right, up: choose(kinds.index(policy.value) + right - up))  # fmt: skip
     return live
-
-
-def _controls() -> dict[str, ipywidgets.Widget]:
-    widths = [("FP" if bits == FULL else str(bits), bits) for bits in (*range(1, 9), FULL)]
-    return {
-        "network": buttons("network", list(SHIPPED), next(iter(SHIPPED))),
-        "bits": labelled("weights, activations (bits)", ipywidgets.SelectionSlider(options=widths, value=4)),
-        "policy": buttons("statistics", [(name, kind) for kind, name in POLICIES.items()], "running"),
-        "layer": buttons("norm", LAYERS, LAYERS[0]),
-        "channel": labelled("channel", ipywidgets.IntSlider(3, 0, CHANNELS - 1)),
-    }

@@ -11,7 +11,7 @@ import numpy as np
 
 from mebqat_lite.bits import FULL, Bits
 from mebqat_lite.course.widgets.base import card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.looks import PAGE, color_of
 
@@ -27,16 +27,6 @@ class Painted:
     pair: str
     pictures: dict[str, np.ndarray]
     psnr: dict[str, float]  # dB
-
-    @property
-    def nearest(self) -> str:
-        """The title of the network whose picture is nearest to the photograph."""
-        return max(self.psnr, key=self.psnr.__getitem__)
-
-    @property
-    def farthest(self) -> str:
-        """The title of the network whose picture is farthest from it."""
-        return min(self.psnr, key=self.psnr.__getitem__)
 
 
 def compute(pictures: Pictures, measured: Measured, pair: str) -> Painted:
@@ -60,13 +50,17 @@ def picture(titles: Sequence[str], size: tuple[int, int]) -> Drawing:
         images[title] = cell.imshow(np.ones((*size, 3)), vmin=0, vmax=1, interpolation="nearest")
         words[title] = cell.text(0.5, -0.03, "", transform=cell.transAxes, ha="center", va="top")
 
-    def update(result: Painted) -> str:
+    def update(result: Painted) -> None:
         for title in titles:
             images[title].set_data(result.pictures[title])
             words[title].set_text(f"{result.psnr[title]:.1f} dB")
-        return f"{spoken(result.pair)}: {', '.join(f'{title} {result.psnr[title]:.1f} dB' for title in titles)}"
 
-    return Drawing(figure, update, [*images.values(), *words.values()])
+    return Drawing(figure, say, Part(update, [*images.values(), *words.values()]))
+
+
+def say(result: Painted) -> str:
+    """The picture in words."""
+    return f"{spoken(result.pair)}: " + ", ".join(f"{title} {psnr:.1f} dB" for title, psnr in result.psnr.items())
 
 
 def spoken(pair: str) -> str:
@@ -78,9 +72,10 @@ def spoken(pair: str) -> str:
 
 def describe(result: Painted) -> str:
     """Which network is nearest to the photograph and which is farthest, as HTML."""
-    ends = ((result.nearest, "nearest to the photograph"), (result.farthest, "farthest from it"))
-    found = "; ".join(f"{where}: {title}, {result.psnr[title]:.1f} dB" for title, where in ends)
-    return card(f"<b>{spoken(result.pair)}</b> {found}")
+    ranked = sorted(result.psnr, key=result.psnr.__getitem__)
+    ends = {"nearest to the photograph": ranked[-1], "farthest from it": ranked[0]}
+    words = "; ".join(f"{where}: {title}, {result.psnr[title]:.1f} dB" for where, title in ends.items())
+    return card(f"<b>{spoken(result.pair)}</b> {words}")
 
 
 def paintings(pictures: Pictures, measured: Measured) -> LiveFigure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import WIDTHS, Bits, BitsLike
 from mebqat_lite.course.widgets.base import buttons, card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.boards import board_on, pair_at
@@ -69,9 +69,6 @@ def compute(model: nn.Module, data: Data, bits: BitsLike) -> Tensor:
         return model(data.test.images.to(*place(model))).argmax(1).cpu()
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 def picture(test: Split, limits: tuple[float, float], side: int, figure: Any = None) -> Drawing:
     """Draw a board of the pairs, beneath it all test images as a sheet, and some of the wrong ones with the answers.
 
@@ -84,84 +81,84 @@ def picture(test: Split, limits: tuple[float, float], side: int, figure: Any = N
     with plots.style(), plt.rc_context({"axes.grid": False}):
         drawn = figure or plt.figure(figsize=SIZE)
         axes = drawn.subplots(3, 1, height_ratios=(3.1, 1.5, 0.4))
-        board, sheet, large = board_on(axes[0], limits, " "), _Sheet(axes[1], test), _Large(axes[2], test)
-    accuracies: Mapping[str, float] = {}
+        parts = [_board(axes[0], limits), _sheet(axes[1], test), _large(axes[2], test)]
 
-    def update(results: Sequence[Answers]) -> str:
-        nonlocal accuracies
-        found = results[side]
-        if accuracies is not found.accuracies:  # another network: all of the board is drawn again
-            accuracies = found.accuracies
-            axes[0].set_title(found.title, fontweight="bold", color=color_of(found.title))
-            board.update(accuracies)
-        board.choose(found.bits)
-        sheet.update(found)
-        large.update(found)
-        return spoken(found)
+    def update(results: Sequence[Answers]) -> None:
+        for part in parts:
+            part.update(results[side])
 
-    return Drawing(drawn, update, [board.frame, *sheet.moving, *large.moving])
+    moving = [artist for part in parts for artist in part.moving]
+    return Drawing(drawn, lambda results: say(results[side]), Part(update, moving))
 
 
 def still(results: Sequence[Answers], test: Split, limits: tuple[float, float]) -> Figure:
     """Draw both networks beside each other in one figure."""
-
-    def part(side: int) -> Callable[..., str]:
-        return lambda figure: picture(test, limits, side, figure).update(results)
-
-    figure = plots.beside([part(0), part(1)], (SIZE[0],) * 2, SIZE[1], "")
-    figure.set_label("; ".join(map(spoken, results)))
+    sides = [lambda figure, side=side: picture(test, limits, side, figure).update(results) for side in range(2)]
+    figure = plots.beside(sides, (SIZE[0],) * 2, SIZE[1], "")
+    figure.set_label("; ".join(map(say, results)))
     return figure
 
 
-def spoken(found: Answers) -> str:
+def say(found: Answers) -> str:
     """The picture of one network in words."""
     return f"{found.title} at {found.bits}: {len(found.wrong)} of {len(found.labels)} test images are read wrongly"
 
 
-class _Sheet:
-    """All test images, small; those that are read wrongly are white on orange."""
+def _board(axes: Axes, limits: tuple[float, float]) -> Part:
+    """Draw the board of a network's accuracies, with a frame around the pair."""
+    board = board_on(axes, limits, " ")
+    accuracies: Mapping[str, float] = {}
 
-    def __init__(self, axes: Axes, test: Split) -> None:
-        self.pixels = test.images[:, 0].numpy()  # (images, height, width)
-        self.height, self.width = self.pixels.shape[1:]
-        axes.set(xticks=[], yticks=[], frame_on=False)
-        rows = -(-len(self.pixels) // WIDE)
-        self.image = axes.imshow(np.ones((rows * self.height, WIDE * self.width, 3)), aspect="auto")
-        self.words = axes.text(0.5, 1.02, "", transform=axes.transAxes, ha="center", va="bottom")
-        self.moving = [self.image, self.words]
+    def update(found: Answers) -> None:
+        nonlocal accuracies
+        if accuracies is not found.accuracies:  # another network: all of the board is drawn again
+            accuracies = found.accuracies
+            axes.set_title(found.title, fontweight="bold", color=color_of(found.title))
+            board.update(accuracies)
+        board.choose(found.bits)
 
-    def update(self, found: Answers) -> None:
-        self.image.set_data(mosaic(tinted(self.pixels, found.wrong.numpy()), WIDE))
-        self.words.set_text(f"{found.bits}: {len(found.wrong)} of {len(found.labels)} read wrongly (orange)")
+    return Part(update, [board.frame])
 
 
-class _Large:
-    """The first images that are read wrongly, and what the network reads in them."""
+def _sheet(axes: Axes, test: Split) -> Part:
+    """Draw all test images, small; those that are read wrongly are white on orange."""
+    pixels = test.images[:, 0].numpy()  # (images, height, width)
+    axes.set(xticks=[], yticks=[], frame_on=False)
+    image = axes.imshow(mosaic(tinted(pixels, []), WIDE), aspect="auto")
+    words = axes.text(0.5, 1.02, "", transform=axes.transAxes, ha="center", va="bottom")
 
-    def __init__(self, axes: Axes, test: Split) -> None:
-        self.pixels = test.images[:, 0].numpy()
-        height, width = self.pixels.shape[1:]
-        axes.set(xticks=[], yticks=[], frame_on=False, xlabel=" ")
-        self.margin = width // 2  # white pixels beside each image
-        step = width + self.margin
-        self.image = axes.imshow(np.ones((height, SHOWN * step, 3)))
-        middles = [number * step + width / 2 - 0.5 for number in range(SHOWN)]
-        look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": SMALLEST, "color": VERMILION}
-        self.words = [axes.text(x, height, "", **look) for x in middles]
-        self.moving = [self.image, *self.words]
+    def update(found: Answers) -> None:
+        image.set_data(mosaic(tinted(pixels, found.wrong), WIDE))
+        words.set_text(f"{found.bits}: {len(found.wrong)} of {len(found.labels)} read wrongly (orange)")
 
-    def update(self, found: Answers) -> None:
+    return Part(update, [image, words])
+
+
+def _large(axes: Axes, test: Split) -> Part:
+    """Draw the first images that are read wrongly, and what the network reads in them."""
+    pixels = test.images[:, 0].numpy()
+    height, width = pixels.shape[1:]
+    margin = width // 2  # white pixels beside each image
+    step = width + margin
+    axes.set(xticks=[], yticks=[], frame_on=False, xlabel=" ")
+    image = axes.imshow(np.ones((height, SHOWN * step, 3)))
+    look: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": SMALLEST, "color": VERMILION}
+    words = [axes.text(number * step + width / 2 - 0.5, height, "", **look) for number in range(SHOWN)]
+
+    def update(found: Answers) -> None:
         wrong = found.wrong[:SHOWN].numpy()
-        apart = np.pad(self.pixels[wrong], ((0, 0), (0, 0), (0, self.margin)))
-        self.image.set_data(mosaic(tinted(apart, np.array([], dtype=int)), SHOWN))
+        apart = np.pad(pixels[wrong], ((0, 0), (0, 0), (0, margin)))
+        image.set_data(mosaic(tinted(apart, []), SHOWN))
         answers = [f"as {int(found.predicted[i])}" for i in wrong]
-        for words, answer in zip(self.words, [*answers, *[""] * (SHOWN - len(answers))], strict=True):
-            words.set_text(answer)
+        for text, answer in zip(words, [*answers, *[""] * (SHOWN - len(answers))], strict=True):
+            text.set_text(answer)
+
+    return Part(update, [image, *words])
 
 
-def tinted(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Dark digits on white as (images, height, width, 3); the ``wrong`` ones white on orange."""
-    orange = np.array(to_rgb(VERMILION))
+def tinted(pixels: np.ndarray, wrong: Any) -> np.ndarray:
+    """Dark characters on white as (images, height, width, 3); the ``wrong`` ones white on orange."""
+    wrong, orange = np.asarray(wrong, dtype=int), np.array(to_rgb(VERMILION))
     ink = pixels[..., None]
     colours = np.repeat(1 - ink, 3, axis=-1)
     colours[wrong] = orange + (1 - orange) * ink[wrong]
@@ -177,7 +174,27 @@ def mosaic(images: np.ndarray, wide: int) -> np.ndarray:
     return places.reshape(rows, wide, height, width, 3).swapaxes(1, 2).reshape(rows * height, wide * width, 3)
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
+def choose_by_hand(live: LiveFigure, pairs: Sequence[Bits]) -> None:
+    """Let a hand on the first axes of each drawing, which are boards, set ``live.pair`` to one of some pairs.
+
+    Activation bits rise to the right, and weight bits downwards.
+    """
+
+    def press(x: float, y: float) -> None:
+        if (pair := pair_at(x, y)) in pairs:
+            live.pair = str(pair)
+
+    def moved(along: Sequence[Bits], steps: int) -> Bits:
+        place = along.index(Bits.parse(live.pair)) + steps
+        return along[min(max(place, 0), len(along) - 1)]
+
+    def step(right: int, up: int) -> None:
+        live.pair = str(moved([pair for pair in pairs if pair.w == Bits.parse(live.pair).w], right))
+        live.pair = str(moved([pair for pair in pairs if pair.a == Bits.parse(live.pair).a], -up))
+
+    for drawing in live.drawings:
+        live.touch(drawing.figure.axes[0], TOUCH, press, step)
+    live.observe(live.update, "pair")
 
 
 class PairBoard(LiveFigure):
@@ -192,7 +209,9 @@ class PairBoard(LiveFigure):
 
     pair = traitlets.Unicode()
 
-    def __init__(self, networks: Mapping[str, nn.Module], accuracies: Accuracies, data: Data, pair: str) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], accuracies: Accuracies, data: Data, pair: str = "W2A2"
+    ) -> None:
         self.networks, self.accuracies, self.data = dict(networks), accuracies, data
         self.set_trait("pair", pair)
         *others, self.right = self.networks
@@ -200,9 +219,7 @@ class PairBoard(LiveFigure):
         self.limits = (10 * math.floor(lowest / 10), 100.0)
         sides = [picture(data.test, self.limits, side) for side in range(2)]
         super().__init__({"left": buttons("on the left", others, others[0])}, self._answers, *sides, words=describe)
-        for side in sides:
-            self.touch(side.figure.axes[0], TOUCH, self._point, self._step)
-        self.observe(self.update, "pair")
+        choose_by_hand(self, [Bits(w, a) for w in WIDTHS for a in WIDTHS])
 
     def _answers(self, left: str) -> list[Answers]:
         """What both networks read at the chosen pair."""
@@ -211,16 +228,6 @@ class PairBoard(LiveFigure):
             predicted = compute(self.networks[title], self.data, bits)
             found.append(Answers(title, bits, self.accuracies[title], predicted, self.data.test.labels))
         return found
-
-    def _point(self, x: float, y: float) -> None:
-        if pair := pair_at(x, y):
-            self.pair = str(pair)
-
-    def _step(self, right: int, up: int) -> None:
-        """Move to a neighbour: activation bits rise to the right, and weight bits downwards."""
-        bits = Bits.parse(self.pair)
-        places = (WIDTHS.index(bits.w) - up, WIDTHS.index(bits.a) + right)
-        self.pair = str(Bits(*(WIDTHS[min(max(place, 0), len(WIDTHS) - 1)] for place in places)))
 
     def still(self) -> Figure:
         """Draw what the widget shows now as one figure, for a page without a kernel."""
@@ -237,6 +244,4 @@ def describe(results: Sequence[Answers]) -> str:
     return card(*lines)
 
 
-def pair_board(networks: Mapping[str, nn.Module], accuracies: Accuracies, data: Data, pair: str = "W2A2") -> PairBoard:
-    """The widget `PairBoard`."""
-    return PairBoard(networks, accuracies, data, pair)
+pair_board = PairBoard  # as lessons call it

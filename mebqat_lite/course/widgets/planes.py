@@ -9,19 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from mebqat_lite.bits import FULL, Bits
-from mebqat_lite.course.widgets.base import card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import card, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.deploy import codes, sizes
 from mebqat_lite.deploy.packed import save_packed
@@ -68,7 +66,7 @@ class Stripped:
         """The weights of a layer when the lower planes are not known: each is the middle of what they could say."""
         whole, step, zero = self.codes[name]
         unit = 2 ** (PLANES - kept)
-        return step * unit * ((whole // unit) - ((zero + 0.5) / unit - 0.5))
+        return codes.dequantize(whole // unit, step * unit, (zero + 0.5) / unit - 0.5)
 
     def read(self, kept: int) -> Reading:
         """Classify the test images with the first ``kept`` planes, 1 to 8."""
@@ -139,11 +137,10 @@ def compute(networks: Mapping[str, Stripped], file: Mapping[str, int], kept: int
     )
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
 HEIGHTS = (1.15, 0.95, 1.2)  # of the three rows, as shares
 COLORS = {"codes": SKY, "norm statistics": ORANGE, "other floats": GREY, "header": PALE}
 SIDE = 36  # of the picture of a plane, in weights
+IMAGE: dict[str, Any] = {"cmap": "gray_r", "aspect": "auto", "interpolation": "nearest"}
 GAP = 0.08  # between two planes, as a share of one
 
 
@@ -162,97 +159,72 @@ def picture(bits: Tensor, images: Tensor, titles: Sequence[str], whole: int) -> 
         figure = plt.figure(figsize=(PAGE, 4.0))
         places: Any = figure.subfigures(3, 1, height_ratios=HEIGHTS)
         top, middle, bottom = (place.subplots() for place in places)
-        stack, bar, rows = Stack(top, bits), Bar(middle, whole), Rows(bottom, images, titles)
-
-    def update(result: PlanesResult) -> str:
-        for part in (stack, bar, rows):
-            part.update(result)
-        return say(result)
-
-    return Drawing(figure, update, [*stack.moving, *bar.moving, *rows.moving])
+        parts = _stack(top, bits), _bar(middle, whole), _rows(bottom, images, titles)
+    return Drawing(figure, say, *parts)
 
 
-class Stack:
-    """The planes side by side, a weight a pixel; those that are dropped are veiled."""
-
-    def __init__(self, axes: Axes, bits: Tensor) -> None:
-        pad = -bits.shape[1] % SIDE
-        for index, plane in enumerate(torch.nn.functional.pad(bits, (0, pad)).reshape(PLANES, -1, SIDE)):
-            place = (index + GAP, index + 1 - GAP, 0, 1)
-            axes.imshow(
-                plane.T.numpy(), cmap="gray_r", vmin=0, vmax=1.6, extent=place, aspect="auto", interpolation="nearest"
-            )
-        self.veil = axes.add_patch(Rectangle((PLANES, -0.02), 0, 1.04, facecolor=WHITE, alpha=0.85))
-        self.moving: list[Artist] = [self.veil]
-        axes.set(xlim=(0, PLANES), ylim=(0, 1), yticks=[], title="eight bit planes of one layer, a weight a pixel")
-        axes.set_xticks([i + 0.5 for i in range(PLANES)], [f"worth {2 ** (PLANES - 1 - i)}" for i in range(PLANES)])
-        axes.grid(visible=False)
-        _without_frame(axes)
-
-    def update(self, result: PlanesResult) -> None:
-        """Veil what is dropped."""
-        self.veil.set(x=result.kept, width=PLANES - result.kept)
+def _stack(axes: Axes, bits: Tensor) -> Part:
+    """Draw the planes side by side, a weight a pixel; those that are dropped are veiled."""
+    whole = torch.nn.functional.pad(bits, (0, -bits.shape[1] % SIDE)).reshape(PLANES, -1, SIDE)
+    for index, plane in enumerate(whole):
+        place = (index + GAP, index + 1 - GAP, 0, 1)
+        axes.imshow(plane.T.numpy(), vmin=0, vmax=1.6, extent=place, **IMAGE)
+    veil = axes.add_patch(Rectangle((PLANES, -0.02), 0, 1.04, facecolor=WHITE, alpha=0.85))
+    axes.set(
+        xlim=(0, PLANES),
+        ylim=(0, 1),
+        yticks=[],
+        frame_on=False,
+        title="eight bit planes of one layer, a weight a pixel",
+    )
+    axes.set_xticks([i + 0.5 for i in range(PLANES)], [f"worth {2 ** (PLANES - 1 - i)}" for i in range(PLANES)])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    return Part(lambda result: veil.set(x=result.kept, width=PLANES - result.kept), [veil])
 
 
-class Bar:
-    """The bytes of the file, by what they are for."""
+def _bar(axes: Axes, whole: int) -> Part:
+    """Draw the bytes of the file, by what they are for."""
+    parts = {name: axes.barh(0, 0, height=0.9, color=color, label=name)[0] for name, color in COLORS.items()}
+    words = axes.text(0, 0, "", va="center", fontsize=SMALLEST)
+    axes.set(xlim=(0, 1.3 * whole), ylim=(-0.5, 0.5), yticks=[], xlabel="bytes of the file")
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.figure.legend(loc="outside upper left", ncols=4)
 
-    def __init__(self, axes: Axes, whole: int) -> None:
-        self.parts = {name: axes.barh(0, 0, height=0.9, color=color, label=name)[0] for name, color in COLORS.items()}
-        self.words = axes.text(0, 0, "", va="center", fontsize=SMALLEST)
-        self.moving: list[Artist] = [*self.parts.values(), self.words]
-        axes.set(xlim=(0, 1.3 * whole), ylim=(-0.5, 0.5), yticks=[], xlabel="bytes of the file")
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.figure.legend(loc="outside upper left", ncols=4)
-
-    def update(self, result: PlanesResult) -> None:
-        """Set the lengths."""
+    def update(result: PlanesResult) -> None:
         left = 0
-        for name, rectangle in self.parts.items():
+        for name, rectangle in parts.items():
             rectangle.set(x=left, width=result.bytes[name])
             left += result.bytes[name]
-        self.words.set(x=1.02 * left, text=f"{left:,} bytes")
+        words.set(x=1.02 * left, text=f"{left:,} bytes")
+
+    return Part(update, [*parts.values(), words])
 
 
-class Rows:
-    """Images side by side, and beneath them a row of answers for each network; a wrong one has a cross."""
+def _rows(axes: Axes, images: Tensor, titles: Sequence[str]) -> Part:
+    """Draw images side by side, and beneath them a row of answers for each network; a wrong one has a cross."""
+    count = len(images)
+    for index, image in enumerate(images):
+        axes.imshow(image[0].numpy(), extent=(index + 0.1, index + 0.9, 0.05, 0.65), **IMAGE)
+    names, cells = {}, {}
+    look: dict[str, Any] = {"va": "center", "fontsize": 10}
+    for row, title in enumerate(titles):
+        y = -0.2 - 0.38 * row
+        names[title] = axes.text(-0.1, y, "", ha="right", color=color_of(title), fontweight="bold", **look)
+        cells[title] = [axes.text(i + 0.5, y, "", ha="center", **look) for i in range(count)]
+    axes.set(xlim=(-4.2, count), ylim=(y - 0.22, 0.7), xticks=[], yticks=[], frame_on=False)
+    axes.text(-0.1, 0.35, "test images", ha="right", **look)
 
-    def __init__(self, axes: Axes, images: Tensor, titles: Sequence[str]) -> None:
-        count, self.titles = len(images), list(titles)
-        for index, image in enumerate(images):
-            place = (index + 0.1, index + 0.9, 0.05, 0.65)
-            axes.imshow(image[0].numpy(), cmap="gray_r", extent=place, aspect="auto", interpolation="nearest")
-        rows = [-0.2 - 0.38 * row for row in range(len(titles))]
-        look: dict[str, Any] = {"va": "center", "fontsize": 10}
-        self.names = [
-            axes.text(-0.1, y, "", ha="right", color=color_of(title), fontweight="bold", **look)
-            for y, title in zip(rows, titles, strict=True)
-        ]
-        self.cells = [[axes.text(i + 0.5, y, "", ha="center", **look) for i in range(count)] for y in rows]
-        self.moving: list[Artist] = [*self.names, *(cell for row in self.cells for cell in row)]
-        axes.set(xlim=(-4.2, count), ylim=(rows[-1] - 0.22, 0.7), xticks=[], yticks=[])
-        axes.text(-0.1, 0.35, "test images", ha="right", **look)
-        axes.grid(visible=False)
-        _without_frame(axes)
-
-    def update(self, result: PlanesResult) -> None:
-        """Write the answers."""
-        for title, name, cells in zip(self.titles, self.names, self.cells, strict=True):
+    def update(result: PlanesResult) -> None:
+        for title, name in names.items():
             name.set_text(f"{title}: {result.accuracy[title]:.1f} %")
-            for cell, answer, label in zip(cells, result.answers[title], result.labels, strict=True):
+            for cell, answer, label in zip(cells[title], result.answers[title], result.labels, strict=True):
                 is_right = answer == label
                 cell.set(text=str(answer) if is_right else f"✗ {answer}", color=DARK if is_right else BLACK)
                 cell.set(fontweight="normal" if is_right else "bold")
 
-
-def _without_frame(axes: Axes) -> None:
-    axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-
-# --- in words --------------------------------------------------------------------------------------------------
+    return Part(update, [*names.values(), *(cell for row in cells.values() for cell in row)])
 
 
 def say(result: PlanesResult) -> str:
@@ -272,22 +244,17 @@ def describe(result: PlanesResult) -> str:
     )
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
-def drawn(networks: Mapping[str, Stripped], file: Mapping[str, int], layer: str = "") -> Drawing:
-    """Draw the picture for these networks; the planes are those of a layer of the first one, by default the last."""
+def drawn(networks: Mapping[str, Stripped], file: Mapping[str, int]) -> Drawing:
+    """Draw the picture for these networks; the planes are those of the last layer of the first one."""
     first = next(iter(networks.values()))
-    bits = first.planes(layer or list(first.layers)[-1])
+    bits = first.planes(list(first.layers)[-1])
     images = first.data.test.images[shown(first.data)]
     return picture(bits, images, list(networks), sum(file.values()))
 
 
 def still(networks: Mapping[str, Stripped], file: Mapping[str, int], kept: int) -> Figure:
     """Draw what is left with some planes once, as a figure that is labelled with what it shows."""
-    drawing = drawn(networks, file)
-    drawing.update(compute(networks, file, kept))
-    return drawing.figure
+    return drawn(networks, file).still(compute(networks, file, kept))
 
 
 def bit_planes(networks: Mapping[str, Stripped], file: Mapping[str, int]) -> LiveFigure:
@@ -297,13 +264,12 @@ def bit_planes(networks: Mapping[str, Stripped], file: Mapping[str, int]) -> Liv
         networks: by title, all of them with the same data.
         file: the bytes of the file with all planes, as `Stripped.file` returns them.
     """
-    slider = labelled("planes that are kept", ipywidgets.IntSlider(PLANES // 2, 1, PLANES))
-    drawing = drawn(networks, file)
-    live = LiveFigure({"kept": slider}, lambda kept: compute(networks, file, kept), drawing, words=describe)
+    kept, drawing = slider("planes that are kept", PLANES // 2, 1, PLANES), drawn(networks, file)
+    live = LiveFigure({"kept": kept}, lambda kept: compute(networks, file, kept), drawing, words=describe)
 
     def keep(count: float) -> None:
-        slider.value = int(np.clip(count, 1, PLANES))
+        kept.value = int(np.clip(count, 1, PLANES))
 
     label = "the planes that are kept: click the last of them, or move it with the arrow keys"
-    live.touch(drawing.figure.axes[0], label, lambda x, _y: keep(x + 1), lambda right, up: keep(slider.value + right))
+    live.touch(drawing.figure.axes[0], label, lambda x, _y: keep(x + 1), lambda right, up: keep(kept.value + right))
     return live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,19 +11,18 @@ from typing import Any
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from mebqat_lite import quantizers
-from mebqat_lite.bits import FP
-from mebqat_lite.course.widgets.base import buttons, card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.bits import FP, BitsLike
+from mebqat_lite.course.widgets.base import buttons, card, labelled, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.looks import BLACK, BLUE, GREY, ORANGE, PAGE, PALE, SMALLEST, VERMILION, WHITE, looks
 from mebqat_lite.quantizers import Quantizer, Site, integer_range
 from mebqat_lite.switching.state import at
-from mebqat_lite.tensors import evaluating
+from mebqat_lite.tensors import evaluating, like_model
 
 BITS = range(1, 9)
 CLIPS = [round(0.2 * i, 1) for i in range(1, 31)]  # standard deviations
@@ -121,6 +120,12 @@ class PlaygroundResult:
         """The standard deviation of the values."""
         return float(self.values.std())
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the axes of the values begin and end."""
+        high = REACH * self.unit
+        return -high if bool((self.values < 0).any()) else 0.0, high
+
     @cached_property
     def levels(self) -> list[float]:
         """The levels in use, rising."""
@@ -205,8 +210,6 @@ def beyond(x: Tensor, limits: tuple[float, float]) -> Tensor:
     return (x < limits[0]) | (x > limits[1])
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
 SIZE, WIDTHS = (PAGE, 3.7), (1.6, 1, 1)  # inches; of the three panels, as shares
 INSIDE, OUTSIDE, BINS = PALE, ORANGE, 96
 SHARES = looks(("total", "rounding", "clipping"))  # of the error
@@ -219,94 +222,86 @@ def picture() -> Drawing:
     """
     with plots.style():
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=SIZE, width_ratios=WIDTHS)
-        staircase, curves = Staircase(left), (ErrorCurve(middle, "bits"), ErrorCurve(right, "clip"))
+        values, staircase = _values(left), _staircase(left)
+        over_bits = _errors(middle, lambda result: (result.by_bits, result.bits))
+        over_clip = _errors(right, lambda result: (result.by_clip, result.clip or 0))
+        middle.set(xlabel="bitwidth", ylabel="squared error / mean square", xlim=(0.5, 8.5), xticks=BITS)
+        right.set(xlabel="clip (std. deviations)", xlim=(0, REACH), xticks=range(7))
         right.tick_params(labelleft=False)  # the axis is that of the middle
         narrow: dict[str, Any] = {"ncols": 3, "columnspacing": 1.2, "handlelength": 1.7}
-        figure.legend(handles=staircase.moving[:6], loc="outside upper left", **narrow)
-        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", **narrow)
-
-    def update(result: PlaygroundResult) -> str:
-        staircase.update(result)
-        for curve in curves:
-            curve.update(result)
-        return say(result)
-
-    return Drawing(figure, update, [*staircase.moving, *curves[0].moving, *curves[1].moving])
+        handles = [*values.moving, *staircase.moving[:4]]
+        figure.legend(handles=handles, loc="outside upper left", **narrow)
+        figure.legend(handles=middle.lines[:3], loc="outside upper right", **narrow)
+    return Drawing(figure, say, values, staircase, over_bits, over_clip)
 
 
-class Staircase:
-    """The left panel: how the values are spread, the output over the input, the levels and the ends of the clip."""
+def _values(axes: Axes) -> Part:
+    """Draw how the values are spread, half of the panel high, and set the axes.
 
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
-        self.outside = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=OUTSIDE, label="clipped values")
-        self.inside = axes.stairs([0.0], [0.0, 1.0], fill=True, linewidth=0, color=INSIDE, label="values")
-        [self.identity] = axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="output = input")
-        [self.stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
-        [self.levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
-        self.ends = axes.vlines([], 0, 1, colors=VERMILION, linestyles=":", linewidths=1.8, label="outermost levels")
-        [self.handle] = axes.plot([], [], "D", color=VERMILION, markersize=9, markeredgecolor=WHITE)
-        self.words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=SMALLEST)
-        self.moving: list[Artist] = [self.outside, self.inside, self.identity, self.stairs, self.levels, self.ends]
-        self.moving += [self.handle, self.words]
-        axes.set(xlabel="input", ylabel="output")
+    A bar for exact zeros, which a ReLU makes many of, may be cut off.
+    """
+    look: dict[str, Any] = {"fill": True, "linewidth": 0}
+    outside = axes.stairs([0.0], [0.0, 1.0], color=OUTSIDE, label="clipped values", **look)
+    inside = axes.stairs([0.0], [0.0, 1.0], color=INSIDE, label="values", **look)
+    axes.set(xlabel="input", ylabel="output")
 
-    def update(self, result: PlaygroundResult) -> None:
-        """Move all parts to a result."""
-        high = REACH * result.unit
-        low = -high if bool((result.values < 0).any()) else 0.0
-        if self.axes.get_xlim() != (low, high):  # other values: the axes are drawn again
-            self.axes.set(xlim=(low, high), ylim=(low, high))
-        self._spread(result, low, high)
-        ends = [end for end in result.limits if low < end < high]
-        self.identity.set_data([low, high], [low, high])
-        self.stairs.set_data(result.inputs.numpy(), result.stairs.numpy())
-        self.levels.set_data([low] * len(result.levels), result.levels)
-        self.ends.set_segments([[(end, low), (end, high)] for end in ends])
-        top = low + 0.85 * (high - low)
-        self.handle.set_data(*(([result.limits[1]], [top]) if result.clip and not result.message else ([], [])))
-        scaled = "" if result.factor == 1 else f"output times {result.factor:.3g}, the best factor"
-        self.words.set_text("not defined at one bit" if result.message else scaled)
-
-    def _spread(self, result: PlaygroundResult, low: float, high: float) -> None:
-        """Half of the panel high; a bar for exact zeros, which a ReLU makes many of, may be cut off."""
-        edges = torch.linspace(low, high, BINS + 1)
-        inside = result.values[~beyond(result.values, result.limits)]
-        counts = [torch.histogram(part.clamp(low, high), edges)[0] for part in (result.values, inside)]
-        most = float(torch.histogram(result.values[result.values != 0].clamp(low, high), edges)[0].max())
-        for bars, count in zip((self.outside, self.inside), counts, strict=True):
-            heights = low + 0.5 * (high - low) * (count / most).clamp(max=1.1)
+    def update(result: PlaygroundResult) -> None:
+        low, high = result.ends
+        if axes.get_xlim() != (low, high):  # other values: the axes are drawn again
+            axes.set(xlim=(low, high), ylim=(low, high))
+        edges, values = torch.linspace(low, high, BINS + 1), result.values
+        parts = (values, values[~beyond(values, result.limits)], values[values != 0])
+        counts, within, some = (torch.histogram(part.clamp(low, high), edges)[0] for part in parts)
+        for bars, count in ((outside, counts), (inside, within)):
+            heights = low + 0.5 * (high - low) * (count / some.max()).clamp(max=1.1)
             bars.set_data(heights.numpy(), edges.numpy(), baseline=low)
 
+    return Part(update, [outside, inside])
 
-class ErrorCurve:
-    """A panel of the error, over the mean square of the values, with its two parts, over bits or over the clip."""
 
-    def __init__(self, axes: Axes, over: str) -> None:
-        self.over = over
-        self.lines = {name: axes.plot([], [], label=name, markersize=3.5, **look)[0] for name, look in SHARES.items()}
-        [self.now] = axes.plot([], [], "o", color=BLACK, markersize=12, fillstyle="none", markeredgewidth=2)
-        self.words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=SMALLEST)
-        self.moving: list[Artist] = [*self.lines.values(), self.now, self.words]
-        axes.set(yscale="log", ylim=(1e-6, 2), xlim=(0.5, 8.5) if over == "bits" else (0, REACH))
-        axes.set(xticks=BITS if over == "bits" else range(7))
-        axes.set_xlabel("bitwidth" if over == "bits" else "clip (std. deviations)")
-        if over == "bits":
-            axes.set_ylabel("squared error / mean square")
+def _staircase(axes: Axes) -> Part:
+    """Draw the output over the input, the levels, and the ends of the clip, one of which can be dragged."""
+    [identity] = axes.plot([], [], color=GREY, linestyle="--", linewidth=1, label="output = input")
+    [stairs] = axes.plot([], [], color=BLUE, linewidth=2, drawstyle="steps-mid", label="output")
+    [levels] = axes.plot([], [], "_", color=BLUE, markersize=12, markeredgewidth=1.6, label="levels in use")
+    ends = axes.vlines([], 0, 1, colors=VERMILION, linestyles=":", linewidths=1.8, label="outermost levels")
+    [handle] = axes.plot([], [], "D", color=VERMILION, markersize=9, markeredgecolor=WHITE)
+    words = axes.text(0.03, 0.97, "", transform=axes.transAxes, va="top", fontsize=SMALLEST)
 
-    def update(self, result: PlaygroundResult) -> None:
-        """Move the curves and the ring to a result."""
-        curve: Mapping[Any, Errors] = result.by_bits if self.over == "bits" else result.by_clip
-        for name, line in self.lines.items():
+    def update(result: PlaygroundResult) -> None:
+        low, high = result.ends
+        identity.set_data([low, high], [low, high])
+        stairs.set_data(result.inputs.numpy(), result.stairs.numpy())
+        levels.set_data([low] * len(result.levels), result.levels)
+        ends.set_segments([[(end, low), (end, high)] for end in result.limits if low < end < high])
+        top = low + 0.85 * (high - low)
+        handle.set_data(*(([result.limits[1]], [top]) if result.clip and not result.message else ([], [])))
+        scaled = "" if result.factor == 1 else f"output times {result.factor:.3g}, the best factor"
+        words.set_text("not defined at one bit" if result.message else scaled)
+
+    return Part(update, [identity, stairs, levels, ends, handle, words])
+
+
+def _errors(axes: Axes, of: Callable[[PlaygroundResult], tuple[Mapping[Any, Errors], float]]) -> Part:
+    """Draw the error, over the mean square of the values, with its two parts, and a ring where the result is.
+
+    ``of`` takes the errors, by bits or by the clip, and the place of the ring from a result.
+    """
+    lines = {name: axes.plot([], [], label=name, markersize=3.5, **look)[0] for name, look in SHARES.items()}
+    [ring] = axes.plot([], [], "o", color=BLACK, markersize=12, fillstyle="none", markeredgewidth=2)
+    words = axes.text(0.5, 0.5, "", transform=axes.transAxes, ha="center", fontsize=SMALLEST)
+    axes.set(yscale="log", ylim=(1e-6, 2))
+
+    def update(result: PlaygroundResult) -> None:
+        curve, now = of(result)
+        for name, line in lines.items():
             shares = [getattr(errors, name) / result.power for errors in curve.values()]
             line.set_data(list(curve), [share or math.nan for share in shares])  # none has no place on the axis
-        now = float(result.bits if self.over == "bits" else result.clip or 0)
         is_shown = bool(curve) and not result.message
-        self.now.set_data(*(([now], [result.mse / result.power]) if is_shown else ([], [])))
-        self.words.set_text("" if curve or result.message else "no clip to choose")
+        ring.set_data(*(([now], [result.mse / result.power]) if is_shown else ([], [])))
+        words.set_text("" if curve or result.message else "no clip to choose")
 
-
-# --- in words --------------------------------------------------------------------------------------------------
+    return Part(update, [*lines.values(), ring, words])
 
 
 def say(result: PlaygroundResult) -> str:
@@ -332,9 +327,6 @@ def describe(result: PlaygroundResult) -> str:
     return card(*lines)
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
 def playground(weights: Tensor, activations: Tensor) -> LiveFigure:
     """The widget: a quantizer, its bits and its clip, which can be dragged on the values.
 
@@ -344,47 +336,47 @@ def playground(weights: Tensor, activations: Tensor) -> LiveFigure:
 
     Of each at most 10,000 values are used, evenly spaced.
     """
-    samples, controls, drawing = {"weight": _some(weights), "activation": _some(activations)}, _controls(), picture()
-    clip = controls["clip"]
+    samples, drawing = {"weight": _some(weights), "activation": _some(activations)}, picture()
+    steps = {"min": CLIPS[0], "max": CLIPS[-1], "step": 0.1, "readout_format": ".1f"}
+    clip = labelled("clip (std. deviations)", ipywidgets.FloatSlider(3.0, **steps))
+    controls = {
+        "quantizer": buttons("quantizer", [(choice.title, key) for key, choice in CHOICES.items()], "uniform"),
+        "bits": slider("bitwidth (bits)", 4, BITS[0], BITS[-1]),
+        "clip": clip,
+    }
 
-    def run(quantizer: str, bits: int, clip: float) -> PlaygroundResult:
-        controls["clip"].disabled = not CHOICES[quantizer].has_clip
-        return compute(samples[CHOICES[quantizer].kind], quantizer, bits, clip)
+    def run(quantizer: str, **others: Any) -> PlaygroundResult:
+        clip.disabled = not CHOICES[quantizer].has_clip
+        return compute(samples[CHOICES[quantizer].kind], quantizer, **others)
 
-    def drag(x: float, _y: float) -> None:
-        clip.value = round(abs(x) / live.result.unit, 1)
-
-    def step(right: int, up: int) -> None:
-        clip.value = round(clip.value + clip.step * (right + up), 1)
+    def move(place: float) -> None:
+        clip.value = round(place, 1)
 
     live = LiveFigure(controls, run, drawing, words=describe)
-    label = "the clip: drag it, or move it with the arrow keys"
-    live.touch(drawing.figure.axes[0], label, drag, step, can_touch=lambda: not clip.disabled)
+    live.touch(
+        drawing.figure.axes[0],
+        "the clip: drag it, or move it with the arrow keys",
+        lambda x, _y: move(abs(x) / live.result.unit),
+        lambda right, up: move(clip.value + clip.step * (right + up)),
+        can_touch=lambda: not clip.disabled,
+    )
     return live
 
 
-def inputs_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """Return what a layer reads at full precision when the model is shown ``images``."""
+def inputs_of(
+    model: nn.Module, layer: str, images: Tensor, bits: BitsLike = FP, norm_stats: str | None = None
+) -> Tensor:
+    """Return what a layer reads when the model is shown ``images``, by default at full precision."""
     seen: list[Tensor] = []
     hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with torch.no_grad(), evaluating(model), at(model, FP):
-            model(images)
+        with torch.no_grad(), evaluating(model), at(model, bits, norm_stats):
+            model(like_model(images, model))
     finally:
         hook.remove()
-    return seen[0]
+    return seen[0].cpu()
 
 
 def _some(values: Tensor) -> Tensor:
     x = values.detach().flatten().float().cpu()
     return x[:: -(-x.numel() // MOST_VALUES) or 1]
-
-
-def _controls() -> dict[str, ipywidgets.Widget]:
-    menu = [(choice.title, key) for key, choice in CHOICES.items()]
-    clips = {"min": CLIPS[0], "max": CLIPS[-1], "step": 0.1, "readout_format": ".1f"}
-    return {
-        "quantizer": buttons("quantizer", menu, "uniform"),
-        "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(4, BITS[0], BITS[-1])),
-        "clip": labelled("clip (std. deviations)", ipywidgets.FloatSlider(3.0, **clips)),
-    }

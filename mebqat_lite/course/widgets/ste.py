@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -19,8 +17,8 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from mebqat_lite.bits import Bits
-from mebqat_lite.course.widgets.base import buttons, card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import buttons, card, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveTraining, Part
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.evaluate import accuracy
@@ -125,10 +123,10 @@ def compute(model: nn.Module, quantizer: str, bits: int, data: Data, steps: int 
     return trace
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 THRESHOLD: dict[str, Any] = {"color": DARK, "linewidth": 1, "linestyle": (0, (4, 2))}
+WEIGHTS = {"a weight": {"color": GREY}, "with a new level": {"color": GREEN}, "threshold": THRESHOLD}
+EDGES = torch.linspace(-1, 1, 82)  # of the bars
+LENGTH = STEPS * 1.02  # of the axes of steps
 
 
 @dataclass(frozen=True)
@@ -150,121 +148,89 @@ def picture(titles: tuple[str, ...]) -> Drawing:
         figure = plt.figure(figsize=(PAGE, 4.0))
         grid = figure.add_gridspec(2, 3, width_ratios=(3, 1, 2.4))
         paths, spread = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
-        parts = (Paths(paths), Spread(spread))
-        curves = (Curves(figure.add_subplot(grid[0, 2]), titles), Curves(figure.add_subplot(grid[1, 2]), titles))
-        curves[0].axes.set(ylabel="loss", ylim=(0, 2.6), xticklabels=[])
-        curves[1].axes.set(ylabel="validation (%)", ylim=(0, 103), xlabel="training step")
-        figure.legend(handles=parts[0].handles(), loc="outside upper left", ncols=3)
-        figure.legend(handles=[*curves[0].lines.values()], loc="outside upper right", ncols=2)
-
-    def update(view: View) -> str:
-        for part in parts:
-            part.update(view)
-        curves[0].update(view, {title: dict(enumerate(trace.losses)) for title, trace in view.curves.items()})
-        curves[1].update(view, {title: trace.right for title, trace in view.curves.items()})
-        return say(view)
-
-    return Drawing(figure, update, [artist for part in (*parts, *curves) for artist in part.moving])
+        above, beneath = (figure.add_subplot(grid[row, 2]) for row in range(2))
+        above.set(ylabel="loss", ylim=(0, 2.6), xticklabels=[])
+        beneath.set(ylabel="validation (%)", ylim=(0, 103), xlabel="training step")
+        weights = [_levels(paths, LENGTH), _paths(paths), _levels(spread, 130), _spread(spread)]
+        loss = _curves(above, titles, lambda trace: dict(enumerate(trace.losses)))
+        right = _curves(beneath, titles, lambda trace: trace.right)
+        handles = [Line2D([], [], label=words, **look) for words, look in WEIGHTS.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3)
+        figure.legend(handles=above.lines, loc="outside upper right", ncols=2)
+    return Drawing(figure, say, *weights, loss, right)
 
 
-class Stairs:
-    """Axes from the lowest to the highest level, with the levels and the thresholds between them."""
+def _levels(axes: Axes, end: float) -> Part:
+    """Draw an axis from the lowest to the highest level, with the levels and the thresholds between them."""
+    levels, thresholds = LineCollection([], colors=PALE, linewidths=3), LineCollection([], **THRESHOLD)
+    for lines in (levels, thresholds):
+        axes.add_collection(lines, autolim=False)
+    axes.set(xlim=(0, end), ylim=(-1.06, 1.06), yticks=[-1, 0, 1])
+    axes.grid(visible=False)
 
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
-        self.levels = LineCollection([], colors=PALE, linewidths=3)
-        self.thresholds = LineCollection([], **THRESHOLD)
-        self.moving: list[Artist] = [self.levels, self.thresholds]
-        for lines in (self.levels, self.thresholds):
-            axes.add_collection(lines, autolim=False)
-        axes.set(ylim=(-1.06, 1.06), yticks=[-1, 0, 1])
-        axes.grid(visible=False)
+    def update(view: View) -> None:
+        count = view.trace.levels
+        levels.set_segments([[(0, y), (end, y)] for y in (2 * code / count - 1 for code in range(count + 1))])
+        thresholds.set_segments([[(0, y), (end, y)] for y in ((2 * code + 1) / count - 1 for code in range(count))])
 
-    def update(self, view: View) -> None:
-        """Move the levels and the thresholds to those of a view."""
-        count, ends = view.trace.levels, self.axes.get_xlim()
-        for lines, places in (
-            (self.levels, [2 * code / count - 1 for code in range(count + 1)]),
-            (self.thresholds, [(2 * code + 1) / count - 1 for code in range(count)]),
-        ):
-            lines.set_segments([[(end, y) for end in ends] for y in places])
+    return Part(update, [levels, thresholds])
 
 
-class Paths(Stairs):
-    """The left panel: the way of some weights, step after step, green if the weight has another level by now."""
+def _paths(axes: Axes) -> Part:
+    """Draw the way of some weights, step after step, green if the weight has another level by now."""
+    paths, ends = LineCollection([], linewidths=1), axes.scatter([], [], s=9)
+    axes.add_collection(paths, autolim=False)
+    axes.set(xlabel="training step", ylabel="weights between lowest and highest level")
 
-    def __init__(self, axes: Axes) -> None:
-        super().__init__(axes)
-        self.paths = LineCollection([], linewidths=1)
-        axes.add_collection(self.paths, autolim=False)
-        self.ends = axes.scatter([], [], s=9)
-        self.moving += [self.paths, self.ends]
-        axes.set(xlim=(0, STEPS * 1.02), xlabel="training step", ylabel="weights between lowest and highest level")
-
-    def handles(self) -> list[Line2D]:
-        """What the legend shows of this panel."""
-        looks = {"a weight": {"color": GREY}, "with a new level": {"color": GREEN}, "threshold": THRESHOLD}
-        return [Line2D([], [], label=words, **look) for words, look in looks.items()]
-
-    def update(self, view: View) -> None:
-        """Draw the ways up to the step of a view."""
-        super().update(view)
-        trace, upto = view.trace, view.step + 1
+    def update(view: View) -> None:
+        trace = view.trace
         some = torch.linspace(0, trace.places.shape[1] - 1, SHOWN).long()
-        ways = trace.places[:upto, some].T
+        ways = trace.places[: view.step + 1, some].T.tolist()
         is_new = trace.codes(view.step)[some] != trace.codes(0)[some]
         colors = [GREEN if new else GREY for new in is_new.tolist()]
-        self.paths.set_segments([list(enumerate(way)) for way in ways.tolist()])
-        self.paths.set_colors(colors)
-        self.ends.set_offsets([(view.step, way[-1]) for way in ways.tolist()])
-        self.ends.set_color(colors)
+        paths.set_segments([list(enumerate(way)) for way in ways])
+        paths.set_colors(colors)
+        ends.set_offsets([(view.step, way[-1]) for way in ways])
+        ends.set_color(colors)
+
+    return Part(update, [paths, ends])
 
 
-class Spread(Stairs):
-    """The middle panel: how all weights of the layer are spread over the same axis, now and at the start."""
+def _spread(axes: Axes) -> Part:
+    """Draw how all weights of the layer are spread over the same axis, now and at the start."""
+    edges, nothing = EDGES.numpy(), [0.0] * (len(EDGES) - 1)
+    horizontal: dict[str, Any] = {"orientation": "horizontal", "baseline": 0}
+    now = axes.stairs(nothing, edges, fill=True, color=SKY, label="now", **horizontal)
+    start = axes.stairs(nothing, edges, color=DARK, linewidth=1.2, label="start", **horizontal)
+    axes.set(xlabel="weights", yticklabels=[])
+    axes.legend(loc="upper right", bbox_to_anchor=(1.08, 1.0))
 
-    EDGES = torch.linspace(-1, 1, 82)
+    def update(view: View) -> None:
+        for bars, step in ((now, view.step), (start, 0)):
+            bars.set_data(torch.histogram(view.trace.places[step].contiguous(), EDGES)[0].numpy())
 
-    def __init__(self, axes: Axes) -> None:
-        super().__init__(axes)
-        edges, nothing = self.EDGES.numpy(), [0.0] * (len(self.EDGES) - 1)
-        horizontal: dict[str, Any] = {"orientation": "horizontal", "baseline": 0}
-        self.now = axes.stairs(nothing, edges, fill=True, color=SKY, label="now", **horizontal)
-        self.start = axes.stairs(nothing, edges, color=DARK, linewidth=1.2, label="start", **horizontal)
-        self.moving += [self.now, self.start]
-        axes.set(xlim=(0, 130), xlabel="weights", yticklabels=[])
-        axes.legend(loc="upper right", bbox_to_anchor=(1.08, 1.0))
-
-    def update(self, view: View) -> None:
-        """Set the bars to the weights of a view."""
-        super().update(view)
-        for bars, step in ((self.now, view.step), (self.start, 0)):
-            bars.set_data(torch.histogram(view.trace.places[step].contiguous(), self.EDGES)[0].numpy())
+    return Part(update, [now, start])
 
 
-class Curves:
-    """A panel of curves over the training steps, one for each title, up to the step of a view."""
+def _curves(axes: Axes, titles: tuple[str, ...], of: Callable[[Trace], Mapping[int, float]]) -> Part:
+    """Draw a curve for each title: that of the view up to its step, and the others to their end."""
+    curves = {title: axes.plot([], [], label=title, **look)[0] for title, look in looks(titles).items()}
+    axes.set(xlim=(0, LENGTH))
 
-    def __init__(self, axes: Axes, titles: tuple[str, ...]) -> None:
-        self.axes = axes
-        self.lines = {title: axes.plot([], [], label=title, **look)[0] for title, look in looks(titles).items()}
-        self.moving: list[Artist] = [*self.lines.values()]
-        axes.set(xlim=(0, STEPS * 1.02))
-
-    def update(self, view: View, curves: Mapping[str, Mapping[int, float]]) -> None:
-        """Draw the curve of the view up to its step, and the others to their end."""
-        for title, line in self.lines.items():
-            known = curves.get(title, {})
+    def update(view: View) -> None:
+        for title, line in curves.items():
+            known = of(view.curves[title]) if title in view.curves else {}
             shown = [step for step in known if title != view.title or step <= view.step]
             line.set_data(shown, [known[step] for step in shown])
             line.set_markevery(max(1, len(shown) // 6))
 
+    return Part(update, [*curves.values()])
+
 
 def still(curves: Mapping[str, Trace]) -> Figure:
     """Draw the end of the last training of ``curves``, which are all at the same bits, with the others beside it."""
-    title, drawing = [*curves][-1], picture(tuple(curves))
-    drawing.update(View(title, curves[title], curves[title].steps, curves))
-    return drawing.figure
+    title = [*curves][-1]
+    return picture(tuple(curves)).still(View(title, curves[title], curves[title].steps, curves))
 
 
 def losses(curves: Mapping[str, Trace]) -> Figure:
@@ -276,9 +242,6 @@ def losses(curves: Mapping[str, Trace]) -> Figure:
     ends = (f"{title} from {line[0]:.2f} to {line[-1]:.2f}" for title, line in lines.items())
     figure.set_label("Loss over training: " + ", ".join(ends))
     return figure
-
-
-# --- in words --------------------------------------------------------------------------------------------------
 
 
 def say(view: View) -> str:
@@ -299,52 +262,37 @@ def describe(view: View) -> str:
     return card(say(view) + ".", f"{start} (within {100 * NEAR:.0f} % of a step).")
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
-
-
-class Trainings(LiveFigure):
-    """Trains when another rounding or other bits are chosen, and shows the weights while they move."""
-
-    def __init__(self, quantizers: Mapping[str, str], model: nn.Module, data: Data) -> None:
-        self.names, self.model, self.data = dict(quantizers), model, data
-        self.traces: dict[tuple[str, int], Trace] = {}
-        self.chosen: tuple[str, int] = ("", 0)
-        self.step = labelled("training step", ipywidgets.IntSlider(0, 0, STEPS))
-        controls = {
-            "rounding": buttons("rounding", list(quantizers), [*quantizers][-1]),
-            "bits": labelled("bitwidth (bits)", ipywidgets.IntSlider(2, BITS[0], BITS[-1])),
-            "step": self.step,
-        }
-        super().__init__(controls, self.view, picture(tuple(quantizers)), words=describe)
-
-    def view(self, rounding: str, bits: int, step: int) -> View:
-        """Show a training at a step, or at its last one if it has not come so far."""
-        if self.chosen != (rounding, bits):
-            self.chosen = (rounding, bits)
-            if (rounding, bits) not in self.traces or self.traces[rounding, bits].steps < STEPS:
-                work = self.training(rounding, bits)
-                next(work)  # so that there is something to show
-                self.in_turns(work)
-        trace = self.traces[rounding, bits]
-        known = {title: self.traces[title, bits] for title in self.names if (title, bits) in self.traces}
-        return View(rounding, trace, min(step, trace.steps), known)
-
-    def training(self, rounding: str, bits: int) -> Iterator[None]:
-        """Train further in each turn, until the reader chooses something else."""
-        for trace in train(self.model, self.names[rounding], bits, self.data, STEPS):
-            if self.chosen != (rounding, bits):
-                return
-            self.traces[rounding, bits] = trace
-            self.step.value = trace.steps
-            yield
-
-
-def straight_through(quantizers: Mapping[str, str], model: nn.Module, data: Data) -> LiveFigure:
-    """The widget: a rounding, its bits, and a digit net that trains while one looks on.
+class Trainings(LiveTraining):
+    """Trains when another rounding or other bits are chosen, and shows the weights while they move.
 
     Args:
         quantizers: the registered names of quantizers, by the words for them; the last one is chosen at the start.
         model: a digit net to start from; it is copied.
         data: images of digits.
     """
-    return Trainings(quantizers, model, data)
+
+    def __init__(self, quantizers: Mapping[str, str], model: nn.Module, data: Data) -> None:
+        self.names, self.model, self.data = dict(quantizers), model, data
+        self.trainings: dict[tuple[str, int], Trace] = {}
+        self.moment = slider("training step", 0, 0, STEPS)
+        controls = {
+            "rounding": buttons("rounding", list(quantizers), [*quantizers][-1]),
+            "bits": slider("bitwidth (bits)", 2, BITS[0], BITS[-1]),
+            "step": self.moment,
+        }
+        super().__init__(controls, self.view, picture(tuple(quantizers)), words=describe)
+
+    def train(self, choice: tuple[str, int]) -> Iterator[Trace]:
+        """Train with a rounding and bits."""
+        rounding, bits = choice
+        return train(self.model, self.names[rounding], bits, self.data, STEPS)
+
+    def view(self, rounding: str, bits: int, step: int) -> View:
+        """Show a training at a step, or at its last one if it has not come so far."""
+        self.follow((rounding, bits), STEPS)
+        trace = self.trainings[rounding, bits]
+        known = {title: self.trainings[title, bits] for title in self.names if (title, bits) in self.trainings}
+        return View(rounding, trace, min(step, trace.steps), known)
+
+
+straight_through = Trainings  # as lessons call it

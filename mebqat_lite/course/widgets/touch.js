@@ -108,10 +108,8 @@ function name(widget) {
   }
 }
 
-function child(parent, kind, className) {
-  const made = document.createElement(kind);
-  if (className) made.className = className;
-  return parent.appendChild(made);
+function child(parent, kind, className = "") {
+  return parent.appendChild(Object.assign(document.createElement(kind), { className }));
 }
 
 export default { render };

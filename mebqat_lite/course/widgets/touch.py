@@ -41,6 +41,7 @@ class Touch(anywidget.AnyWidget):
     steps: Any = traitlets.List([0, 0]).tag(sync=True, echo_update=False)  # all steps so far
     presses = traitlets.Int(0).tag(sync=True, echo_update=False)
 
+    where: Callable[[], list[float]] = staticmethod(list)  # the area now, as `LiveFigure.touch` finds it
     on_point: Callable[[float, float], None] = staticmethod(nothing)
     on_steps: Callable[[int, int], None] = staticmethod(nothing)
     on_press: Callable[[], None] = staticmethod(nothing)

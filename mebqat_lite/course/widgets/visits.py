@@ -6,12 +6,11 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
-import ipywidgets
 import matplotlib.pyplot as plt
 import traitlets
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import to_rgb
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 
 from mebqat_lite.bits import FP, Bits, candidates
 from mebqat_lite.course.exercises import lesson_04
-from mebqat_lite.course.widgets.base import buttons, card, labelled
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.base import buttons, card, slider
+from mebqat_lite.course.widgets.live import Drawing, LiveTraining, Part
+from mebqat_lite.course.widgets.pair_board import choose_by_hand
 from mebqat_lite.datasets.base import Data
 from mebqat_lite.measure import plots
-from mebqat_lite.measure.boards import MIDDLE, Board, board_on, pair_at
+from mebqat_lite.measure.boards import MIDDLE, board_on
 from mebqat_lite.measure.evaluate import grid
 from mebqat_lite.measure.looks import BLACK, GREY, PAGE, VERMILION, WHITE, color_of, ink
 
@@ -34,8 +34,8 @@ MEASURED = (40, 80, 160, 320, 480, 640)  # after so many back-propagations all p
 CALIBRATION = 250  # training images on which norm statistics are measured anew
 SIZES = (2, 4, 8)  # M, the pairs of a step
 EXCLUDED: dict[str, tuple[int, ...]] = {"no width": (), "1 bit": (1,), "3, 5 and 7 bits": (3, 5, 7)}
+Accuracies = Mapping[Bits, float]  # at each of the 75 pairs, in percent
 FORMS = {"one for all pairs of a step": False, "one after each pair": True}
-TOUCH = "the board of pairs: press a pair, or move to one with the arrow keys"
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,19 @@ class Training:
 
     choice: Choice
     visited: tuple[Bits, ...] = ()  # the pairs, in the order of the visits: a back-propagation each
-    accuracy: Mapping[int, Mapping[Bits, float]] = field(default_factory=dict)
-    # by back-propagations, the accuracy at each of the 75 pairs on the validation images, in percent
+    accuracy: Mapping[int, Accuracies] = field(default_factory=dict)
+    # on the validation images, by back-propagations
 
-    def measured(self, at: int) -> Mapping[Bits, float]:
+    @property
+    def steps(self) -> int:
+        """How many back-propagations were made."""
+        return len(self.visited)
+
+    def measured(self, at: int) -> Accuracies:
         """The latest accuracies that were known after ``at`` back-propagations."""
         return self.accuracy[max(known for known in self.accuracy if known <= at)]
 
-    def curve(self, of: Callable[[Mapping[Bits, float]], float], at: int) -> dict[int, float]:
+    def curve(self, of: Callable[[Accuracies], float], at: int) -> dict[int, float]:
         """A number of the accuracies, by back-propagations up to ``at``."""
         return {known: of(accuracy) for known, accuracy in self.accuracy.items() if known <= at}
 
@@ -94,7 +99,7 @@ class Training:
 Functions = tuple[Callable[..., list[Bits]], Callable[..., Tensor], Callable[..., float]]
 
 
-def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed: int = 0) -> Iterator[Training]:
+def train(net: nn.Module, data: Data, choice: Choice, functions: Functions) -> Iterator[Training]:
     """Train a network in place, and measure it on the validation images at all 75 pairs from time to time.
 
     Args:
@@ -102,7 +107,6 @@ def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed
         data: training images to learn from and to measure norms on, validation images to measure accuracies on.
         choice: which pairs are visited.
         functions: what the exercises of lesson 04 ask for: `sample_pairs`, `mebqat_loss` and `mebqat_step`.
-        seed: of all that is drawn.
 
     Yields:
         What happened so far: before the first step, and after every `BEAT` back-propagations.
@@ -111,9 +115,14 @@ def train(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed
     visited: list[Bits] = []
     accuracy = {0: measure(net, data)}
     yield Training(choice, (), dict(accuracy))
-    how: dict[str, Any] = {"pool": choice.pool, "m": choice.m, "guaranteed": choice.guaranteed, "seed": seed}
+    how: dict[str, Any] = {
+        "pool": choice.pool,
+        "m": choice.m,
+        "guaranteed": choice.guaranteed,
+        "in_turn": choice.in_turn,
+    }
     taught = loss if choice.teacher else lambda logits, labels, teacher: loss(logits, labels, None)
-    for pairs, _ in lesson_04.train(net, data.train, choice.steps, sample, taught, step, in_turn=choice.in_turn, **how):
+    for pairs, _ in lesson_04.train(net, data.train, choice.steps, sample, taught, step, **how):
         visited += pairs
         if len(visited) in MEASURED:
             accuracy[len(visited)] = measure(net, data)
@@ -127,13 +136,11 @@ def measure(net: nn.Module, data: Data) -> dict[Bits, float]:
     return {Bits.parse(str(name)): float(value) for name, value in frame["mean"].items()}
 
 
-def compute(net: nn.Module, data: Data, choice: Choice, functions: Functions, seed: int = 0) -> Training:
+def compute(net: nn.Module, data: Data, choice: Choice, functions: Functions) -> Training:
     """Train to the end; the arguments are those of `train`."""
-    *_, training = train(net, data, choice, functions, seed)
+    *_, training = train(net, data, choice, functions)
     return training
 
-
-# --- the picture -----------------------------------------------------------------------------------------------
 
 SIZE, LIMITS = (PAGE, 4.7), (80.0, 100.0)  # inches; accuracies at the ends of the colours
 LIT: dict[str, Any] = {"facecolor": VERMILION, "edgecolor": WHITE, "linewidth": 1}
@@ -171,90 +178,75 @@ def picture() -> Drawing:
     with plots.style(), plt.rc_context({"axes.grid": False}):
         figure = plt.figure(figsize=SIZE)
         places = figure.add_gridspec(2, 2, width_ratios=(1.75, 1))
-        tiles = Tiles(figure.add_subplot(places[:, 0]))
-        figure.colorbar(tiles.board.cells, ax=tiles.board.axes, **SCALE)
+        tiles = _tiles(figure.add_subplot(places[:, 0]))
     with plots.style():
-        curves = [Curve(figure.add_subplot(places[row, 1]), lowest) for row, lowest in enumerate((80, 20))]
-        curves[0].axes.set(xticklabels=[])
-        curves[1].axes.set(xlabel="back-propagations")
-        curves[1].axes.legend(loc="lower right")
+        above, beneath = (figure.add_subplot(places[row, 1]) for row in range(2))
+        all_pairs = _curve(above, 80, lambda view: ("mean over 75 pairs", lambda accuracy: fmean(accuracy.values())))
+        one_pair = _curve(beneath, 20, lambda view: (str(view.pair), lambda accuracy: accuracy[view.pair]))
+        above.set(xticklabels=[])
+        beneath.set(xlabel="back-propagations")
+        beneath.legend(loc="lower right")
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # so that nothing shifts when the board is drawn again
-
-    def update(view: View) -> str:
-        tiles.update(view)
-        curves[0].update(view, "mean over 75 pairs", mean)
-        curves[1].update(view, str(view.pair), lambda accuracy: accuracy[view.pair])
-        return say(view)
-
-    return Drawing(figure, update, [*tiles.moving, *curves[0].moving, *curves[1].moving])
+    return Drawing(figure, say, tiles, all_pairs, one_pair)
 
 
-def mean(accuracy: Mapping[Bits, float]) -> float:
-    """The mean over all pairs."""
-    return sum(accuracy.values()) / len(accuracy)
+def _tiles(axes: Axes) -> Part:
+    """Draw the board: a tile is orange when its pair has just been visited, and a dot grows with the visits."""
+    board = board_on(axes, LIMITS, " ")
+    axes.figure.colorbar(board.cells, ax=axes, **SCALE)
+    board.frame.set(**CHOSEN)
+    middles = {pair: text.get_position() for pair, text in board.texts.items()}
+    lit = PatchCollection([], **LIT)
+    axes.add_collection(lit)
+    dots = axes.scatter(*zip(*((x + 0.38, y + 0.37) for x, y in middles.values()), strict=True), **DOT)
+    title = axes.text(0.0, -0.5, "MEBQAT", fontsize=11)  # words, so that there is room
+    numbers = [axes.text(0.0, 0.0, "", color=ink(to_rgb(VERMILION)), **MIDDLE) for _ in range(BEAT)]
+    drawn: Accuracies = {}
 
-
-class Tiles:
-    """The board: a tile is orange when its pair has just been visited, and a dot grows with the visits."""
-
-    def __init__(self, axes: Axes) -> None:
-        self.board: Board = board_on(axes, LIMITS, " ")
-        self.board.frame.set(**CHOSEN)
-        self.middles = {pair: text.get_position() for pair, text in self.board.texts.items()}
-        self.lit = PatchCollection([], **LIT)
-        axes.add_collection(self.lit)
-        self.dots = axes.scatter(*zip(*((x + 0.38, y + 0.37) for x, y in self.middles.values()), strict=True), **DOT)
-        self.title = axes.text(0.0, -0.5, "MEBQAT", fontsize=11)  # words, so that there is room
-        self.numbers = [axes.text(0.0, 0.0, "", color=ink(to_rgb(VERMILION)), **MIDDLE) for _ in range(BEAT)]
-        self.accuracy: Mapping[Bits, float] = {}
-        self.moving: list[Artist] = [self.lit, *self.numbers, self.dots, self.board.frame, self.title]
-
-    def update(self, view: View) -> None:
-        """Show a moment of a training."""
+    def update(view: View) -> None:
+        nonlocal drawn
         accuracy, visits = view.training.measured(view.at), view.visits
-        lit = {self.middles[pair]: f"{accuracy[pair]:.0f}" for pair in view.lit}
-        if accuracy != self.accuracy:  # measured anew: all of the board is drawn again
-            self.accuracy = accuracy
-            self.board.update(accuracy)
-        self.board.choose(view.pair)
-        self.lit.set_paths([Rectangle((x - 0.5, y - 0.5), 1, 1) for x, y in lit])
-        unused = [((0.0, 0.0), "")] * (BEAT - len(lit))
-        for number, (place, words) in zip(self.numbers, [*lit.items(), *unused], strict=True):
+        if accuracy != drawn:  # measured anew: all of the board is drawn again
+            drawn = accuracy
+            board.update(accuracy)
+        board.choose(view.pair)
+        now = {middles[pair]: f"{accuracy[pair]:.0f}" for pair in view.lit}
+        lit.set_paths([Rectangle((x - 0.5, y - 0.5), 1, 1) for x, y in now])
+        unused = [((0.0, 0.0), "")] * (BEAT - len(now))
+        for number, (place, words) in zip(numbers, [*now.items(), *unused], strict=True):
             number.set(position=place, text=words)
-        self.dots.set_sizes([min(4 * visits[pair], 60) for pair in self.middles])
-        self.title.set_text(f"{view.training.choice.title}: after {view.at} back-propagations")
+        dots.set_sizes([min(4 * visits[pair], 60) for pair in middles])
+        title.set_text(f"{view.training.choice.title}: after {view.at} back-propagations")
+
+    return Part(update, [lit, *numbers, dots, board.frame, title])
 
 
-class Curve:
-    """A panel with a number of a training over its back-propagations, and the same of another training, dashed."""
+def _curve(axes: Axes, lowest: float, shown: Callable[[View], tuple[str, Callable[[Accuracies], float]]]) -> Part:
+    """Draw a number of a training over its back-propagations, and the same of another training, dashed.
 
-    def __init__(self, axes: Axes, lowest: float) -> None:
-        self.axes = axes
-        [self.other] = axes.plot([], [], "--", color=GREY, label="the one before")
-        [self.now] = axes.plot([], [], "o-", color=BLACK, markersize=4, label="this training")
-        self.title = axes.text(0.0, 1.04, "mean", transform=axes.transAxes, fontsize=11)
-        self.moving: list[Artist] = [self.other, self.now, self.title]
-        axes.set(xlim=(-10, BACKPROPS + 10), ylim=(lowest, 101))
+    ``shown`` gives the name of the number for a view, and computes it from the accuracies.
+    """
+    [before] = axes.plot([], [], "--", color=GREY, label="the one before")
+    [now] = axes.plot([], [], "o-", color=BLACK, markersize=4, label="this training")
+    title = axes.text(0.0, 1.04, "mean", transform=axes.transAxes, fontsize=11)
+    axes.set(xlim=(-10, BACKPROPS + 10), ylim=(lowest, 101))
 
-    def update(self, view: View, title: str, of: Callable[[Mapping[Bits, float]], float]) -> None:
-        """Draw a number of the training of a view up to its moment, and that of the other training to its end."""
+    def update(view: View) -> None:
+        name, of = shown(view)
         curve = view.training.curve(of, view.at)
         other = view.other.curve(of, BACKPROPS) if view.other else {}
-        for line, points in ((self.now, curve), (self.other, other)):
+        for line, points in ((now, curve), (before, other)):
             line.set_data([*points], [*points.values()])
-        self.now.set_color(color_of(view.training.choice.title))
-        self.title.set_text(f"{title}: {[*curve.values()][-1]:.1f} %")
+        now.set_color(color_of(view.training.choice.title))
+        title.set_text(f"{name}: {[*curve.values()][-1]:.1f} %")
+
+    return Part(update, [before, now, title])
 
 
-def still(training: Training, pair: Bits | None = None, other: Training | None = None) -> Figure:
-    """Draw the end of a training, and the curve of one pair, by default W1A1, with another training beside it."""
-    drawing = picture()
-    drawing.update(View(training, len(training.visited), pair or Bits(1, 1), other))
-    return drawing.figure
-
-
-# --- in words --------------------------------------------------------------------------------------------------
+def still(training: Training) -> Figure:
+    """Draw the end of a training, and the curve of W1A1."""
+    return picture().still(View(training, training.steps, Bits(1, 1)))
 
 
 def say(view: View) -> str:
@@ -263,7 +255,7 @@ def say(view: View) -> str:
     lowest = min(sorted(accuracy), key=accuracy.__getitem__)
     return (
         f"{view.training.choice.title}, after {view.at} back-propagations: {len(view.visits)} of 75 pairs were "
-        f"visited; mean {mean(accuracy):.1f} %, lowest {accuracy[lowest]:.1f} % at {lowest}; "
+        f"visited; mean {fmean(accuracy.values()):.1f} %, lowest {accuracy[lowest]:.1f} % at {lowest}; "
         f"{view.pair} {accuracy[view.pair]:.1f} %"
     )
 
@@ -276,20 +268,23 @@ def describe(view: View) -> str:
     return card(say(view) + ".", f"Visits: {ends}. {note}a dot grows with the visits.")
 
 
-# --- the widget ------------------------------------------------------------------------------------------------
+class Visits(LiveTraining):
+    """Trains when something else is chosen, and shows the pairs while they are visited.
 
-
-class Visits(LiveFigure):
-    """Trains when something else is chosen, and shows the pairs while they are visited."""
+    Args:
+        start: the quantized network that every training starts from; it is copied.
+        data: images and labels.
+        functions: `sample_pairs`, `mebqat_loss` and `mebqat_step`, as the exercises of lesson 04 ask for them.
+        known: trainings that were made already, by `compute` from the same network; they are not repeated, and the
+            first of them is shown first.
+    """
 
     pair = traitlets.Unicode("W1A1")
 
     def __init__(self, start: nn.Module, data: Data, functions: Functions, known: Sequence[Training] = ()) -> None:
         self.start, self.data, self.functions = start, data, functions
         self.trainings = {training.choice: training for training in known}
-        self.chosen: Choice | None = None
-        self.other: Choice | None = None
-        self.moment = labelled("back-propagations", ipywidgets.IntSlider(BACKPROPS, 0, BACKPROPS, BEAT))
+        self.moment = slider("back-propagations", BACKPROPS, 0, BACKPROPS, BEAT)
         first = known[0].choice if known else Choice()
         controls = {
             "in_turn": buttons("an update", [*FORMS.items()], first.in_turn),
@@ -300,55 +295,19 @@ class Visits(LiveFigure):
             "moment": self.moment,
         }
         super().__init__(controls, self.view, picture(), words=describe)
-        self.touch(self.drawings[0].figure.axes[0], TOUCH, self._point, self._step)
-        self.observe(self.update, "pair")
+        choose_by_hand(self, candidates())
+
+    def train(self, choice: Choice) -> Iterator[Training]:
+        """Train a copy of the network as the choice says."""
+        return train(copy.deepcopy(self.start), self.data, choice, self.functions)
 
     def view(self, moment: int, **choice: Any) -> View:
         """Show a training at a moment, or at its last one if it has not come so far."""
         self.controls["teacher"].disabled = choice["in_turn"]  # alone, a pair has nobody to learn from
         now = Choice(**choice | {"teacher": choice["teacher"] or choice["in_turn"]})
-        if now != self.chosen:
-            self.chosen, self.other = now, self.chosen
-            if len(self.trainings.get(now, Training(now)).visited) < BACKPROPS:
-                work = self.training(now)
-                next(work)  # so that there is something to show
-                self.in_turns(work)
-        training, other = self.trainings[now], self.trainings.get(self.other) if self.other else None
-        return View(training, min(moment, len(training.visited)), Bits.parse(self.pair), other)
-
-    def training(self, choice: Choice) -> Iterator[None]:
-        """Train further in each turn, until the reader chooses something else."""
-        for training in train(copy.deepcopy(self.start), self.data, choice, self.functions):
-            if self.chosen != choice:
-                return
-            self.trainings[choice] = training
-            self.moment.value = len(training.visited)
-            yield
-
-    def _point(self, x: float, y: float) -> None:
-        pair = pair_at(x, y)
-        if pair and pair.is_candidate:
-            self.pair = str(pair)
-
-    def _step(self, right: int, up: int) -> None:
-        """Move along the rows, from the end of one to the next, or along a column; weight bits rise downwards."""
-        pair = _moved(candidates(), Bits.parse(self.pair), right)
-        self.pair = str(_moved([other for other in candidates() if other.a == pair.a], pair, -up))
+        self.follow(now, BACKPROPS)
+        training, other = self.trainings[now], self.trainings.get(self.other)
+        return View(training, min(moment, training.steps), Bits.parse(self.pair), other)
 
 
-def _moved(pairs: Sequence[Bits], pair: Bits, steps: int) -> Bits:
-    """The pair some steps further on in a list, or at its end."""
-    return pairs[min(max(pairs.index(pair) + steps, 0), len(pairs) - 1)]
-
-
-def pair_visits(start: nn.Module, data: Data, functions: Functions, known: Sequence[Training] = ()) -> Visits:
-    """The widget: a network trains while one looks on, visiting the pairs as the controls say.
-
-    Args:
-        start: the quantized network that every training starts from; it is copied.
-        data: images and labels.
-        functions: `sample_pairs`, `mebqat_loss` and `mebqat_step`, as the exercises of lesson 04 ask for them.
-        known: trainings that were made already, by `compute` from the same network; they are not repeated, and the
-            first of them is shown first.
-    """
-    return Visits(start, data, functions, known)
+pair_visits = Visits  # as lessons call it

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from mebqat_lite.course.widgets.base import card
-from mebqat_lite.course.widgets.live import Drawing, LiveFigure
+from mebqat_lite.course.widgets.live import Drawing, LiveFigure, Part
 from mebqat_lite.datasets.episodes import Episode
 from mebqat_lite.measure import plots
 from mebqat_lite.measure.looks import BLACK, ORANGE, PAGE, PALE, SMALLEST, VERMILION
@@ -77,9 +77,6 @@ def compute(episode: Episode, answers: Sequence[int] = (), place: int = 0) -> Qu
     return Questions(ways, images, episode.labels[order], tuple(answers), place)
 
 
-# --- the picture -----------------------------------------------------------------------------------------------
-
-
 def picture(episode: Episode) -> Drawing:
     """Draw the question at the left and the examples of an episode at the right."""
     examples = episode.support[:, 0, 0].numpy()  # (N, height, width)
@@ -101,7 +98,7 @@ def picture(episode: Episode) -> Drawing:
         title = asked.text(0.5, 1.03, "", transform=asked.transAxes, ha="center", va="bottom", fontsize=11)
         score = asked.text(0.5, 0.5, "", transform=asked.transAxes, ha="center", va="center", fontsize=11)
 
-    def update(found: Questions) -> str:
+    def update(found: Questions) -> None:
         question.set_visible(not found.is_done)
         if not found.is_done:
             question.set_data(found.images[len(found.answers)].numpy())
@@ -109,9 +106,8 @@ def picture(episode: Episode) -> Drawing:
         frame.set_xy((found.place % wide + LEFT, found.place // wide + 0.02))
         title.set_text("done" if found.is_done else f"{len(found.answers) + 1} of {len(found.labels)}: which one?")
         score.set_text(f"{found.right} of {len(found.labels)}\nare right" if found.is_done else "")
-        return spoken(found)
 
-    return Drawing(figure, update, [question, frame, title, score])
+    return Drawing(figure, spoken, Part(update, [question, frame, title, score]))
 
 
 def _example(axes: Axes, image: np.ndarray, column: int, row: int, number: int) -> None:
@@ -155,16 +151,10 @@ def compared(tasks: Mapping[str, tuple[Questions, Sequence[int]]]) -> Figure:
 
 def _answer(cell: Axes, height: float, answer: int | None, label: int) -> None:
     """Write an answer under an image, counted from 1 as the examples are."""
+    is_wrong = answer not in (None, label)
+    words = "–" if answer is None else f"{'✗ ' * is_wrong}{answer + 1}"
     look: dict[str, Any] = {"transform": cell.transAxes, "ha": "center", "va": "top", "fontsize": SMALLEST}
-    if answer is None:
-        cell.text(0.5, height, "–", **look)
-    elif answer == label:
-        cell.text(0.5, height, str(answer + 1), color=BLACK, **look)
-    else:
-        cell.text(0.5, height, f"✗ {answer + 1}", color=VERMILION, **look)
-
-
-# --- the widget ------------------------------------------------------------------------------------------------
+    cell.text(0.5, height, words, color=VERMILION if is_wrong else BLACK, **look)
 
 
 class YourTurn(LiveFigure):
@@ -174,47 +164,32 @@ class YourTurn(LiveFigure):
     place = traitlets.Int(0)
 
     def __init__(self, episode: Episode) -> None:
-        self.episode, self.pressed = episode, 0
+        self.episode, self.count, self.pressed = episode, len(episode.support), 0
+        self.wide = min(self.count, WIDE)
         drawing = picture(episode)
-        self.known = drawing.figure.axes[1]
-        super().__init__({}, self._questions, drawing, words=describe)
-        self.touch(self.known, TOUCH, self._point, self._step, self._press, lambda: not self.result.is_done)
+        super().__init__({}, lambda: compute(episode, self.answers, self.place), drawing, words=describe)
+        examples, press = drawing.figure.axes[1], lambda: self._choose(self.place)
+        self.touch(examples, TOUCH, self._point, self._step, press, lambda: not self.result.is_done)
         self.observe(self.update, ["answers", "place"])
-
-    def _questions(self) -> Questions:
-        return compute(self.episode, self.answers, self.place)
 
     def _point(self, x: float, y: float) -> None:
         """Answer with the example that is pressed; a drag belongs to its press and answers nothing more."""
-        number, place = self.pictures[0].point[-1], int(y) * self._wide + int(x)
-        if number != self.pressed and place < len(self.episode.support):
+        number, place = self.pictures[0].point[-1], int(y) * self.wide + int(x)
+        if number != self.pressed and place < self.count:
             self.pressed = number
             self._choose(place)
 
-    @property
-    def _wide(self) -> int:
-        return min(len(self.episode.support), WIDE)
-
     def _step(self, right: int, up: int) -> None:
         """Move the frame within the rows and columns of the examples."""
-        column, row = self.place % self._wide, self.place // self._wide
-        tall = -(-len(self.episode.support) // self._wide)
-        column, row = min(max(column + right, 0), self._wide - 1), min(max(row - up, 0), tall - 1)
-        self.place = min(row * self._wide + column, len(self.episode.support) - 1)
-
-    def _press(self) -> None:
-        self._choose(self.place)
+        row, column = divmod(self.place, self.wide)
+        tall = -(-self.count // self.wide)
+        column, row = min(max(column + right, 0), self.wide - 1), min(max(row - up, 0), tall - 1)
+        self.place = min(row * self.wide + column, self.count - 1)
 
     def _choose(self, place: int) -> None:
         if not self.result.is_done:
             with self.hold_trait_notifications():
                 self.place, self.answers = place, (*self.answers, place)
-
-    def still(self) -> Figure:
-        """Draw what the widget shows now, for a page without a kernel."""
-        drawing = picture(self.episode)
-        drawing.update(self.result)
-        return drawing.figure
 
 
 def describe(found: Questions) -> str:
@@ -224,6 +199,4 @@ def describe(found: Questions) -> str:
     return card(f"{len(found.answers)} of {len(found.labels)} questions answered; chance is 1 in {found.ways}.")
 
 
-def your_turn(episode: Episode) -> YourTurn:
-    """The widget `YourTurn`."""
-    return YourTurn(episode)
+your_turn = YourTurn  # as lessons call it
