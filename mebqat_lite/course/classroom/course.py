@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
+import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from mebqat_lite.course.classroom.feedback import page
-from mebqat_lite.course.classroom.grading import Assignment, Outcome, grade
+from mebqat_lite.course.classroom.grading import Assignment, grade
+from mebqat_lite.course.classroom.kept import Graded, all_kept, fingerprint, keep, kept
+from mebqat_lite.course.classroom.names import readable
 from mebqat_lite.course.classroom.sandbox import isolation
-from mebqat_lite.course.classroom.submission import Submission, SubmissionError
-
-
-@dataclass(frozen=True)
-class Graded:
-    """What a student gets for an assignment; ``problem`` is why a file could not be graded at all."""
-
-    student: str
-    assignment: Assignment
-    outcomes: tuple[Outcome, ...]
-    written: Mapping[str, str]
-    problem: str = ""
-
-    @property
-    def points(self) -> int:
-        """That the machine gave."""
-        return sum(outcome.points for outcome in self.outcomes)
+from mebqat_lite.course.classroom.submission import Submission, SubmissionError, printable
+from mebqat_lite.files import replace
 
 
 def load_assignments(graders: Path) -> dict[str, Assignment]:
@@ -59,9 +46,9 @@ def find_submissions(folder: Path, names: Iterable[str]) -> list[tuple[str, str,
     for path in sorted(folder.rglob("*.ipynb")):
         for name in names:
             if path.stem == name and path.parent != folder:
-                found.append((path.relative_to(folder).parts[0], name, path))
+                found.append((readable(path.relative_to(folder).parts[0]), name, path))
             elif path.stem.endswith(f"_{name}"):
-                found.append((path.stem.removesuffix(f"_{name}"), name, path))
+                found.append((readable(path.stem.removesuffix(f"_{name}")), name, path))
     if not found:
         raise FileNotFoundError(
             f"no submissions in {folder}: they are STUDENT/NAME.ipynb, NAME one of {', '.join(names)}"
@@ -72,30 +59,55 @@ def find_submissions(folder: Path, names: Iterable[str]) -> list[tuple[str, str,
 def grade_folder(
     folder: Path, graders: Path, out: Path, variant: int = 0, workers: int | None = None, progress: bool = True
 ) -> list[Graded]:
-    """Grade every submission in ``folder`` and write ``out/grades.csv`` and ``out/feedback/STUDENT/NAME.html``."""
+    """Grade every submission in ``folder`` and write ``out/grades.csv`` and ``out/feedback/STUDENT/NAME.html``.
+
+    Each result is written as it comes. What is graded already, by the same graders, is not graded again; the sheet
+    holds all results that are in ``out``.
+    """
     assignments = load_assignments(graders)
     found = find_submissions(folder, assignments)
 
     def one(item: tuple[str, str, Path]) -> Graded:
-        return grade_file(item[0], assignments[item[1]], item[2], variant)
+        student, name, path = item
+        return _graded(student, assignments[name], path, graders / f"{name}.py", out, variant)
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:  # the work is in the students' processes
-        graded = list(tqdm(pool.map(one, found), total=len(found), desc="grading", disable=not progress, leave=False))
-    for result in graded:
-        target = out / "feedback" / result.student / f"{result.assignment.name}.html"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page(result.student, result.assignment, result.outcomes, result.problem), encoding="utf-8")
-    write_grades(out / "grades.csv", graded)
-    return graded
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # the work is in the students' processes
+    waiting = [pool.submit(one, item) for item in found]
+    try:
+        for _ in tqdm(as_completed(waiting), total=len(found), desc="grading", disable=not progress, leave=False):
+            pass
+    finally:  # also if it is stopped by hand
+        pool.shutdown(cancel_futures=True)
+        write_grades(out / "grades.csv", all_kept(out, assignments.values()))
+    return [future.result() for future in waiting]
+
+
+def _graded(student: str, assignment: Assignment, path: Path, grader: Path, out: Path, variant: int) -> Graded:
+    """The result that is kept, or a new one, which is kept from now on."""
+    try:
+        mark = fingerprint(path, grader, student, variant)
+    except (OSError, ValueError):
+        mark = ""  # grading says why it cannot be read
+    if mark and (known := kept(out, student, assignment, mark)) is not None:
+        return known
+    result = grade_file(student, assignment, path, variant)
+    try:
+        keep(out, result, mark)
+    except Exception as error:
+        return dataclasses.replace(result, problem=f"the result could not be written: {error}")
+    return result
 
 
 def grade_file(student: str, assignment: Assignment, path: Path, variant: int = 0) -> Graded:
-    """Grade one notebook; a file that is none is worth nothing and says why."""
+    """Grade one notebook; a file that cannot be graded is worth nothing and says why."""
     try:
         submission = Submission.read(path, student)
+        outcomes, notes = grade(submission, assignment, variant)
+        return Graded(student, assignment, tuple(outcomes), submission.written, notes=tuple(notes))
     except SubmissionError as problem:
         return Graded(student, assignment, (), {}, str(problem))
-    return Graded(student, assignment, tuple(grade(submission, assignment, variant)), submission.written)
+    except Exception as error:
+        return Graded(student, assignment, (), {}, printable(f"{path.name} stops its grading: {error!r}"))
 
 
 COLUMNS = ("student", "assignment", "points", "of", "percent", "to_mark_by_hand", "parts", "problem")
@@ -103,13 +115,9 @@ COLUMNS = ("student", "assignment", "points", "of", "percent", "to_mark_by_hand"
 
 def write_grades(path: Path, graded: Iterable[Graded]) -> None:
     """One line for each student and assignment: points, of how many, how many are marked by hand, and each part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        sheet = csv.writer(file)
-        sheet.writerow(COLUMNS)
-        sheet.writerows(_row(result) for result in graded)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([COLUMNS, *map(_row, graded)])
+    replace(path, text.getvalue().encode())
 
 
 def _row(result: Graded) -> list[Any]:
@@ -117,7 +125,7 @@ def _row(result: Graded) -> list[Any]:
     each = "; ".join(f"{part.function} {_points(result, part.function)}/{part.points}" for part in parts)
     by_hand, percent = sum(result.assignment.written.values()), round(100 * result.points / of, 1)
     names = [_safe(result.student), result.assignment.name]
-    return [*names, result.points, of, percent, by_hand, each, _safe(result.problem)]
+    return [*names, result.points, of, percent, by_hand, each, _safe(result.problems)]
 
 
 def summary(graded: Sequence[Graded]) -> str:
@@ -125,14 +133,14 @@ def summary(graded: Sequence[Graded]) -> str:
     width = max(len(result.student) for result in graded)
     return "\n".join(
         f"{result.student:{width}}  {result.assignment.name}  {result.points:3} of {result.assignment.points}"
-        + (f"  {result.problem}" if result.problem else "")
+        + (f"  {result.problems}" if result.problems else "")
         for result in graded
     )
 
 
 def _safe(text: str) -> str:
     """Text of a student's that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
+    return f"'{text}" if text.startswith(tuple("=+-@\t\r")) else text
 
 
 def _points(result: Graded, function: str) -> int:
