@@ -18,7 +18,8 @@ from typing import Any
 import nbformat
 
 from benchmarks.machine import machine
-from mebqat_lite.course.classroom.course import grade_folder, summary
+from mebqat_lite.course.classroom.course import grade_folder
+from mebqat_lite.course.classroom.sheets import summary
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "assignments"
 NAME = "01_quantization"
@@ -106,9 +107,9 @@ def main(folder: Path) -> None:
         (folder / "submitted" / student).mkdir(parents=True)
         (folder / "submitted" / student / f"{NAME}.ipynb").write_text(text, encoding="utf-8")
     started = time.perf_counter()
-    graded = grade_folder(folder / "submitted", FOLDER / "graders", folder / "grades")
+    graded, found = grade_folder(folder / "submitted", FOLDER / "graders", folder / "grades")
     minutes = (time.perf_counter() - started) / 60
-    print(summary(graded))
+    print(summary(graded, found))
     rows = {row["student"]: int(row["points"]) for row in csv.DictReader((folder / "grades" / "grades.csv").open())}
     wrong = {student: (rows.get(student), due) for student, (_, due) in handed.items() if rows.get(student) != due}
     print(f"{len(rows)} submissions in {minutes:.1f} minutes; {machine()}")

@@ -29,8 +29,10 @@ def run_assignments(arguments: argparse.Namespace) -> int:
 def add_grade(commands: Commands) -> None:
     """Define ``mebqat-lite grade``."""
     command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
-    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb or STUDENT_NAME.ipynb")
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's download")
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
+    command.add_argument("--roster", type=Path, help="CSV file of the students, so that the missing ones are seen")
+    command.add_argument("--student", help="grade this one's submissions anew, and no other's")
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
     command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/grades")
@@ -39,14 +41,20 @@ def add_grade(commands: Commands) -> None:
 
 def run_grade(arguments: argparse.Namespace) -> int:
     """Grade all submissions, print a line for each, and write grades and feedback."""
-    from mebqat_lite.course.classroom.course import grade_folder, notice, summary
+    from mebqat_lite.course.classroom.course import grade_folder, notice
+    from mebqat_lite.course.classroom.roster import Roster
+    from mebqat_lite.course.classroom.sheets import summary
 
+    roster = Roster.read(arguments.roster) if arguments.roster else None
     out = arguments.folder or paths.results() / "grades"
     print(notice())
     graders = arguments.graders or _checkout_folder("graders")
-    graded = grade_folder(arguments.submissions, graders, out, arguments.variant, arguments.jobs)
-    print(summary(graded))
-    print_written([out / "grades.csv", out / "feedback"])
+    graded, found = grade_folder(
+        arguments.submissions, graders, out, arguments.variant, arguments.jobs, roster=roster,
+        student=arguments.student or "",
+    )  # fmt: skip
+    print(summary(graded, found))
+    print_written(out / name for name in ("grades.csv", "course.csv", "roster.csv", "files.csv", "feedback"))
     return 0
 
 

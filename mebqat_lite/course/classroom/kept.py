@@ -25,6 +25,8 @@ class Graded:
     written: Mapping[str, str]
     problem: str = ""
     notes: tuple[str, ...] = ()  # for the student: what of the cells counts
+    file: str = ""  # its path in the folder of submissions
+    remark: str = ""  # late, one of several files
 
     @property
     def points(self) -> int:
@@ -52,6 +54,7 @@ def keep(out: Path, graded: Graded, mark: str) -> None:
     shown = page(graded.student, graded.assignment, graded.outcomes, graded.problem, graded.notes)
     replace(out / "feedback" / folder / f"{name}.html", shown.encode())
     fields = {"fingerprint": mark, "student": graded.student, "problem": graded.problem, "notes": graded.notes}
+    fields |= {"file": graded.file, "remark": graded.remark}
     answers = {"written": dict(graded.written), "outcomes": [asdict(outcome) for outcome in graded.outcomes]}
     text = json.dumps({**fields, **answers}, indent=1, ensure_ascii=False)
     replace(out / "results" / folder / f"{name}.json", text.encode())
@@ -77,7 +80,7 @@ def _read(path: Path, assignment: Assignment, mark: str | None = None) -> Graded
         fields = json.loads(path.read_bytes())
         outcomes = tuple(Outcome(**outcome) for outcome in fields["outcomes"])
         if mark is None or fields["fingerprint"] == mark:
-            about = (fields["written"], fields["problem"], tuple(fields["notes"]))
+            about = (fields["written"], fields["problem"], tuple(fields["notes"]), fields["file"], fields["remark"])
             return Graded(fields["student"], assignment, outcomes, *about)
     except (OSError, ValueError, KeyError, TypeError):
         pass
