@@ -1,4 +1,4 @@
-"""The commands for instructors: assignments, grade."""
+"""The commands of a course: assignments and grade for instructors, check-submission for students."""
 
 from __future__ import annotations
 
@@ -56,6 +56,22 @@ def run_grade(arguments: argparse.Namespace) -> int:
     print(summary(graded, found))
     print_written(out / name for name in ("grades.csv", "course.csv", "roster.csv", "files.csv", "feedback"))
     return 0
+
+
+def add_check_submission(commands: Commands) -> None:
+    """Define ``mebqat-lite check-submission``."""
+    command = commands.add_parser("check-submission", help="see what a grader will see of your notebook")
+    command.add_argument("notebook", type=Path, help="the notebook that you will hand in")
+    command.set_defaults(run=run_check_submission)
+
+
+def run_check_submission(arguments: argparse.Namespace) -> int:
+    """Print which cells count; the status is 1 if something is not written or cannot be called."""
+    from mebqat_lite.course.classroom.dry_run import report
+
+    lines, good = report(arguments.notebook)
+    print("\n".join(lines))
+    return 0 if good else 1
 
 
 def _checkout_folder(name: str) -> Path:

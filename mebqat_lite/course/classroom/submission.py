@@ -17,12 +17,15 @@ class SubmissionError(ValueError):
 
 @dataclass(frozen=True)
 class Submission:
-    """A student's notebook. ``cells`` are its code cells, (id or "", source), in order."""
+    """A student's notebook. ``cells`` are its code cells, (id or "", source), in order; ``parts`` the ids of those
+    that the hand-out left open.
+    """
 
     student: str
     path: Path
     cells: tuple[tuple[str, str], ...]
     written: dict[str, str]  # id -> text of the answers that are marked by hand
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, student: str) -> Submission:
@@ -36,7 +39,8 @@ class Submission:
         code = tuple((_name(about), text) for kind, about, text in cells if kind == "code")
         answers = [(about, text) for kind, about, text in cells if kind == "markdown" and about.get("solution")]
         written = {_name(about): printable(text) for about, text in answers if _name(about)}
-        return cls(student, path, code, written)
+        opened = (_name(about) for kind, about, _ in cells if kind == "code" and about.get("solution"))
+        return cls(student, path, code, written, tuple(dict.fromkeys(filter(str.isidentifier, opened))))
 
 
 def content(path: Path) -> bytes:
