@@ -8,6 +8,8 @@ from pathlib import Path
 from mebqat_lite import paths
 from mebqat_lite.cli.shared import Commands, print_written
 
+PAGES = ("feedback", "answers")
+
 
 def add_assignments(commands: Commands) -> None:
     """Define ``mebqat-lite assignments``."""
@@ -31,7 +33,7 @@ def add_grade(commands: Commands) -> None:
     command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
     command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's download")
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
-    command.add_argument("--roster", type=Path, help="CSV file of the students, so that the missing ones are seen")
+    command.add_argument("--roster", type=Path, help="CSV file of the students; Moodle's or Canvas's export")
     command.add_argument("--student", help="grade this one's submissions anew, and no other's")
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
@@ -54,7 +56,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
         student=arguments.student or "",
     )  # fmt: skip
     print(summary(graded, found))
-    print_written(out / name for name in ("grades.csv", "course.csv", "roster.csv", "files.csv", "feedback"))
+    print_written(sorted(path for path in out.iterdir() if path.suffix == ".csv" or path.name in PAGES))
     return 0
 
 

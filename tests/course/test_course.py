@@ -9,7 +9,7 @@ import pytest
 from submissions import FOLDER, GOOD, notebook
 
 from mebqat_lite import cli
-from mebqat_lite.course.classroom import course, feedback, sheets
+from mebqat_lite.course.classroom import course, feedback, tables
 
 GRADERS = """
 from mebqat_lite.course.classroom.grading import Assignment, Check, Part
@@ -52,8 +52,9 @@ def test_a_folder_is_graded_by_one_command(folder, capsys):
 
 
 def test_a_formula_is_no_formula(tmp_path):
-    sheets.write_sheet(tmp_path / "a.csv", ["=title"], [["=1", -1, "@a", "ann", ""]])
+    tables.write_table(tmp_path / "a.csv", ["=title"], [["=1", -1, "@a", "ann", ""]])
     assert (tmp_path / "a.csv").read_text().split() == ["'=title", "'=1,-1,'@a,ann,"]
+    assert tables.read_table(tmp_path / "a.csv") == [["=title"], ["=1", "-1", "@a", "ann", ""]]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from mebqat_lite.course.classroom.by_hand import Marks, write_answers
 from mebqat_lite.course.classroom.grading import Assignment, grade
 from mebqat_lite.course.classroom.handed import Handed, find
 from mebqat_lite.course.classroom.kept import Graded, all_kept, fingerprint, keep, kept
 from mebqat_lite.course.classroom.names import readable
-from mebqat_lite.course.classroom.roster import Roster
+from mebqat_lite.course.classroom.roster import Roster, write_gradebook
 from mebqat_lite.course.classroom.sandbox import isolation
-from mebqat_lite.course.classroom.sheets import write_files, write_grades, write_roster
+from mebqat_lite.course.classroom.sheets import totals, write_checks, write_files, write_grades, write_roster
 from mebqat_lite.course.classroom.submission import Submission, SubmissionError, printable
 
 
@@ -53,7 +54,7 @@ def grade_folder(
     Raises:
         FileNotFoundError: there is nothing to grade.
     """
-    assignments = load_assignments(graders)
+    assignments, marks = load_assignments(graders), Marks.read(out / "marks.csv")
     found = find(folder, assignments, roster)
     due = [file for file in found if not file.reason and (not student or file.student == student)]
     if not due:
@@ -62,7 +63,7 @@ def grade_folder(
 
     def one(file: Handed) -> Graded:
         name = readable(str(file.path.relative_to(folder)))
-        return _graded(file, name, assignments[file.assignment], graders, out, variant, bool(student))
+        return _graded(file, name, assignments[file.assignment], graders, out, variant, bool(student), marks)
 
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # the work is in the students' processes
     waiting = [pool.submit(one, file) for file in due]
@@ -71,7 +72,7 @@ def grade_folder(
             pass
     finally:  # also if it is stopped by hand
         pool.shutdown(cancel_futures=True)
-        write_sheets(out, folder, list(all_kept(out, assignments.values())), found, roster)
+        write_sheets(out, folder, list(all_kept(out, assignments.values())), found, roster, marks)
     return [future.result() for future in waiting], found
 
 
@@ -84,16 +85,29 @@ def _nothing(folder: Path, found: Sequence[Handed], student: str) -> str:
 
 
 def write_sheets(
-    out: Path, folder: Path, graded: Sequence[Graded], found: Sequence[Handed], roster: Roster | None
+    out: Path, folder: Path, graded: Sequence[Graded], found: Sequence[Handed], roster: Roster | None, marks: Marks
 ) -> None:
     """All sheets, of what is graded until now."""
-    write_grades(out, graded)
+    write_grades(out, graded, marks)
     write_files(out / "files.csv", folder, found)
     write_roster(out / "roster.csv", roster, graded, found)
+    write_checks(out / "checks.csv", graded)
+    marks.write(out / "marks.csv", graded)
+    write_answers(out, graded)
+    if roster is not None:
+        names = sorted({one.assignment.name for one in graded})
+        write_gradebook(out / "gradebook.csv", roster, totals(graded, marks), names)
 
 
 def _graded(
-    file: Handed, name: str, assignment: Assignment, graders: Path, out: Path, variant: int, again: bool
+    file: Handed,
+    name: str,
+    assignment: Assignment,
+    graders: Path,
+    out: Path,
+    variant: int,
+    again: bool,
+    marks: Marks,
 ) -> Graded:
     """The result that is kept, or a new one, which is kept from now on."""
     try:
@@ -105,7 +119,7 @@ def _graded(
         result = grade_file(file.student, assignment, file.path, variant)
     result = dataclasses.replace(result, file=name, remark=file.remark)
     try:
-        keep(out, result, mark)
+        keep(out, result, mark, marks.lines(result))
     except Exception as error:
         return dataclasses.replace(result, problem=f"the result could not be written: {error}")
     return result

@@ -21,12 +21,18 @@ HEAD = (
 
 
 def page(
-    student: str, assignment: Assignment, outcomes: Sequence[Outcome], problem: str = "", notes: Sequence[str] = ()
+    student: str,
+    assignment: Assignment,
+    outcomes: Sequence[Outcome],
+    problem: str = "",
+    notes: Sequence[str] = (),
+    marked: Sequence[str] = (),
 ) -> str:
-    """The feedback on one assignment as HTML."""
+    """The feedback on one assignment as HTML; ``marked`` are lines on the answers that are marked by hand."""
     got, by_hand = sum(outcome.points for outcome in outcomes), sum(assignment.written.values())
     more = f", and {by_hand} more are marked by hand" if by_hand else ""
-    body = "".join(_part(part, outcomes) for part in assignment.parts) + _notes(notes)
+    in_words = "<h2>In words</h2>" + "".join(f"<p>{escape(line)}</p>" for line in marked) if marked else ""
+    body = "".join(_part(part, outcomes) for part in assignment.parts) + in_words + _notes(notes)
     if problem:
         body = f'<p class="no">{escape(problem)}: nothing could be graded. Hand in the notebook itself.</p>'
     title = f"{escape(assignment.name)}: {escape(student)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,10 +48,13 @@ def fingerprint(notebook: Path, grader: Path, student: str, variant: int) -> str
     return digest.hexdigest()
 
 
-def keep(out: Path, graded: Graded, mark: str) -> None:
-    """Write a result as ``out/results/STUDENT/NAME.json``, and as a page of feedback for the student."""
+def keep(out: Path, graded: Graded, mark: str, by_hand: Sequence[str] = ()) -> None:
+    """Write a result as ``out/results/STUDENT/NAME.json``, and as a page of feedback for the student.
+
+    ``mark`` is its `fingerprint`; ``by_hand`` are lines on the answers in words.
+    """
     folder, name = folder_name(graded.student), graded.assignment.name
-    shown = page(graded.student, graded.assignment, graded.outcomes, graded.problem, graded.notes)
+    shown = page(graded.student, graded.assignment, graded.outcomes, graded.problem, graded.notes, by_hand)
     replace(out / "feedback" / folder / f"{name}.html", shown.encode())
     fields = {"fingerprint": mark, "student": graded.student, "problem": graded.problem, "notes": graded.notes}
     fields |= {"file": graded.file, "remark": graded.remark}

@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mebqat_lite.course.classroom.names import key, readable
+from mebqat_lite.course.classroom.names import assignment_in, key, readable
+from mebqat_lite.course.classroom.tables import read_table, write_table
+
+NOBODY = ("points possible", "student, test")  # lines of Canvas
 
 
 class Roster:
-    """Students in their order. A name is known by any text of the student's line, or by two of them together."""
+    """Students in their order, of a table with a line of titles.
 
-    def __init__(self, lines: Iterable[Sequence[str]], at: int = 0) -> None:
-        self.students: list[str] = []
+    What the sheets show is the column ``student``; without one, the first in which every line has a text of its own.
+    A folder's name means the student in whose line it stands, alone or as two texts together.
+
+    Raises:
+        ValueError: the table has no students, or no such column.
+    """
+
+    def __init__(self, table: Sequence[Sequence[str]]) -> None:
+        self.head, *self.lines = [list(line) for line in table] or [[]]
+        at = self._column()
+        self.of_line = [self._student(line, at) for line in self.lines]
+        self.students = list(filter(None, self.of_line))
+        if not self.students:
+            raise ValueError("no students in it: write a line of titles, then a line for each")
+        if len(set(self.students)) < len(self.students):
+            raise ValueError("a student stands in it twice: add a column student with a name for each")
         self._known: dict[str, set[str]] = {}
-        for cells in lines:
-            student = readable(cells[at])
-            self.students.append(student)
-            texts = [key(cell) for cell in cells if key(cell)]
-            for name in [*texts, *map("".join, itertools.permutations(texts, 2))]:
+        for student, line in zip(self.of_line, self.lines, strict=True):
+            for name in _spellings(line) if student else ():
                 self._known.setdefault(name, set()).add(student)
 
     @classmethod
     def read(cls, path: Path) -> Roster:
-        """A CSV file with a line of titles. The column ``student``, else the first, is what the sheets show.
-
-        Raises:
-            ValueError: it is no such file, or names a student twice.
-        """
+        """A CSV file; Moodle's and Canvas's exports of their gradebooks are such files."""
         try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            text = path.read_text(encoding="latin-1")  # as older spreadsheets write it
-        titles = text.partition("\n")[0]
-        mark = max(",;\t", key=titles.count)
-        head, *lines = [
-            line for line in csv.reader(text.splitlines(), delimiter=mark) if any(map(str.strip, line))
-        ] or [[]]
-        at = next((n for n, title in enumerate(head) if title.strip().casefold() == "student"), 0)
-        lines = [line for line in lines if len(line) > at and line[at].strip()]
-        if not lines:
-            raise ValueError(f"{path}: no students in it: write a line of titles, then a line for each")
-        roster = cls(lines, at)
-        if len(set(roster.students)) < len(roster.students):
-            raise ValueError(f"{path}: a student stands in it twice; give each another name in the column {head[at]!r}")
-        return roster
+            return cls(read_table(path))
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
+
+    def _column(self) -> int:
+        titles = [title.strip().casefold() for title in self.head]
+        if "student" in titles:
+            return titles.index("student")
+        columns = [[self._student(line, at) for line in self.lines] for at in range(len(titles))]
+        return next((at for at, texts in enumerate(columns) if all(texts) and len(set(texts)) == len(texts)), 0)
+
+    @staticmethod
+    def _student(line: Sequence[str], at: int) -> str:
+        text = readable(line[at]) if len(line) > at else ""
+        return "" if text.casefold().startswith(NOBODY) else text
 
     def who(self, name: str) -> str:
         """The student whom a name means; "" if none, or more than one."""
         found = self._known.get(key(name), set())
         return next(iter(found)) if len(found) == 1 else ""
+
+
+def _spellings(line: Sequence[str]) -> Iterator[str]:
+    """Each text of a line, "Lee, Ann" also turned, and each two of the first eight together."""
+    yield from filter(None, map(key, line))
+    yield from (key("".join(reversed(text.split(",")))) for text in line if text.count(",") == 1)
+    yield from map("".join, itertools.permutations(filter(None, map(key, line[:8])), 2))
+
+
+def write_gradebook(path: Path, roster: Roster, points: Mapping[tuple[str, str], float], names: Sequence[str]) -> None:
+    """The roster with the points of each assignment, in the column whose title names it, else in one of its own.
+
+    ``points`` is by (student, assignment). Moodle and Canvas import the file if the roster is their own export.
+    """
+    columns = {assignment_in(title, names)[0]: at for at, title in enumerate(roster.head)}
+    head = [*roster.head, *(name for name in names if name not in columns)]
+    columns = {name: columns.get(name, head.index(name) if name in head else 0) for name in names}
+    rows = []
+    for student, line in zip(roster.of_line, roster.lines, strict=True):
+        row: list[str | float] = [*line, *[""] * (len(head) - len(line))]
+        for name, at in columns.items():
+            if (student, name) in points:
+                row[at] = points[student, name]
+        rows.append(row)
+    write_table(path, head, rows)

@@ -2,50 +2,58 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import collections
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mebqat_lite.course.classroom.by_hand import Marks
 from mebqat_lite.course.classroom.handed import Handed
 from mebqat_lite.course.classroom.kept import Graded
 from mebqat_lite.course.classroom.names import readable
 from mebqat_lite.course.classroom.roster import Roster
-from mebqat_lite.files import replace
+from mebqat_lite.course.classroom.tables import write_table
 
-COLUMNS = ("student", "assignment", "points", "of", "percent", "to_mark_by_hand", "parts", "file", "remark", "problem")
+COLUMNS = (
+    "student",
+    "assignment",
+    "points",
+    "of",
+    "percent",
+    "to_mark_by_hand",
+    "by_hand",
+    "parts",
+    "file",
+    "remark",
+    "problem",
+)
 
 
-def write_sheet(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file whose texts no spreadsheet takes for formulas."""
-    text = io.StringIO(newline="")
-    safe = ([_safe(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    csv.writer(text).writerows([[_safe(title) for title in head], *safe])
-    replace(path, text.getvalue().encode())
+def write_grades(out: Path, graded: Sequence[Graded], marks: Marks) -> None:
+    """``grades.csv``, a line for each student and assignment, and ``course.csv``, one for each student.
 
-
-def _safe(text: str) -> str:
-    return f"'{text}" if text.startswith(tuple("=+-@\t\r")) else text
-
-
-def write_grades(out: Path, graded: Sequence[Graded]) -> None:
-    """``grades.csv``, a line for each student and assignment, and ``course.csv``, one for each student."""
-    write_sheet(out / "grades.csv", COLUMNS, map(_row, graded))
-    names = sorted({result.assignment.name for result in graded})
-    points = {(result.student, result.assignment.name): result.points for result in graded}
+    Points in ``course.csv`` are those of the machine and, once all questions of the result are marked, those by hand.
+    """
+    write_table(out / "grades.csv", COLUMNS, (_row(result, marks) for result in graded))
+    names, points = sorted({result.assignment.name for result in graded}), totals(graded, marks)
     rows = []
     for student in dict.fromkeys(result.student for result in graded):
-        line = [points.get((student, name)) for name in names]
-        rows.append([student, *("" if found is None else found for found in line), sum(filter(None, line))])
-    write_sheet(out / "course.csv", ["student", *names, "total"], rows)
+        line = [points.get((student, name), "") for name in names]
+        rows.append([student, *line, sum(value for value in line if not isinstance(value, str))])
+    write_table(out / "course.csv", ["student", *names, "total"], rows)
 
 
-def _row(result: Graded) -> list[Any]:
+def totals(graded: Iterable[Graded], marks: Marks) -> dict[tuple[str, str], float]:
+    """The points by (student, assignment): of the machine, and by hand."""
+    return {(one.student, one.assignment.name): one.points + (marks.points(one) or 0) for one in graded}
+
+
+def _row(result: Graded, marks: Marks) -> list[Any]:
     of, parts = result.assignment.points, result.assignment.parts
     each = "; ".join(f"{part.function} {_points(result, part.function)}/{part.points}" for part in parts)
     by_hand, percent = sum(result.assignment.written.values()), round(100 * result.points / of, 1)
-    about = [each, result.file, result.remark, result.problems]
+    about = [marks.points(result), each, result.file, result.remark, result.problems]
     return [result.student, result.assignment.name, result.points, of, percent, by_hand, *about]
 
 
@@ -60,7 +68,7 @@ def write_files(path: Path, folder: Path, found: Iterable[Handed]) -> None:
         [readable(str(file.path.relative_to(folder))), file.student, file.assignment, "no" if file.reason else "yes",
          file.reason or file.remark] for file in found
     )  # fmt: skip
-    write_sheet(path, head, rows)
+    write_table(path, head, rows)
 
 
 def write_roster(path: Path, roster: Roster | None, graded: Sequence[Graded], found: Sequence[Handed]) -> None:
@@ -74,7 +82,7 @@ def write_roster(path: Path, roster: Roster | None, graded: Sequence[Graded], fo
         + [states.get((student, name), "missing") for name in names]
         for student in dict.fromkeys([*listed, *there])
     ]
-    write_sheet(path, ["student", "in_roster", *names], rows)
+    write_table(path, ["student", "in_roster", *names], rows)
 
 
 def _states(graded: Sequence[Graded], found: Sequence[Handed]) -> Mapping[tuple[str, str], str]:
@@ -85,6 +93,20 @@ def _states(graded: Sequence[Graded], found: Sequence[Handed]) -> Mapping[tuple[
         if one.problem:
             states[one.student, one.assignment.name] = f"not graded: {one.problem}"
     return states
+
+
+def write_checks(path: Path, graded: Sequence[Graded]) -> None:
+    """How many students got each check right, and how many each message; numbers in a message stand as #."""
+    counts: collections.Counter[tuple[str, str, str, str]] = collections.Counter()
+    of = collections.Counter(result.assignment.name for result in graded)
+    for result in graded:
+        for outcome in result.outcomes:
+            words = re.sub(r"-?\d[\d.e+-]*", "#", outcome.message) or "right"
+            counts[result.assignment.name, outcome.part, outcome.check, words] += 1
+    place = {about[:3]: number for number, about in reversed(list(enumerate(counts)))}
+    ordered = sorted(counts, key=lambda about: (place[about[:3]], -counts[about]))
+    rows = ([*about, counts[about], round(100 * counts[about] / of[about[0]], 1)] for about in ordered)
+    write_table(path, ("assignment", "part", "check", "message", "students", "percent"), rows)
 
 
 def summary(graded: Sequence[Graded], found: Sequence[Handed]) -> str:
