@@ -1,6 +1,6 @@
 """Grade thirty submissions by one command, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
-They are right, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints the
+They are right, awkward, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints the
 points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another part,
 or if a line of the sheet is missing.
 """
@@ -43,6 +43,12 @@ WRONG = {
     "text": "return '12 dB'",
     "changes_input": "x -= y\n    return 10 * torch.log10(y.pow(2).sum() / x.pow(2).sum())",
 }
+ABOVE = {  # other cells, above the parts
+    "magics": "%matplotlib inline\n!pip install seaborn\nimport seaborn_that_is_missing\ndisplay(3)",
+    "raises": "bits = {[2, 4, 8]}",
+    "exits": "import os\nos._exit(0)",
+    "runs_on": "while True:\n    pass",
+}
 HOSTILE = {
     "exit": "exit()",
     "at_once": "import os\n    os._exit(0)",
@@ -72,6 +78,24 @@ def with_part(source: str) -> Any:
     return made
 
 
+def awkward() -> dict[str, str]:
+    """Make right notebooks, as text, that a student's editor or habits have marked; each is worth all points."""
+    found = {}
+    for name, source in ABOVE.items():
+        made = master()
+        made.cells.insert(1, nbformat.v4.new_code_cell(source))
+        found[name] = nbformat.writes(made)
+    made, spoiled = master(), master()
+    made.cells.append(nbformat.v4.new_code_cell(f"{HEAD}return ..."))
+    for cell in spoiled.cells:
+        cell.metadata["nbgrader"] = None
+    return found | {
+        "stub_below": nbformat.writes(made),
+        "null": nbformat.writes(spoiled),
+        "mark": "\ufeff" + found["exits"],
+    }
+
+
 def broken() -> dict[str, str]:
     """Make damaged notebooks, as text, by student."""
     without = master()
@@ -94,6 +118,7 @@ def broken() -> dict[str, str]:
 def submissions() -> dict[str, tuple[str, int]]:
     """Make all submissions: ``(notebook, points that it should get)`` by student, whose name begins with the kind."""
     found = {f"right_{name}": (nbformat.writes(with_part(HEAD + body)), 16) for name, body in RIGHT.items()}
+    found |= {f"awkward_{name}": (text, 16) for name, text in awkward().items()}
     for kind, bodies in (("wrong", WRONG), ("hostile", HOSTILE)):
         found |= {f"{kind}_{name}": (nbformat.writes(with_part(HEAD + body)), 13) for name, body in bodies.items()}
     due = {"cut_off": 0, "empty": 0, "ids_lost": 16}
