@@ -1,8 +1,8 @@
-"""Grade thirty submissions by one command, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
+"""Grade some forty submissions by one command, in some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
-They are right, awkward, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints the
-points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another part,
-or if a line of the sheet is missing.
+They are right, awkward, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints
+the points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another
+part, or if a line of the sheet is missing.
 """
 
 from __future__ import annotations

@@ -81,9 +81,11 @@ def names(line: ast.stmt) -> set[str]:
 
 def defined(lines: list[ast.stmt]) -> Iterator[tuple[str, bool]]:
     """(name, whether it is attempted) of each function or name that a cell defines, also inside ``if`` and ``try``."""
-    for line in lines:
+    waiting = lines[::-1]
+    while waiting:  # no recursion: an `elif` lies in the one before it, and there may be thousands
+        line = waiting.pop()
         if isinstance(line, ast.If | ast.Try | ast.With):
-            yield from defined([inner for inner in ast.iter_child_nodes(line) if isinstance(inner, ast.stmt)])
+            waiting += [inner for inner in ast.iter_child_nodes(line) if isinstance(inner, ast.stmt)][::-1]
         elif isinstance(line, ast.FunctionDef | ast.AsyncFunctionDef):
             yield line.name, not all(map(_does_nothing, line.body))
         elif isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
@@ -95,7 +97,8 @@ def defined(lines: list[ast.stmt]) -> Iterator[tuple[str, bool]]:
 def _does_nothing(line: ast.stmt) -> bool:
     """Whether a line may stand in a stub: a docstring, dots, ``pass``, nothing returned, ``NotImplementedError``."""
     if isinstance(line, ast.Raise):
-        return line.exc is not None and "NotImplementedError" in ast.unparse(line.exc)
+        words = ast.walk(line.exc) if line.exc is not None else ()
+        return any(isinstance(word, ast.Name) and word.id == "NotImplementedError" for word in words)
     if isinstance(line, ast.Return):
         return line.value is None or _is_nothing(line.value)
     return isinstance(line, ast.Pass) or (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
