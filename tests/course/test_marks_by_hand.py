@@ -43,7 +43,22 @@ def test_marks_by_hand_are_kept_counted_and_shown(tmp_path):
     page = (tmp_path / "grades" / "feedback" / "=ann" / "99_made.html").read_text()
     assert "words: 1.5 of 2 points by hand. Why &lt;6&gt; dB?" in page
     marks = {row["student"]: row for row in sheet(tmp_path, "marks")}
-    assert marks["'=ann"]["mark"] == "1,5" and marks["'=ann"]["note"] == marks["ben"]["mark"] == ""
+    assert marks["'=ann"]["mark"] == "1,5" and marks["ben"]["mark"] == ""
+
+
+def test_two_students_of_one_answer_are_noted_but_not_those_without_any(tmp_path):
+    answers = {
+        "ann": "Six dB.",
+        "ben": "Six  dB.\n",
+        "carl": "Other.",
+        "di": "YOUR ANSWER HERE",
+        "eve": "YOUR ANSWER HERE",
+    }
+    files = {f"{name}/99_made.ipynb": text(GOOD[0], words=words) for name, words in answers.items()}
+    hand_in(tmp_path / "submitted", files)
+    graded(tmp_path)
+    notes = {row["student"]: row["note"] for row in sheet(tmp_path, "marks")}
+    assert notes == {"ann": "the same answer as ben", "ben": "the same answer as ann", "carl": "", "di": "", "eve": ""}
 
 
 def test_an_answer_that_changed_after_its_mark_is_noted(tmp_path):

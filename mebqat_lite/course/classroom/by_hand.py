@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,19 +11,20 @@ from pathlib import Path
 
 from mebqat_lite.course.classroom.feedback import HEAD, STYLE
 from mebqat_lite.course.classroom.kept import Graded
+from mebqat_lite.course.classroom.submission import EMPTY
 from mebqat_lite.course.classroom.tables import read_table, write_table
 from mebqat_lite.files import replace
 
 COLUMNS = ("student", "assignment", "question", "of", "mark", "comment", "answer", "note")
 CHANGED = "the answer has changed since it was marked"
-Key = tuple[str, str, str]  # student, assignment, question
+Key = tuple[str, str, str]
 
 
 @dataclass
 class Marks:
     """``marks.csv``: what an instructor wrote into the columns ``mark`` and ``comment`` is kept at every grading."""
 
-    rows: dict[Key, dict[str, str]] = field(default_factory=dict)
+    rows: dict[Key, dict[str, str]] = field(default_factory=dict)  # by student, assignment and question
 
     @classmethod
     def read(cls, path: Path) -> Marks:
@@ -46,13 +48,16 @@ class Marks:
 
     def write(self, path: Path, graded: Sequence[Graded]) -> None:
         """A line for each question of each result, and those that are there already."""
+        same = _same_answers(graded)
         for one in graded:
             for question, of in one.assignment.written.items():
-                mark = f"{zlib.crc32(one.written.get(question, '').encode()):08x}"
+                found = _checksum(one.written.get(question, ""))
                 row = self.rows.setdefault((one.student, one.assignment.name, question), {})
-                is_other = bool(row.get("mark")) and row.get("answer") not in (None, "", mark)
-                row |= {"of": str(of), "note": CHANGED if is_other else ""}
-                row["answer"] = row["answer"] if is_other else mark
+                is_other = bool(row.get("mark")) and row.get("answer") not in (None, "", found)
+                others = [name for name in same[one.assignment.name, question, found] if name != one.student]
+                notes = [CHANGED if is_other else "", f"the same answer as {', '.join(others)}" if others else ""]
+                row |= {"of": str(of), "note": "; ".join(filter(None, notes))}
+                row["answer"] = row["answer"] if is_other else found
         lines = [[*key, *(row.get(name, "") for name in COLUMNS[3:])] for key, row in sorted(self.rows.items())]
         write_table(path, COLUMNS, lines)
 
@@ -75,6 +80,20 @@ class Marks:
 
     def _mark(self, graded: Graded, question: str) -> float | None:
         return _number(self._row(graded, question).get("mark", ""))
+
+
+def _same_answers(graded: Sequence[Graded]) -> dict[Key, list[str]]:
+    """The students by (assignment, question, checksum of the answer), but of answers that nobody has begun."""
+    found: dict[Key, list[str]] = collections.defaultdict(list)
+    for one in graded:
+        for question, text in one.written.items():
+            if not EMPTY.fullmatch(text):
+                found[one.assignment.name, question, _checksum(text)].append(one.student)
+    return found
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(' '.join(text.split()).encode()):08x}"
 
 
 def _number(text: str) -> float | None:

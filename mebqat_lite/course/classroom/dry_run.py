@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from mebqat_lite.course.classroom.attempts import STUB, choose
-from mebqat_lite.course.classroom.submission import Submission
+from mebqat_lite.course.classroom.submission import EMPTY, Submission
 
-EMPTY = re.compile(r"\s*(YOUR ANSWER HERE)?\s*")  # an answer in words as it is handed out
 LINE = "  {:20} {}"
 
 

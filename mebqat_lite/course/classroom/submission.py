@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+EMPTY = re.compile(r"\s*(YOUR ANSWER HERE)?\s*")  # an answer in words as nbgrader hands it out
 LARGEST = 100 * 2**20  # bytes of a notebook, with all its pictures
 
 
