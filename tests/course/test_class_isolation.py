@@ -1,13 +1,15 @@
 """One submission never costs another: what goes wrong is caught, named, and written with the rest."""
 
+import contextlib
 import os
 
 import pytest
 from made_course import RIGHT, graded, hand_in, text, with_spoiled_metadata
 from submissions import GOOD
 
-from mebqat_lite.course.classroom import course
+from mebqat_lite.course.classroom import course, grading
 from mebqat_lite.course.classroom.kept import folder_name
+from mebqat_lite.course.classroom.sandbox import Stopped
 from mebqat_lite.course.classroom.submission import Submission, SubmissionError, printable
 
 DOUBLE = "def double(x):\n    "
@@ -93,6 +95,22 @@ def test_a_result_that_is_damaged_is_graded_again(tmp_path, counted):
     graded(tmp_path)
     (tmp_path / "grades" / "results" / "ann" / "99_made.json").write_text('{"outcomes": 3')
     assert set(graded(tmp_path)) == {"ann"} and names == ["ann", "ann"]
+
+
+def test_a_part_whose_process_was_stopped_is_tried_again(tmp_path, monkeypatch):
+    hand_in(tmp_path / "submitted", {"ann/99_made.ipynb": RIGHT})
+
+    def on_a_busy_machine(*_):
+        raise Stopped("it took longer than 20 s")
+
+    with monkeypatch.context() as busy:
+        busy.setattr(grading, "opened", on_a_busy_machine)
+        assert graded(tmp_path)["ann"]["points"] == "0"
+    with monkeypatch.context() as idle:
+        idle.setattr(grading, "opened", lambda *_: contextlib.nullcontext((lambda x: 2 * x, [])))
+        assert graded(tmp_path)["ann"]["points"] == "5"
+    monkeypatch.setattr(grading, "opened", on_a_busy_machine)
+    assert graded(tmp_path)["ann"]["points"] == "5"  # a result that stands is not tried again
 
 
 def test_an_error_of_the_grader_itself_is_a_problem_of_one_row(tmp_path, monkeypatch):

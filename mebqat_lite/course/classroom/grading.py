@@ -97,6 +97,7 @@ class Outcome:
     message: str  # for the student; "" if right
     seed: int
     unforeseen: bool = False  # the check itself stopped: the instructor should look at it
+    stopped: bool = False  # the student's process was: perhaps by a busy machine, so the next grading tries again
 
 
 def seed_of(student: str, assignment: str, variant: int = 0) -> int:
@@ -119,10 +120,13 @@ def grade_part(submission: Submission, part: Part, seed: int) -> tuple[list[Outc
     try:
         with opened(submission.cells, part.function, part.limits) as (call, notes):
             return grade_function(call, part, seed), notes
-    except (Stopped, LookupError) as problem:
-        return [_outcome(part, check, str(problem).strip("'\""), seed) for check in part.checks], []
+    except LookupError as problem:
+        return [_outcome(part, check, str(problem.args[0]), seed) for check in part.checks], []
+    except Stopped as problem:
+        return [_outcome(part, check, str(problem), seed, stopped=True) for check in part.checks], []
     except Exception as error:
-        return [_outcome(part, check, _unforeseen("the part", error), seed, True) for check in part.checks], []
+        words = _unforeseen("the part", error)
+        return [_outcome(part, check, words, seed, unforeseen=True) for check in part.checks], []
 
 
 def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outcome]:
@@ -131,16 +135,17 @@ def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outc
 
 
 def _grade_check(call: Callable[..., Any], part: Part, check: Check, seed: int) -> Outcome:
-    message, unforeseen = "", False
     try:
         check.grade(GradedStudent(call, part.arguments), torch.Generator().manual_seed(seed))
     except NotImplementedError as found:
-        message = f"not attempted: {found}"
-    except (Mistake, Stopped) as found:
-        message = str(found)
+        return _outcome(part, check, f"not attempted: {found}", seed)
+    except Mistake as found:
+        return _outcome(part, check, str(found), seed)
+    except Stopped as found:
+        return _outcome(part, check, str(found), seed, stopped=True)
     except Exception as error:  # of a value that the check did not reckon with
-        message, unforeseen = _unforeseen("the check", error), True
-    return _outcome(part, check, message, seed, unforeseen)
+        return _outcome(part, check, _unforeseen("the check", error), seed, unforeseen=True)
+    return _outcome(part, check, "", seed)
 
 
 def _unforeseen(what: str, error: Exception) -> str:
@@ -149,6 +154,6 @@ def _unforeseen(what: str, error: Exception) -> str:
     return f"{words}. Is what your function returns of the kind that is asked for? Your instructor sees this line too."
 
 
-def _outcome(part: Part, check: Check, message: str, seed: int, unforeseen: bool = False) -> Outcome:
+def _outcome(part: Part, check: Check, message: str, seed: int, **why: bool) -> Outcome:
     points, words = 0 if message else check.points, " ".join(printable(message).split())
-    return Outcome(part.function, check.title, points, check.points, words, seed, unforeseen)
+    return Outcome(part.function, check.title, points, check.points, words, seed, **why)

@@ -64,9 +64,13 @@ def keep(out: Path, graded: Graded, mark: str, by_hand: Sequence[str] = ()) -> N
 
 
 def kept(out: Path, student: str, assignment: Assignment, mark: str) -> Graded | None:
-    """The result that an earlier grading of the same file left; None if there is none, or one with a problem."""
+    """The result that an earlier grading of the same file left; None if there is none, or one with a problem, or of a
+    process that was stopped.
+    """
     found = _read(out / "results" / folder_name(student) / f"{assignment.name}.json", assignment, mark)
-    return None if found is None or found.problems else found
+    if found is None or found.problems or any(outcome.stopped for outcome in found.outcomes):
+        return None
+    return found
 
 
 def all_kept(out: Path, assignments: Iterable[Assignment]) -> Iterator[Graded]:
