@@ -68,6 +68,12 @@ def test_a_constant_that_is_used_again_below_keeps_its_value_and_a_helper_below_
     run = served("LEVELS = 4", own, "LEVELS = 9\ndef more(x): return g(x) + 1", "def g(x): return x", own=1)
     assert run(1) == 8
     assert served(own, "def more(x): return x", "LEVELS = 3", "LEVELS = 5", "def f(x): return 0", own=0)(1) == 3
+    assert served("pi = 4", "def f(x):\n    return pi", "from math import *", own=1)(1) == 4
+
+
+def test_an_error_whose_words_raise_is_left_out_too():
+    error = "class Odd(Exception):\n    def __str__(self): return 1 / 0\nraise Odd"
+    assert [skip["error"] for skip in served(error, ANSWER).skipped] == ["Odd"]
 
 
 def test_what_is_left_out_is_said():
