@@ -1,8 +1,8 @@
-"""Grade thirty submissions by one command, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
+"""Grade some forty submissions by one command, in some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
-They are right, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints the
-points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another part,
-or if a line of the sheet is missing.
+They are right, awkward, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints
+the points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another
+part, or if a line of the sheet is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import nbformat
 
 from benchmarks.machine import machine
-from mebqat_lite.course.classroom.course import grade_folder, summary
+from mebqat_lite.course.classroom.course import grade_folder
+from mebqat_lite.course.classroom.sheets import summary
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "assignments"
 NAME = "01_quantization"
@@ -41,6 +42,12 @@ WRONG = {
     "constant": "return 12.0",
     "text": "return '12 dB'",
     "changes_input": "x -= y\n    return 10 * torch.log10(y.pow(2).sum() / x.pow(2).sum())",
+}
+ABOVE = {  # other cells, above the parts
+    "magics": "%matplotlib inline\n!pip install seaborn\nimport seaborn_that_is_missing\ndisplay(3)",
+    "raises": "bits = {[2, 4, 8]}",
+    "exits": "import os\nos._exit(0)",
+    "runs_on": "while True:\n    pass",
 }
 HOSTILE = {
     "exit": "exit()",
@@ -71,6 +78,24 @@ def with_part(source: str) -> Any:
     return made
 
 
+def awkward() -> dict[str, str]:
+    """Make right notebooks, as text, that a student's editor or habits have marked; each is worth all points."""
+    found = {}
+    for name, source in ABOVE.items():
+        made = master()
+        made.cells.insert(1, nbformat.v4.new_code_cell(source))
+        found[name] = nbformat.writes(made)
+    made, spoiled = master(), master()
+    made.cells.append(nbformat.v4.new_code_cell(f"{HEAD}return ..."))
+    for cell in spoiled.cells:
+        cell.metadata["nbgrader"] = None
+    return found | {
+        "stub_below": nbformat.writes(made),
+        "null": nbformat.writes(spoiled),
+        "mark": "\ufeff" + found["exits"],
+    }
+
+
 def broken() -> dict[str, str]:
     """Make damaged notebooks, as text, by student."""
     without = master()
@@ -93,6 +118,7 @@ def broken() -> dict[str, str]:
 def submissions() -> dict[str, tuple[str, int]]:
     """Make all submissions: ``(notebook, points that it should get)`` by student, whose name begins with the kind."""
     found = {f"right_{name}": (nbformat.writes(with_part(HEAD + body)), 16) for name, body in RIGHT.items()}
+    found |= {f"awkward_{name}": (text, 16) for name, text in awkward().items()}
     for kind, bodies in (("wrong", WRONG), ("hostile", HOSTILE)):
         found |= {f"{kind}_{name}": (nbformat.writes(with_part(HEAD + body)), 13) for name, body in bodies.items()}
     due = {"cut_off": 0, "empty": 0, "ids_lost": 16}
@@ -106,9 +132,9 @@ def main(folder: Path) -> None:
         (folder / "submitted" / student).mkdir(parents=True)
         (folder / "submitted" / student / f"{NAME}.ipynb").write_text(text, encoding="utf-8")
     started = time.perf_counter()
-    graded = grade_folder(folder / "submitted", FOLDER / "graders", folder / "grades")
+    graded, found = grade_folder(folder / "submitted", FOLDER / "graders", folder / "grades")
     minutes = (time.perf_counter() - started) / 60
-    print(summary(graded))
+    print(summary(graded, found))
     rows = {row["student"]: int(row["points"]) for row in csv.DictReader((folder / "grades" / "grades.csv").open())}
     wrong = {student: (rows.get(student), due) for student, (_, due) in handed.items() if rows.get(student) != due}
     print(f"{len(rows)} submissions in {minutes:.1f} minutes; {machine()}")

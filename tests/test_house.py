@@ -48,7 +48,8 @@ KNOWS = {
     "samplers switching tensors train",
     "__init__": "bits checkpoint datasets deploy files loop measure methods models quantizers recipe samplers scale "
     "switching train",
-    "course": "__init__ bits checkpoint datasets deploy learners measure methods paths quantizers switching tensors",
+    "course": "__init__ bits checkpoint datasets deploy files learners measure methods paths quantizers switching "
+    "tensors",
     "cli": "bits checkpoint course datasets deploy experiments files measure methods paths quantizers recipe scale "
     "train",
     "__main__": "cli",

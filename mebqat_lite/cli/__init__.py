@@ -1,4 +1,6 @@
-"""The command line: demo, train, evaluate, allocate, export, compare, benchmark, assignments, grade, doctor, test."""
+"""The command line: demo, train, evaluate, allocate, export, compare, benchmark, assignments, grade, check-submission,
+doctor, test.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     measuring.add_benchmark(commands)
     teaching.add_assignments(commands)
     teaching.add_grade(commands)
+    teaching.add_check_submission(commands)
     doctor.add_doctor(commands)
     selftest.add_test(commands)
     for command in commands.choices.values():

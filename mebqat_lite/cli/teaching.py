@@ -1,4 +1,4 @@
-"""The commands for instructors: assignments, grade."""
+"""The commands of a course: assignments and grade for instructors, check-submission for students."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mebqat_lite import paths
 from mebqat_lite.cli.shared import Commands, print_written
+
+PAGES = ("feedback", "answers")
 
 
 def add_assignments(commands: Commands) -> None:
@@ -29,8 +31,10 @@ def run_assignments(arguments: argparse.Namespace) -> int:
 def add_grade(commands: Commands) -> None:
     """Define ``mebqat-lite grade``."""
     command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
-    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb or STUDENT_NAME.ipynb")
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's download")
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
+    command.add_argument("--roster", type=Path, help="CSV file of the students; Moodle's or Canvas's export")
+    command.add_argument("--student", help="grade this one's submissions anew, and no other's")
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
     command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/grades")
@@ -39,15 +43,37 @@ def add_grade(commands: Commands) -> None:
 
 def run_grade(arguments: argparse.Namespace) -> int:
     """Grade all submissions, print a line for each, and write grades and feedback."""
-    from mebqat_lite.course.classroom.course import grade_folder, notice, summary
+    from mebqat_lite.course.classroom.course import grade_folder, notice
+    from mebqat_lite.course.classroom.roster import Roster
+    from mebqat_lite.course.classroom.sheets import summary
 
+    roster = Roster.read(arguments.roster) if arguments.roster else None
     out = arguments.folder or paths.results() / "grades"
     print(notice())
     graders = arguments.graders or _checkout_folder("graders")
-    graded = grade_folder(arguments.submissions, graders, out, arguments.variant, arguments.jobs)
-    print(summary(graded))
-    print_written([out / "grades.csv", out / "feedback"])
+    graded, found = grade_folder(
+        arguments.submissions, graders, out, arguments.variant, arguments.jobs, roster=roster,
+        student=arguments.student or "",
+    )  # fmt: skip
+    print(summary(graded, found))
+    print_written(sorted(path for path in out.iterdir() if path.suffix == ".csv" or path.name in PAGES))
     return 0
+
+
+def add_check_submission(commands: Commands) -> None:
+    """Define ``mebqat-lite check-submission``."""
+    command = commands.add_parser("check-submission", help="see what a grader will see of your notebook")
+    command.add_argument("notebook", type=Path, help="the notebook that you will hand in")
+    command.set_defaults(run=run_check_submission)
+
+
+def run_check_submission(arguments: argparse.Namespace) -> int:
+    """Print which cells count; the status is 1 if something is not written or cannot be called."""
+    from mebqat_lite.course.classroom.dry_run import report
+
+    lines, good = report(arguments.notebook)
+    print("\n".join(lines))
+    return 0 if good else 1
 
 
 def _checkout_folder(name: str) -> Path:

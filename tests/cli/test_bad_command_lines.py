@@ -130,7 +130,9 @@ benchmark --set "" -> --set is empty
 benchmark gone -> no checkpoint gone in .
 assignments --out m.safetensors -> m.safetensors is a file, and a folder is needed there
 assignments --source gone -> no assignments in gone
+check-submission gone -> gone is no notebook
 grade pets --variant -1 -> --variant must be at least 0, not -1
+grade pets --student "" -> --student is empty
 grade pets --jobs 0 -> --jobs must be at least 1, not 0
 grade pets --out m.safetensors/g -> m.safetensors is a file, and a folder is needed there
 test gone -> no stage 'gone'; known: lint, format, types, tests, notebooks, browser, quick

@@ -86,7 +86,7 @@ VALUES = {
 # What changes no number: how fast or how often something is done, and what is written beside. Tests of their own.
 UNSEEN = {"help", "traceback", "save_every", "compile", "vectorized", "tensorboard", "jobs", "retries", "fresh"}
 UNSEEN |= {"untrained"}  # allows more, and changes nothing that is allowed
-WITHOUT = {"demo", "assignments", "grade", "doctor", "test"}  # each takes long, or has no options
+WITHOUT = {"demo", "assignments", "grade", "check-submission", "doctor", "test"}  # each takes long, or has no options
 
 
 def test_every_option_is_looked_at():

@@ -14,6 +14,8 @@ from guide import ASSIGNMENTS, FOLDER, master, rows
 from mutants import mutants
 
 from mebqat_lite.course.classroom import worker
+from mebqat_lite.course.classroom.attempts import choose
+from mebqat_lite.course.classroom.cells import definitions
 from mebqat_lite.course.classroom.grading import Part, grade_function
 from mebqat_lite.course.classroom.submission import Submission
 
@@ -52,8 +54,8 @@ def messages(function, part, seed):
 
 def solution(name, function):
     """Source of the master's imports and of its solution of a part, and the function."""
-    submission = Submission.read(master(name), "master")
-    cells = submission.cells_for(function)
+    chosen = choose(Submission.read(master(name), "master").cells, function)
+    cells = [*map(definitions, chosen.cells[: chosen.own]), chosen.cells[chosen.own]]
     space: dict = {}
     for cell in cells:
         exec(cell, space)

@@ -9,7 +9,7 @@ import pytest
 from submissions import FOLDER, GOOD, notebook
 
 from mebqat_lite import cli
-from mebqat_lite.course.classroom import course, feedback
+from mebqat_lite.course.classroom import course, feedback, tables
 
 GRADERS = """
 from mebqat_lite.course.classroom.grading import Assignment, Check, Part
@@ -44,14 +44,17 @@ def test_a_folder_is_graded_by_one_command(folder, capsys):
     assert {row["student"]: row["points"] for row in rows} == {"ann": "3", "ben": "3", "<b>=cmd": "3", "carl": "0"}
     assert {row["to_mark_by_hand"] for row in rows} == {"2"}
     assert all(row["parts"] == f"double {row['points']}/3" for row in rows)
+    assert (out / "course.csv").read_text().splitlines()[0] == "student,99_made,total"
     pages = {path.parent.name: path.read_text() for path in out.glob("feedback/*/99_made.html")}
     assert set(pages) == {"ann", "ben", "<b>=cmd", "carl"}
     assert "<b>=cmd" not in pages["<b>=cmd"] and "is no notebook" in pages["carl"]
     assert not any("http" in page for page in pages.values())  # readable without a network
 
 
-def test_a_formula_is_no_formula():
-    assert [course._safe(text) for text in ("=1", "+1", "-1", "@a", "ann")] == ["'=1", "'+1", "'-1", "'@a", "ann"]
+def test_a_formula_is_no_formula(tmp_path):
+    tables.write_table(tmp_path / "a.csv", ["=title"], [["=1", -1, "@a", "ann", ""]])
+    assert (tmp_path / "a.csv").read_text().split() == ["'=title", "'=1,-1,'@a,ann,"]
+    assert tables.read_table(tmp_path / "a.csv") == [["=title"], ["=1", "-1", "@a", "ann", ""]]
 
 
 @pytest.mark.parametrize(

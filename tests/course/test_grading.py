@@ -5,9 +5,10 @@ import pytest
 import torch
 from submissions import GOOD, notebook
 
+from mebqat_lite.course.classroom.feedback import page
 from mebqat_lite.course.classroom.grading import Assignment, Check, Part, grade, seed_of
 from mebqat_lite.course.classroom.sandbox import Limits
-from mebqat_lite.course.classroom.submission import Submission, SubmissionError, definitions
+from mebqat_lite.course.classroom.submission import Submission, SubmissionError
 from mebqat_lite.course.exercises import expect
 
 
@@ -15,16 +16,6 @@ def submission(tmp_path, *cells):
     path = tmp_path / "work.ipynb"
     nbformat.write(notebook(*cells), path)
     return Submission.read(path, "ann")
-
-
-def test_definitions_keep_what_cannot_stop_a_part():
-    source = (
-        "import torch\nK = [1, 2]\nprint(1 / 0)\ndef f(): return K\nclass A: pass\nx = torch.ones(3)\nwhile True: pass"
-    )
-    kept = definitions(source)
-    assert "while" not in kept and "print" not in kept and "x =" not in kept
-    assert all(word in kept for word in ("import torch", "K = [1, 2]", "def f()", "class A"))
-    assert definitions("def f(:") == ""
 
 
 def grade_double(student, rng):
@@ -44,7 +35,7 @@ COURSE = Assignment("99_made", (DOUBLE, TRIPLE), {"words": 2})
 
 
 def points(tmp_path, *cells, assignment=COURSE):
-    found = grade(submission(tmp_path, *cells), assignment)
+    found, _ = grade(submission(tmp_path, *cells), assignment)
     return [outcome.points for outcome in found], [outcome.message for outcome in found]
 
 
@@ -58,8 +49,12 @@ def test_a_right_submission_gets_all_points_and_uses_its_own_functions(tmp_path)
     [
         ((("double", "def double(x):\n    return abs(2 * x)"), GOOD[1]), [3, 0, 4], "right is"),
         ((("double", "def double(x):\n    return x * x"), GOOD[1]), [0, 0, 4], "x squared"),
-        ((("double", "def double(x): return 2 * x\nexit()"), GOOD[1]), [0, 0, 4], "ended its own process"),
-        ((("double", "def double(x): return 2 * x\n1 / 0"), GOOD[1]), [0, 0, 4], "ZeroDivisionError"),
+        ((("double", "import os\nos._exit(1)"), ("triple", "def triple(x): return 3 * x")), [0, 0, 4], "own process"),
+        ((("double", "def double(x): return 1 / 0"), ("triple", "def triple(x): return 3 * x")), [0, 0, 4], "ZeroDiv"),
+        ((("double", "def double(x:\n    return 1"), ("triple", "def triple(x): return 3 * x")), [0, 0, 4], "line 1"),
+        ((("double", "def double(x): return 2 * x\nexit()"), GOOD[1]), [3, 2, 4], ""),
+        ((("double", "double(3)\ndef double(x): return 2 * x\n1 / 0"), GOOD[1]), [3, 2, 4], ""),
+        ((("", "import os\nos._exit(0)"), ("", "import math"), *GOOD), [3, 2, 4], ""),
         ((("double", "def twice(x): return 2 * x"), ("triple", "def triple(x): return 3 * x")), [0, 0, 4], "renamed"),
         ((("", "while True: pass"), ("", "x ="), *GOOD), [3, 2, 4], ""),
         ((("triple", "def triple(x): return 3 * x"),), [0, 0, 4], "deleted"),
@@ -84,3 +79,18 @@ def test_a_file_that_is_no_notebook_says_so(tmp_path, text):
     (tmp_path / "a.ipynb").write_text(text)
     with pytest.raises(SubmissionError, match="is no notebook"):
         Submission.read(tmp_path / "a.ipynb", "ann")
+
+
+@pytest.mark.slow
+def test_what_is_left_out_and_which_attempt_counts_stands_in_the_notes_and_on_the_page(tmp_path):
+    stub = ("double", "def double(x):\n    return ...")
+    handed = submission(
+        tmp_path, ("", "import no_such_library\nimport math"), ("", "__import__('os')._exit(0)"), *GOOD, stub
+    )
+    outcomes, notes = grade(handed, COURSE)
+    assert sum(outcome.points for outcome in outcomes) == 9
+    shown = page("ann", COURSE, outcomes, notes=notes)
+    for words in ("code cell 1, line 1, `import no_such_library` is left out", "code cells 3, 5: number 3 counts",
+                  "triple: of the cells before it only imports"):  # fmt: skip
+        assert sum(words in note for note in notes) == 1 and words in shown
+    assert "Which cells count" not in page("ann", COURSE, outcomes)

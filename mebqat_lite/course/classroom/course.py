@@ -1,38 +1,25 @@
-"""A folder of submissions: grade all, write feedback for each student and one sheet of grades."""
+"""A folder of submissions: grade all, write feedback for each student and the sheets of the course."""
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from mebqat_lite.course.classroom.feedback import page
-from mebqat_lite.course.classroom.grading import Assignment, Outcome, grade
+from mebqat_lite.course.classroom.by_hand import Marks, write_answers
+from mebqat_lite.course.classroom.grading import Assignment, grade
+from mebqat_lite.course.classroom.handed import Handed, find
+from mebqat_lite.course.classroom.kept import Graded, all_kept, fingerprint, keep, kept
+from mebqat_lite.course.classroom.names import readable
+from mebqat_lite.course.classroom.roster import Roster, write_gradebook
 from mebqat_lite.course.classroom.sandbox import isolation
-from mebqat_lite.course.classroom.submission import Submission, SubmissionError
-
-
-@dataclass(frozen=True)
-class Graded:
-    """What a student gets for an assignment; ``problem`` is why a file could not be graded at all."""
-
-    student: str
-    assignment: Assignment
-    outcomes: tuple[Outcome, ...]
-    written: Mapping[str, str]
-    problem: str = ""
-
-    @property
-    def points(self) -> int:
-        """That the machine gave."""
-        return sum(outcome.points for outcome in self.outcomes)
+from mebqat_lite.course.classroom.sheets import totals, write_checks, write_files, write_grades, write_roster
+from mebqat_lite.course.classroom.submission import Submission, SubmissionError, printable
 
 
 def load_assignments(graders: Path) -> dict[str, Assignment]:
@@ -49,94 +36,105 @@ def load_assignments(graders: Path) -> dict[str, Assignment]:
     return found
 
 
-def find_submissions(folder: Path, names: Iterable[str]) -> list[tuple[str, str, Path]]:
-    """(student, assignment, path) of each notebook ``STUDENT/.../NAME.ipynb``, ``STUDENT/NAME.ipynb`` (nbgrader's
-    ``submitted`` folder is of this form) or ``STUDENT_NAME.ipynb``, as learning platforms name downloads.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} with submissions: STUDENT/NAME.ipynb each")
-    found = []
-    for path in sorted(folder.rglob("*.ipynb")):
-        for name in names:
-            if path.stem == name and path.parent != folder:
-                found.append((path.relative_to(folder).parts[0], name, path))
-            elif path.stem.endswith(f"_{name}"):
-                found.append((path.stem.removesuffix(f"_{name}"), name, path))
-    if not found:
-        raise FileNotFoundError(
-            f"no submissions in {folder}: they are STUDENT/NAME.ipynb, NAME one of {', '.join(names)}"
-        )
-    return found
-
-
 def grade_folder(
-    folder: Path, graders: Path, out: Path, variant: int = 0, workers: int | None = None, progress: bool = True
-) -> list[Graded]:
-    """Grade every submission in ``folder`` and write ``out/grades.csv`` and ``out/feedback/STUDENT/NAME.html``."""
-    assignments = load_assignments(graders)
-    found = find_submissions(folder, assignments)
+    folder: Path,
+    graders: Path,
+    out: Path,
+    variant: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+    roster: Roster | None = None,
+    student: str = "",
+) -> tuple[list[Graded], list[Handed]]:
+    """Grade every submission in ``folder``, or one ``student``'s anew; what was graded, and all files.
 
-    def one(item: tuple[str, str, Path]) -> Graded:
-        return grade_file(item[0], assignments[item[1]], item[2], variant)
+    Each result is written as it comes, with ``out/feedback/STUDENT/NAME.html``; the sheets hold all results that are in
+    ``out``. What is graded already, by the same graders, is not graded again.
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:  # the work is in the students' processes
-        graded = list(tqdm(pool.map(one, found), total=len(found), desc="grading", disable=not progress, leave=False))
-    for result in graded:
-        target = out / "feedback" / result.student / f"{result.assignment.name}.html"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page(result.student, result.assignment, result.outcomes, result.problem), encoding="utf-8")
-    write_grades(out / "grades.csv", graded)
-    return graded
+    Raises:
+        FileNotFoundError: there is nothing to grade.
+    """
+    assignments, marks = load_assignments(graders), Marks.read(out / "marks.csv")
+    found = find(folder, assignments, roster)
+    due = [file for file in found if not file.reason and (not student or file.student == student)]
+    if not due:
+        write_files(out / "files.csv", folder, found)
+        raise FileNotFoundError(_nothing(folder, found, student))
+
+    def one(file: Handed) -> Graded:
+        name = readable(str(file.path.relative_to(folder)))
+        return _graded(file, name, assignments[file.assignment], graders, out, variant, bool(student), marks)
+
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)  # the work is in the students' processes
+    waiting = [pool.submit(one, file) for file in due]
+    try:
+        for _ in tqdm(as_completed(waiting), total=len(due), desc="grading", disable=not progress, leave=False):
+            pass
+    finally:  # also if it is stopped by hand
+        pool.shutdown(cancel_futures=True)
+        write_sheets(out, folder, list(all_kept(out, assignments.values())), found, roster, marks)
+    return [future.result() for future in waiting], found
+
+
+def _nothing(folder: Path, found: Sequence[Handed], student: str) -> str:
+    """Why there is nothing to grade."""
+    if student and (names := ", ".join(sorted({file.student for file in found if not file.reason}))):
+        return f"no submission of {student} in {folder}: there are those of {names}"
+    why = "".join(f"; {readable(file.path.name)}: {file.reason}" for file in found[:3])
+    return f"no submissions in {folder}: they are STUDENT/NAME.ipynb{why}"
+
+
+def write_sheets(
+    out: Path, folder: Path, graded: Sequence[Graded], found: Sequence[Handed], roster: Roster | None, marks: Marks
+) -> None:
+    """All sheets, of what is graded until now."""
+    write_grades(out, graded, marks)
+    write_files(out / "files.csv", folder, found)
+    write_roster(out / "roster.csv", roster, graded, found)
+    write_checks(out / "checks.csv", graded)
+    marks.write(out / "marks.csv", graded)
+    write_answers(out, graded)
+    if roster is not None:
+        names = sorted({one.assignment.name for one in graded})
+        write_gradebook(out / "gradebook.csv", roster, totals(graded, marks), names)
+
+
+def _graded(
+    file: Handed,
+    name: str,
+    assignment: Assignment,
+    graders: Path,
+    out: Path,
+    variant: int,
+    again: bool,
+    marks: Marks,
+) -> Graded:
+    """The result that is kept, or a new one, which is kept from now on."""
+    try:
+        mark = fingerprint(file.path, graders / f"{assignment.name}.py", file.student, variant)
+    except (OSError, ValueError):
+        mark = ""  # grading says why it cannot be read
+    result = kept(out, file.student, assignment, mark) if mark and not again else None
+    if result is None:
+        result = grade_file(file.student, assignment, file.path, variant)
+    result = dataclasses.replace(result, file=name, remark=file.remark)
+    try:
+        keep(out, result, mark, marks.lines(result))
+    except Exception as error:
+        return dataclasses.replace(result, problem=f"the result could not be written: {error}")
+    return result
 
 
 def grade_file(student: str, assignment: Assignment, path: Path, variant: int = 0) -> Graded:
-    """Grade one notebook; a file that is none is worth nothing and says why."""
+    """Grade one notebook; a file that cannot be graded is worth nothing and says why."""
     try:
         submission = Submission.read(path, student)
+        outcomes, notes = grade(submission, assignment, variant)
+        return Graded(student, assignment, tuple(outcomes), submission.written, notes=tuple(notes))
     except SubmissionError as problem:
         return Graded(student, assignment, (), {}, str(problem))
-    return Graded(student, assignment, tuple(grade(submission, assignment, variant)), submission.written)
-
-
-COLUMNS = ("student", "assignment", "points", "of", "percent", "to_mark_by_hand", "parts", "problem")
-
-
-def write_grades(path: Path, graded: Iterable[Graded]) -> None:
-    """One line for each student and assignment: points, of how many, how many are marked by hand, and each part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        sheet = csv.writer(file)
-        sheet.writerow(COLUMNS)
-        sheet.writerows(_row(result) for result in graded)
-    partial.replace(path)
-
-
-def _row(result: Graded) -> list[Any]:
-    of, parts = result.assignment.points, result.assignment.parts
-    each = "; ".join(f"{part.function} {_points(result, part.function)}/{part.points}" for part in parts)
-    by_hand, percent = sum(result.assignment.written.values()), round(100 * result.points / of, 1)
-    names = [_safe(result.student), result.assignment.name]
-    return [*names, result.points, of, percent, by_hand, each, _safe(result.problem)]
-
-
-def summary(graded: Sequence[Graded]) -> str:
-    """A line for each student and assignment."""
-    width = max(len(result.student) for result in graded)
-    return "\n".join(
-        f"{result.student:{width}}  {result.assignment.name}  {result.points:3} of {result.assignment.points}"
-        + (f"  {result.problem}" if result.problem else "")
-        for result in graded
-    )
-
-
-def _safe(text: str) -> str:
-    """Text of a student's that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
-
-
-def _points(result: Graded, function: str) -> int:
-    return sum(outcome.points for outcome in result.outcomes if outcome.part == function)
+    except Exception as error:
+        return Graded(student, assignment, (), {}, printable(f"{path.name} stops its grading: {error!r}"))
 
 
 def notice() -> str:

@@ -14,28 +14,40 @@ table { border-collapse: collapse; width: 100% }
 td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-top: 1px solid #ccc }
 td.points { white-space: nowrap; width: 6rem } .ok { color: #00563f } .no { color: #8a2b00 }
 """
+MOST_NOTES = 20
 HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
 )
 
 
-def page(student: str, assignment: Assignment, outcomes: Sequence[Outcome], problem: str = "") -> str:
-    """The feedback on one assignment as HTML."""
-    got, parts = (
-        sum(outcome.points for outcome in outcomes),
-        "".join(_part(part, outcomes) for part in assignment.parts),
-    )
-    by_hand = sum(assignment.written.values())
-    head = f"<p><b>{got} of {assignment.points} points</b>" + (
-        f", and {by_hand} more are marked by hand" if by_hand else ""
-    )
-    body = (
-        f'<p class="no">{escape(problem)}: nothing could be graded. Hand in the notebook itself.</p>'
-        if problem
-        else parts
-    )
+def page(
+    student: str,
+    assignment: Assignment,
+    outcomes: Sequence[Outcome],
+    problem: str = "",
+    notes: Sequence[str] = (),
+    marked: Sequence[str] = (),
+) -> str:
+    """The feedback on one assignment as HTML; ``marked`` are lines on the answers that are marked by hand."""
+    got, by_hand = sum(outcome.points for outcome in outcomes), sum(assignment.written.values())
+    more = f", and {by_hand} more are marked by hand" if by_hand else ""
+    in_words = "<h2>In words</h2>" + "".join(f"<p>{escape(line)}</p>" for line in marked) if marked else ""
+    body = "".join(_part(part, outcomes) for part in assignment.parts) + in_words + _notes(notes)
+    if problem:
+        body = f'<p class="no">{escape(problem)}: nothing could be graded. Hand in the notebook itself.</p>'
     title = f"{escape(assignment.name)}: {escape(student)}"
-    return f"{HEAD.format(title=title, style=STYLE)}<body><h1>{title}</h1>{head}</p>{body}</body></html>\n"
+    head = f"<h1>{title}</h1><p><b>{got} of {assignment.points} points</b>{more}</p>"
+    return f"{HEAD.format(title=title, style=STYLE)}<body>{head}{body}</body></html>\n"
+
+
+def _notes(notes: Sequence[str]) -> str:
+    """What of the notebook did not count, or counted in place of something else."""
+    if not notes:
+        return ""
+    lines = "".join(f"<li>{escape(note)}</li>" for note in notes[:MOST_NOTES])
+    more = f"<li>and {len(notes) - MOST_NOTES} more</li>" if len(notes) > MOST_NOTES else ""
+    why = "For each part the cells above it are run as they stand. What stops there is left out, and costs nothing."
+    return f"<h2>Which cells count</h2><p>{why}</p><ul>{lines}{more}</ul>"
 
 
 def _part(part: Part, outcomes: Sequence[Outcome]) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mebqat_lite.course.classroom.sandbox import Limits, Sandbox, Stopped
-from mebqat_lite.course.classroom.submission import Submission
+from mebqat_lite.course.classroom.parts import opened
+from mebqat_lite.course.classroom.sandbox import Limits, Stopped
+from mebqat_lite.course.classroom.submission import Submission, printable
 from mebqat_lite.course.exercises import Mistake, Student
 
 
@@ -95,6 +96,8 @@ class Outcome:
     of: int
     message: str  # for the student; "" if right
     seed: int
+    unforeseen: bool = False  # the check itself stopped: the instructor should look at it
+    stopped: bool = False  # the student's process was: perhaps by a busy machine, so the next grading tries again
 
 
 def seed_of(student: str, assignment: str, variant: int = 0) -> int:
@@ -102,20 +105,28 @@ def seed_of(student: str, assignment: str, variant: int = 0) -> int:
     return zlib.crc32(f"{variant}/{assignment}/{student}".encode())
 
 
-def grade(submission: Submission, assignment: Assignment, variant: int = 0) -> list[Outcome]:
-    """Grade all parts of a submission; never raises for what is in it."""
+def grade(submission: Submission, assignment: Assignment, variant: int = 0) -> tuple[list[Outcome], list[str]]:
+    """Grade all parts of a submission: outcomes, and notes on what of its cells counts. It never raises for what is
+    in it.
+    """
     seed = seed_of(submission.student, assignment.name, variant)
-    return [outcome for part in assignment.parts for outcome in grade_part(submission, part, seed)]
+    graded = [grade_part(submission, part, seed) for part in assignment.parts]
+    notes = dict.fromkeys(printable(note) for _, found in graded for note in found)
+    return [outcome for outcomes, _ in graded for outcome in outcomes], list(notes)
 
 
-def grade_part(submission: Submission, part: Part, seed: int) -> list[Outcome]:
+def grade_part(submission: Submission, part: Part, seed: int) -> tuple[list[Outcome], list[str]]:
     """Each check of a part on fresh input of its own; once the student's process is gone, the others fail with it."""
     try:
-        cells = submission.cells_for(part.function)
-        with Sandbox(cells, part.function, part.limits) as sandbox:
-            return grade_function(sandbox.call, part, seed)
-    except (Stopped, LookupError) as problem:
-        return [_outcome(part, check, str(problem).strip("'\""), seed) for check in part.checks]
+        with opened(submission.cells, part.function, part.limits) as (call, notes):
+            return grade_function(call, part, seed), notes
+    except LookupError as problem:
+        return [_outcome(part, check, str(problem.args[0]), seed) for check in part.checks], []
+    except Stopped as problem:
+        return [_outcome(part, check, str(problem), seed, stopped=True) for check in part.checks], []
+    except Exception as error:
+        words = _unforeseen("the part", error)
+        return [_outcome(part, check, words, seed, unforeseen=True) for check in part.checks], []
 
 
 def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outcome]:
@@ -124,16 +135,25 @@ def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outc
 
 
 def _grade_check(call: Callable[..., Any], part: Part, check: Check, seed: int) -> Outcome:
-    message = ""
     try:
         check.grade(GradedStudent(call, part.arguments), torch.Generator().manual_seed(seed))
     except NotImplementedError as found:
-        message = f"not attempted: {found}"
-    except (Mistake, Stopped) as found:
-        message = str(found)
-    return _outcome(part, check, message, seed)
+        return _outcome(part, check, f"not attempted: {found}", seed)
+    except Mistake as found:
+        return _outcome(part, check, str(found), seed)
+    except Stopped as found:
+        return _outcome(part, check, str(found), seed, stopped=True)
+    except Exception as error:  # of a value that the check did not reckon with
+        return _outcome(part, check, _unforeseen("the check", error), seed, unforeseen=True)
+    return _outcome(part, check, "", seed)
 
 
-def _outcome(part: Part, check: Check, message: str, seed: int) -> Outcome:
-    points = 0 if message else check.points
-    return Outcome(part.function, check.title, points, check.points, " ".join(message.split()), seed)
+def _unforeseen(what: str, error: Exception) -> str:
+    """Words for an error that no check has words for."""
+    words = f"{what} stops with {type(error).__name__}: {str(error)[:200]}"
+    return f"{words}. Is what your function returns of the kind that is asked for? Your instructor sees this line too."
+
+
+def _outcome(part: Part, check: Check, message: str, seed: int, **why: bool) -> Outcome:
+    points, words = 0 if message else check.points, " ".join(printable(message).split())
+    return Outcome(part.function, check.title, points, check.points, words, seed, **why)

@@ -1,13 +1,16 @@
-"""A submitted notebook: which of its cells belong to a part."""
+"""A submitted notebook: its code cells, and its answers in words."""
 
 from __future__ import annotations
 
-import ast
 import json
+import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+EMPTY = re.compile(r"\s*(YOUR ANSWER HERE)?\s*")  # an answer in words as nbgrader hands it out
+LARGEST = 100 * 2**20  # bytes of a notebook, with all its pictures
 
 
 class SubmissionError(ValueError):
@@ -16,61 +19,55 @@ class SubmissionError(ValueError):
 
 @dataclass(frozen=True)
 class Submission:
-    """A student's notebook. ``cells`` are its code cells, (id or "", source), in order."""
+    """A student's notebook. ``cells`` are its code cells, (id or "", source), in order; ``parts`` the ids of those
+    that the hand-out left open.
+    """
 
     student: str
     path: Path
     cells: tuple[tuple[str, str], ...]
     written: dict[str, str]  # id -> text of the answers that are marked by hand
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, student: str) -> Submission:
         """Read a notebook; SubmissionError if it is none."""
         try:
-            notebook = json.loads(path.read_text(encoding="utf-8"))
-            cells = [
-                (cell["cell_type"], cell.get("metadata", {}).get("nbgrader", {}), "".join(cell["source"]))
-                for cell in notebook["cells"]
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SubmissionError(f"{path.name} is no notebook: {error}") from None
-        code = tuple((about.get("grade_id", ""), text) for kind, about, text in cells if kind == "code")
-        written = {
-            about["grade_id"]: text
-            for kind, about, text in cells
-            if kind == "markdown" and about.get("solution") and about.get("grade_id")
-        }
-        return cls(student, path, code, written)
-
-    def cells_for(self, function: str) -> list[str]:
-        """What is run for a part: imports and definitions of all other cells, then the part's own cell, whole.
-
-        So a part may use what the student defined elsewhere, and no other cell can stop it. LookupError if no cell
-        defines the function.
-        """
-        own = [index for index, (name, _) in enumerate(self.cells) if name == function]
-        own = own or [index for index, (_, source) in enumerate(self.cells) if f"def {function}(" in source]
-        if not own:
-            raise LookupError(f"there is no cell of {function}: is it deleted, or the function renamed?")
-        others = [definitions(source) for index, (_, source) in enumerate(self.cells) if index != own[-1]]
-        return [*filter(None, others), self.cells[own[-1]][1]]
+            notebook = json.loads(content(path))  # also with a byte order mark
+            cells = [(cell["cell_type"], _about(cell), "".join(cell["source"])) for cell in notebook["cells"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+            words = str(error) or type(error).__name__
+            raise SubmissionError(printable(f"{path.name} is no notebook: {words}")) from None
+        code = tuple((_name(about), text) for kind, about, text in cells if kind == "code")
+        answers = [(about, text) for kind, about, text in cells if kind == "markdown" and about.get("solution")]
+        written = {_name(about): printable(text) for about, text in answers if _name(about)}
+        opened = (_name(about) for kind, about, _ in cells if kind == "code" and about.get("solution"))
+        return cls(student, path, code, written, tuple(dict.fromkeys(filter(str.isidentifier, opened))))
 
 
-def definitions(source: str) -> str:
-    """The imports, functions and classes of a cell, and constants; "" if Python cannot read it."""
-    try:
-        lines = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return ""
-    return "\n".join(ast.unparse(line) for line in lines if isinstance(line, KEPT) or _is_constant(line))
+def content(path: Path) -> bytes:
+    """The bytes of a regular file; of a pipe, a read would never end."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no regular file")
+    if about.st_size > LARGEST:
+        raise ValueError(f"it has {about.st_size >> 20} MiB, more than {LARGEST >> 20}")
+    return path.read_bytes()
 
 
-def _is_constant(line: ast.stmt) -> bool:
-    """``NAME = literal``."""
-    if not isinstance(line, ast.Assign) or not all(isinstance(target, ast.Name) for target in line.targets):
-        return False
-    try:
-        ast.literal_eval(line.value)
-    except ValueError:
-        return False
-    return True
+def _about(cell: dict[str, Any]) -> dict[str, Any]:
+    """What nbgrader knows of a cell; empty where a student's editor has dropped or spoiled it."""
+    metadata = cell.get("metadata")
+    about = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    return about if isinstance(about, dict) else {}
+
+
+def _name(about: dict[str, Any]) -> str:
+    name = about.get("grade_id")
+    return printable(name) if isinstance(name, str) else ""
+
+
+def printable(text: str) -> str:
+    """The text without what no file in UTF-8 can hold (halves of a character) and without control characters."""
+    whole = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in whole)

@@ -1,0 +1,87 @@
+"""The list of a course's students, and which of them a folder's name means."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mebqat_lite.course.classroom.names import assignment_in, key, readable
+from mebqat_lite.course.classroom.tables import read_table, write_table
+
+NOBODY = ("points possible", "student, test")  # lines of Canvas
+
+
+class Roster:
+    """Students in their order, of a table with a line of titles.
+
+    What the sheets show is the column ``student``; without one, the first in which every line has a text of its own.
+    A folder's name means the student in whose line it stands, alone or as two texts together.
+
+    Raises:
+        ValueError: the table has no students, or no such column.
+    """
+
+    def __init__(self, table: Sequence[Sequence[str]]) -> None:
+        self.head, *self.lines = [list(line) for line in table] or [[]]
+        at = self._column()
+        self.of_line = [self._student(line, at) for line in self.lines]
+        self.students = list(filter(None, self.of_line))
+        if not self.students:
+            raise ValueError("no students in it: write a line of titles, then a line for each")
+        if len(set(self.students)) < len(self.students):
+            raise ValueError("a student stands in it twice: add a column student with a name for each")
+        self._known: dict[str, set[str]] = {}
+        for student, line in zip(self.of_line, self.lines, strict=True):
+            for name in _spellings(line) if student else ():
+                self._known.setdefault(name, set()).add(student)
+
+    @classmethod
+    def read(cls, path: Path) -> Roster:
+        """A CSV file; Moodle's and Canvas's exports of their gradebooks are such files."""
+        try:
+            return cls(read_table(path))
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
+
+    def _column(self) -> int:
+        titles = [title.strip().casefold() for title in self.head]
+        if "student" in titles:
+            return titles.index("student")
+        columns = [[self._student(line, at) for line in self.lines] for at in range(len(titles))]
+        return next((at for at, texts in enumerate(columns) if all(texts) and len(set(texts)) == len(texts)), 0)
+
+    @staticmethod
+    def _student(line: Sequence[str], at: int) -> str:
+        text = readable(line[at]) if len(line) > at else ""
+        return "" if text.casefold().startswith(NOBODY) else text
+
+    def who(self, name: str) -> str:
+        """The student whom a name means; "" if none, or more than one."""
+        found = self._known.get(key(name), set())
+        return next(iter(found)) if len(found) == 1 else ""
+
+
+def _spellings(line: Sequence[str]) -> Iterator[str]:
+    """Each text of a line, "Lee, Ann" also turned, and each two of the first eight together."""
+    yield from filter(None, map(key, line))
+    yield from (key("".join(reversed(text.split(",")))) for text in line if text.count(",") == 1)
+    yield from map("".join, itertools.permutations(filter(None, map(key, line[:8])), 2))
+
+
+def write_gradebook(path: Path, roster: Roster, points: Mapping[tuple[str, str], float], names: Sequence[str]) -> None:
+    """The roster with the points of each assignment, in the column whose title names it, else in one of its own.
+
+    ``points`` is by (student, assignment). Moodle and Canvas import the file if the roster is their own export.
+    """
+    columns = {assignment_in(title, names)[0]: at for at, title in enumerate(roster.head)}
+    head = [*roster.head, *(name for name in names if name not in columns)]
+    columns = {name: columns.get(name, head.index(name) if name in head else 0) for name in names}
+    rows = []
+    for student, line in zip(roster.of_line, roster.lines, strict=True):
+        row: list[str | float] = [*line, *[""] * (len(head) - len(line))]
+        for name, at in columns.items():
+            if (student, name) in points:
+                row[at] = points[student, name]
+        rows.append(row)
+    write_table(path, head, rows)
