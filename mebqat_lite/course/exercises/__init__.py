@@ -48,21 +48,26 @@ class Student:
         self.function, self.names, self.calls = function, list(names), 0
 
     def __call__(self, *args: Any) -> Any:
-        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing.
+        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing."""
+        return self.on_copies(self.function, args, lambda found: found)
 
-        The function gets copies of tensors and lists; it is a Mistake if it changes them.
+    def on_copies(self, run: Callable[..., Any], args: Sequence[Any], value: Callable[[Any], Any]) -> Any:
+        """What ``run`` returns for copies of ``args``; ``value`` takes from it what the learner's function returned.
+
+        So the grader's own arguments stay what they were, whatever is done to the copies. It is a Mistake to change
+        those: their tensors, and the lists, tuples and dictionaries that hold them.
         """
         copies = [_copied(arg) for arg in args]
         self.calls += 1
         try:
-            value = self.function(*copies)
+            found = run(*copies)
         except Exception as error:
             raise self.explain(error) from None
-        self.refuse_nothing(value)
+        self.refuse_nothing(value(found))
         for name, arg, copy in zip(self.names, args, copies, strict=False):
             if not _same(arg, copy):
                 raise Mistake(f"it changes its input {name} in place: work on a copy of it")
-        return value
+        return found
 
     def refuse_nothing(self, value: Any) -> None:
         """A stub returns nothing: not attempted, if it is the first call; later a Mistake."""
@@ -179,16 +184,20 @@ def _formed(value: Any, kind: Any, dtype: torch.dtype) -> Any:
 
 
 def _copied(arg: Any) -> Any:
-    """A copy of a tensor, or of a list and what it holds; anything else as it is."""
-    if isinstance(arg, list):
-        return [_copied(part) for part in arg]
+    """A copy of a tensor, or of a list, tuple or dictionary and what it holds; anything else as it is."""
+    if type(arg) in (list, tuple):
+        return type(arg)(_copied(part) for part in arg)
+    if type(arg) is dict:
+        return {key: _copied(part) for key, part in arg.items()}
     return arg.clone() if isinstance(arg, Tensor) else arg
 
 
 def _same(arg: Any, copy: Any) -> bool:
     """Whether the copy of an argument still holds what the argument holds."""
-    if isinstance(arg, list):
+    if type(arg) in (list, tuple):
         return len(arg) == len(copy) and all(map(_same, arg, copy))
+    if type(arg) is dict:
+        return list(arg) == list(copy) and all(_same(arg[key], copy[key]) for key in arg)
     if isinstance(arg, Tensor):
         return isinstance(copy, Tensor) and arg.dtype == copy.dtype and torch.equal(arg, copy)
     return arg is copy
