@@ -54,8 +54,8 @@ class Student:
     def on_copies(self, run: Callable[..., Any], args: Sequence[Any], value: Callable[[Any], Any]) -> Any:
         """What ``run`` returns for copies of ``args``; ``value`` takes from it what the learner's function returned.
 
-        So the grader's own arguments stay what they were, whatever is done to the copies. It is a Mistake to change
-        those: their tensors, and the lists, tuples and dictionaries that hold them.
+        So the grader's own tensors and lists stay what they were, whatever is done to the copies, which it is a Mistake
+        to change. Tuples and dictionaries are passed on as they are: a grader may ask for what they hold to be trained.
         """
         copies = [_copied(arg) for arg in args]
         self.calls += 1
@@ -184,20 +184,16 @@ def _formed(value: Any, kind: Any, dtype: torch.dtype) -> Any:
 
 
 def _copied(arg: Any) -> Any:
-    """A copy of a tensor, or of a list, tuple or dictionary and what it holds; anything else as it is."""
-    if type(arg) in (list, tuple):
-        return type(arg)(_copied(part) for part in arg)
-    if type(arg) is dict:
-        return {key: _copied(part) for key, part in arg.items()}
+    """A copy of a tensor, or of a list and what it holds; anything else as it is."""
+    if isinstance(arg, list):
+        return [_copied(part) for part in arg]
     return arg.clone() if isinstance(arg, Tensor) else arg
 
 
 def _same(arg: Any, copy: Any) -> bool:
     """Whether the copy of an argument still holds what the argument holds."""
-    if type(arg) in (list, tuple):
+    if isinstance(arg, list):
         return len(arg) == len(copy) and all(map(_same, arg, copy))
-    if type(arg) is dict:
-        return list(arg) == list(copy) and all(_same(arg[key], copy[key]) for key in arg)
     if isinstance(arg, Tensor):
         return isinstance(copy, Tensor) and arg.dtype == copy.dtype and torch.equal(arg, copy)
     return arg is copy

@@ -290,7 +290,8 @@ def judge_means(
     wrong: Callable[[list[Tensor], list[Tensor]], Wrong],
 ) -> None:  # fmt: skip
     """Each parameter's mean over the draws that used it; ``wrong`` of those, one per draw and one per pair."""
-    found, names = student(gradients, list(pairs), limit), list(gradients[pairs[0]])
+    given = {pair: {k: None if g is None else g.clone() for k, g in of.items()} for pair, of in gradients.items()}
+    found, names = student(given, list(pairs), limit), list(gradients[pairs[0]])
     if not isinstance(found, dict):
         raise Mistake(f"it returns a value of type {type(found).__name__}: return a dictionary, name -> gradient")
     if missing := [name for name in names if name not in found]:

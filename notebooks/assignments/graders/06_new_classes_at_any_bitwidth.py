@@ -58,6 +58,9 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
     if support.shape != (ways, shots):
         turned = "it is turned, a row is a class; " if support.shape == (shots, ways) else ""
         raise Mistake(f"the support has shape {tuple(support.shape)}: {turned}it should be ({ways}, {shots})")
+    for c in labels[support.clamp(0, len(labels) - 1)].unique():  # before the query, which may lack images for it
+        if int((labels == c).sum()) <= shots:
+            raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
     for part, name in ((query, "query"), (answers, "answers")):
         if part.numel() == ways * count:
             raise Mistake(f"the {name} has `count` values for each class: `count` is the number of all queries")
@@ -69,7 +72,7 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
 def refuse_invalid(episode: Episode, labels: Tensor) -> None:
     """A Mistake names what breaks a rule that every single episode must keep."""
     support, query, answers = episode
-    shots, both = support.shape[1], torch.cat([support.flatten(), query])
+    both = torch.cat([support.flatten(), query])
     if both.min() < 0 or both.max() >= len(labels):
         raise Mistake(f"an index lies outside 0 .. {len(labels) - 1}: return indices of images")
     rows = labels[support]  # (ways, shots)
@@ -78,8 +81,6 @@ def refuse_invalid(episode: Episode, labels: Tensor) -> None:
     classes = rows[:, 0].tolist()
     if len(set(classes)) < len(classes):
         raise Mistake("a class comes twice in one episode: draw the classes without replacement")
-    if any(int((labels == c).sum()) <= shots for c in classes):
-        raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
     if set(support.flatten().tolist()) & set(query.tolist()):
         raise Mistake("an image is in the support and in the query: what it learned from, it must not be asked")
     if len(both.unique()) < len(both):
@@ -276,7 +277,8 @@ def wrong_norms(part: Tensor, support: Tensor, query: Tensor, stored: Stored, bi
 
 def normal(student: Any, support: Tensor, query: Tensor, policy: str, stored: Stored, bits: str) -> Pair:
     """What the student returns, of the right shapes."""
-    known, asked = parts_of(student(support, query, policy, stored, bits), "support", "query")
+    copies = {name: (mean.clone(), variance.clone()) for name, (mean, variance) in stored.items()}
+    known, asked = parts_of(student(support, query, policy, copies, bits), "support", "query")
     return checked(known, support), checked(asked, query)
 
 
