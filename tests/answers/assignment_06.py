@@ -92,7 +92,7 @@ def unseeded(labels, ways, shots, count, seed):
 
 def for_each_class(labels, ways, shots, count, seed):
     """`count` queries of each class, as in the lesson."""
-    rows = [(labels == c).nonzero()[:, 0].repeat(4)[: shots + count] for c in labels.unique()[:ways]]
+    rows = [(labels == c).nonzero()[:, 0].repeat(9)[: shots + count] for c in labels.unique()[:ways]]
     both = torch.stack(rows)
     return both[:, :shots], both[:, shots:].flatten(), torch.arange(ways).repeat_interleave(count)
 

@@ -58,12 +58,14 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
     if support.shape != (ways, shots):
         turned = "it is turned, a row is a class; " if support.shape == (shots, ways) else ""
         raise Mistake(f"the support has shape {tuple(support.shape)}: {turned}it should be ({ways}, {shots})")
+    parts = ((query, "query"), (answers, "answers"))
+    for part, name in parts:
+        if part.numel() == ways * count:
+            raise Mistake(f"the {name} has `count` values for each class: `count` is the number of all queries")
     for c in labels[support.clamp(0, len(labels) - 1)].unique():  # before the query, which may lack images for it
         if int((labels == c).sum()) <= shots:
             raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
-    for part, name in ((query, "query"), (answers, "answers")):
-        if part.numel() == ways * count:
-            raise Mistake(f"the {name} has `count` values for each class: `count` is the number of all queries")
+    for part, name in parts:
         if part.shape != (count,):
             raise Mistake(f"the shape of the {name} is {tuple(part.shape)}: it should be ({count},)")
     return support, query, answers
