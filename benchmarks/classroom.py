@@ -1,4 +1,4 @@
-"""Grade some forty submissions by one command, in some minutes: ``python -m benchmarks.classroom [FOLDER]``.
+"""Grade some forty submissions by one command, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
 They are right, awkward, wrong, broken and hostile notebooks of assignment 01, made from its master. The command prints
 the points of each and the time. It fails if a right one lost a point, if a hostile part cost the points of another
@@ -61,6 +61,13 @@ HOSTILE = {
     "reads_tests": f"return open({str(FOLDER / 'graders' / f'{NAME}.py')!r}).read()",
     "writes": f"open({str(FOLDER / 'was_here')!r}, 'w').write('x')\n    return 1.0",
     "network": "import socket\n    socket.create_connection(('127.0.0.1', 9), 1)",
+    "deaf": "import ctypes, os\n    ctypes.CDLL(None).prctl(1, 0)\n    ctypes.CDLL(None).setsid()\n"
+    "    while True:\n        pass",
+    "forges": "import os\n    for end in range(3, 20):\n        try:\n            os.write(end, b'\\xff' * 64)\n"
+    "        except OSError:\n            pass\n    return 1.0",
+    "stops_its_clock": "import time\n    time.perf_counter = time.monotonic = lambda: 0.0\n"
+    "    while True:\n        pass",
+    "changes_modes": f"import os\n    os.chmod({str(FOLDER)!r}, 0o777)\n    return 1.0",
     "fork_bomb": "import os\n    for _ in range(50):\n        os.fork()\n    return 1.0",
 }
 

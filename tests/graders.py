@@ -1,7 +1,8 @@
-"""Try every known answer on many seeds: ``python tests/graders.py [SEEDS [LESSON ...]]``, some minutes for 100 seeds.
+"""Try every known answer on many seeds: ``python tests/graders.py [SEEDS [NAME ...]]``, some minutes for 100 seeds.
 
-It counts right answers that a grader rejects, wrong ones that it accepts, and mistakes that it does not name as
-``answers/lesson_NN.py`` says. Each of these is printed; the command fails if there is one.
+NAME is ``lesson_01`` or ``assignment_02``; without one all are tried. It counts right answers that a grader rejects,
+wrong ones that it accepts, and mistakes that it does not name as ``answers/NAME.py`` says. Each of these is printed;
+the command fails if there is one.
 """
 
 import collections
@@ -11,9 +12,14 @@ import io
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from guide import ASSIGNMENTS
 
 from mebqat_lite.course import exercises
+from mebqat_lite.course.classroom import worker
+from mebqat_lite.course.classroom.grading import Part, grade_function
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
 
@@ -37,6 +43,35 @@ def faults(lesson: str, seeds: Iterable[int]) -> collections.Counter:
     return found
 
 
+def assignment_faults(assignment: str, seeds: Iterable[int]) -> collections.Counter:
+    """How often each fault occurred in the parts of an assignment, by its description."""
+    answers = importlib.import_module(f"answers.{assignment}")
+    [graded] = [one for name, one in ASSIGNMENTS.items() if name[:2] == assignment[-2:]]
+    found: collections.Counter = collections.Counter()
+    for part in graded.parts:
+        for seed in seeds:
+            for number, answer in enumerate(answers.RIGHT[part.function]):
+                if any(lost := messages(answer, part, seed)):
+                    found[f"{part.function}, right answer {number}: {' '.join(lost)[:150]}"] += 1
+            for number, (message, answer) in enumerate(answers.WRONG[part.function]):
+                lost = list(filter(None, messages(answer, part, seed)))
+                if not lost:
+                    found[f"{part.function}, wrong answer {number} ({message}) is accepted"] += 1
+                elif not any(re.search(message, one) for one in lost):
+                    found[f"{part.function}, wrong answer {number} ({message}): {lost[0][:100]}"] += 1
+    return found
+
+
+def messages(function: Callable[..., Any], part: Part, seed: int) -> list[str]:
+    """What each check of a part says to a function of this process, "" where it is right."""
+
+    def call(*args: Any, upstream: Any = None) -> Any:
+        answer = worker.call(function, list(args), upstream)
+        return answer["value"] if upstream is None else (answer["value"], answer["grads"])
+
+    return [outcome.message for outcome in grade_function(call, part, seed)]
+
+
 def line(result: exercises.Result) -> str:
     """What was printed, without the seed, so that the same fault is counted and not repeated."""
     return re.sub(r" \(seed \d+\)$", "", result.line)
@@ -45,11 +80,11 @@ def line(result: exercises.Result) -> str:
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     total = 0
-    for lesson in sys.argv[2:] or NAMES:
+    for name in sys.argv[2:] or [*NAMES, *(f"assignment_{assignment[:2]}" for assignment in ASSIGNMENTS)]:
         with contextlib.redirect_stdout(io.StringIO()):
-            found = faults(lesson, range(count))
+            found = (assignment_faults if name.startswith("assignment") else faults)(name, range(count))
         print(
-            f"{lesson}: {sum(found.values())} faults in {count} seeds",
+            f"{name}: {sum(found.values())} faults in {count} seeds",
             *(f"{n} x {fault}" for fault, n in found.items()),
             sep="\n  ",
             flush=True,

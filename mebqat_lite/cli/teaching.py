@@ -38,6 +38,7 @@ def add_grade(commands: Commands) -> None:
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
     command.add_argument("--out", dest="folder", metavar="OUT", type=Path, help="folder; default: results/grades")
+    command.add_argument("--require-sandbox", action="store_true", help="grade only if nothing of this machine is open")
     command.set_defaults(run=run_grade)
 
 
@@ -45,11 +46,14 @@ def run_grade(arguments: argparse.Namespace) -> int:
     """Grade all submissions, print a line for each, and write grades and feedback."""
     from mebqat_lite.course.classroom.course import grade_folder, notice
     from mebqat_lite.course.classroom.roster import Roster
+    from mebqat_lite.course.classroom.sandbox import require_isolation
     from mebqat_lite.course.classroom.sheets import summary
 
     roster = Roster.read(arguments.roster) if arguments.roster else None
     out = arguments.folder or paths.results() / "grades"
     print(notice())
+    if arguments.require_sandbox:
+        require_isolation()
     graders = arguments.graders or _checkout_folder("graders")
     graded, found = grade_folder(
         arguments.submissions, graders, out, arguments.variant, arguments.jobs, roster=roster,

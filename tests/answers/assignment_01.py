@@ -41,6 +41,14 @@ def of_range(x, low, high, bits):
     return step, round(-low / step)
 
 
+def zero_by(rounding):
+    def answer(x, bits):
+        low, high = low_high(x)
+        return (step := (high - low) / (2**bits - 1)), rounding(-low / step)
+
+    return answer
+
+
 def low_high(x):
     return min(float(x.min()), 0.0), max(float(x.max()), 0.0)
 
@@ -61,6 +69,8 @@ WRONG = {
             (step := (low_high(x)[1] - low_high(x)[0]) / (2**bits - 1)), -low_high(x)[0] / step)),
         ("zero is always 0|right is", lambda x, bits: ((low_high(x)[1] - low_high(x)[0]) / (2**bits - 1), 0)),
         ("return two numbers", lambda x, bits: low_high(x)[1] / (2**bits - 1)),
+        ("it is cut off", zero_by(int)),
+        ("it is rounded up", zero_by(math.ceil)),
         ("whole range", lambda x, bits: (low_high(x)[1] - low_high(x)[0], 0)),
     ],
     "affine_quantize": [

@@ -115,6 +115,31 @@ def with_scale(x, step, bits, signed, power=-0.5, count=None):
     return s * through((x / s).clamp(low, high))
 
 
+class Absolute(torch.autograd.Function):
+    """LSQ whose gradient of the step has lost its sign."""
+
+    @staticmethod
+    def forward(ctx, x, step, bits, signed):
+        low, high = low_high(bits, signed)
+        ctx.save_for_backward(x, step)
+        ctx.ends = low, high
+        return step * (x / step).clamp(low, high).round()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (x, step), (low, high) = ctx.saved_tensors, ctx.ends
+        u = x / step
+        inside = (u > low) & (u < high)
+        slope = torch.where(inside, u.round() - u, u.clamp(low, high))
+        scale = (x.numel() * high) ** -0.5
+        return upstream * inside, ((upstream * slope).sum() * scale).abs(), None, None
+
+
+def by_bits(x, step, bits, signed):
+    """The scale has the bits where p belongs."""
+    return with_scale(x, step, bits, signed, count=x.numel() * bits / low_high(bits, signed)[1])
+
+
 def clip_last(x, step, bits, signed):
     low, high = low_high(bits, signed)
     g = (x.numel() * high) ** -0.5
@@ -137,12 +162,20 @@ def by_autograd(w, x, y, step, bits, lr):
 
 
 def by_fake_quantize(w, x, y, step, bits, lr):
+    """PyTorch's own rounds first and then asks what was clipped, so that half a step beyond n and p still passes."""
     w = w.detach().requires_grad_()
     w_hat = torch.fake_quantize_per_tensor_affine(w, step, 0, *low_high(bits))
-    optimizer = torch.optim.SGD([fresh := torch.nn.Parameter(w.detach().clone())], lr)
-    fresh.grad = torch.autograd.grad((x @ w_hat.T - y).pow(2).mean(), w)[0]
+    return w.detach() - lr * torch.autograd.grad((x @ w_hat.T - y).pow(2).mean(), w)[0]
+
+
+def by_optimizer(w, x, y, step, bits, lr):
+    w = torch.nn.Parameter(w.detach().clone())
+    optimizer = torch.optim.SGD([w], lr)
+    clipped = w.clamp(*(end * step for end in low_high(bits)))
+    w_hat = clipped + (torch.fake_quantize_per_tensor_affine(w, step, 0, *low_high(bits)) - clipped).detach()
+    (x @ w_hat.T - y).pow(2).mean().backward()
     optimizer.step()
-    return fresh
+    return w
 
 
 def at_the_levels(w, x, y, step, bits, lr):
@@ -162,6 +195,13 @@ def no_straight_through(w, x, y, step, bits, lr):
     w = w.detach().requires_grad_()
     ((x @ rounded(w, step, bits).T - y) ** 2).mean().backward()
     return w - lr * w.grad
+
+
+def wide_gate(w, x, y, step, bits, lr):
+    """Passes where the codes are in the range, which weights half a step outside still round to."""
+    low, high = low_high(bits)
+    codes = (w / step).round()
+    return w - lr * gradient(w, x, y, step, bits, gate=False) * ((codes >= low) & (codes <= high))
 
 
 def unclipped(w, step, bits):
@@ -186,7 +226,7 @@ RIGHT = {
         in_pieces,
         lambda x, step, bits, signed: with_scale(x.double(), step.double(), bits, signed),
     ],
-    "qat_step": [by_autograd, by_fake_quantize, at_the_levels],
+    "qat_step": [by_autograd, by_optimizer, at_the_levels],
 }
 
 WRONG = {
@@ -221,6 +261,8 @@ WRONG = {
         ("without the root", lambda *args: with_scale(*args, power=-1)),
         ("not 1 over", lambda *args: with_scale(*args, power=0.5)),
         ("without N", lambda *args: with_scale(*args, count=1)),
+        ("1 / sqrt.N bits", by_bits),
+        ("the sign is lost: it is the absolute value", lambda *args: Absolute.apply(*args)),
         ("number of rows", lambda x, *args: with_scale(x, *args, count=len(x))),
         ("inside it is 0", own_lsq(inside_too=False)),
         ("outside the range it is 0", own_lsq(outside_too=False)),
@@ -251,6 +293,8 @@ WRONG = {
         ("kept: return w minus", lambda w, x, y, s, b, lr: rounded(w - lr * gradient(w, x, y, s, b), s, b)),
         ("kept: return w minus", lambda w, x, y, s, b, lr: rounded(w, s, b)),
         ("passes the clip", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, y, s, b, gate=False)),
+        ("half a step beyond", wide_gate),
+        ("half a step beyond", by_fake_quantize),
         ("uphill", lambda w, x, y, s, b, lr: w + lr * gradient(w, x, y, s, b)),
         ("lacks lr", lambda w, x, y, s, b, lr: w - gradient(w, x, y, s, b)),
         ("lacks the 2", lambda w, x, y, s, b, lr: w - lr / 2 * gradient(w, x, y, s, b)),

@@ -343,6 +343,10 @@ WRONG = {
         ("step 1 and seed .* draw the same pairs", seeded(lambda seed, step: seed + step)),
         ("draw the same pairs", seeded(lambda seed, step: seed * step)),
         ("step 1000 .* draw the same pairs", seeded(lambda seed, step: 1000 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: 1009 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: 10**4 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: f"{seed}{step}")),
+        ("draw the same pairs", seeded(lambda seed, step: f"{step}{seed}")),
         ("moved by", seeded(lambda seed, step: seed, lambda seed, step: step)),
         ("asked for again", counted()),
         ("guaranteed and missing", lambda pool, sure, m, seed, step: by_torch(pool, [], m, seed, step)),
@@ -389,6 +393,7 @@ WRONG = {
     ],
     "mean_gradients": [
         ("number of draws: divide", means(lambda draws, once, count: sum(draws) / count)),
+        ("one less than", means(lambda draws, once, count: sum(draws) / max(1, len(draws) - 1))),
         ("drawn twice counts once", means(lambda draws, once, count: sum(once) / len(once))),
         ("added once, but counted", means(lambda draws, once, count: sum(once) / len(draws))),
         ("added once, but counted", means(lambda draws, once, count: sum(once) / count)),

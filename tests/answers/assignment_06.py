@@ -44,7 +44,7 @@ def episode_of_numpy(labels, ways, shots, count, seed):
 
 
 def wrong_episode(*, least=1, order=True, overlap=False, twice=False, balanced=False, weighted=False, uniform=False,
-                  first=False, fixed=False, name="row", drawn_again=False, foreign=False):  # fmt: skip
+                  first=False, fixed=False, name="row", drawn_again=False, foreign=False, appearing=False):  # fmt: skip
     def answer(labels, ways, shots, count, seed):
         rng = torch.Generator().manual_seed(0 if fixed else seed)
         classes, sizes = labels.unique(return_counts=True)
@@ -53,6 +53,8 @@ def wrong_episode(*, least=1, order=True, overlap=False, twice=False, balanced=F
         weight = sizes.float() if weighted else torch.ones(len(classes))
         enrolled = classes[torch.multinomial(weight, ways, replacement=twice, generator=rng)]
         enrolled = enrolled if order else enrolled.sort().values
+        if appearing:
+            enrolled = labels[torch.tensor([int((labels == c).int().argmax()) for c in enrolled]).sort().values]
         support, rest = [], []
         for c in enrolled:
             members = (labels == c).nonzero()[:, 0]
@@ -66,8 +68,9 @@ def wrong_episode(*, least=1, order=True, overlap=False, twice=False, balanced=F
         if drawn_again:
             query = pool[torch.randint(len(pool), (count,), generator=rng)]
         if balanced:
-            query = torch.stack([members[torch.randperm(len(members), generator=rng)[:2]] for members in rest]).T
-            query = torch.cat([query.flatten(), pool])[:count].sort().values
+            shuffled = [members[torch.randperm(len(members), generator=rng)].tolist() for members in rest]
+            turns = [row[turn] for turn in range(count) for row in shuffled if turn < len(row)]
+            query = torch.tensor(turns[:count]).sort().values
         if uniform:
             shuffled = [members[torch.randperm(len(members), generator=rng)].tolist() for members in rest]
             query = []
@@ -89,7 +92,7 @@ def unseeded(labels, ways, shots, count, seed):
 
 def for_each_class(labels, ways, shots, count, seed):
     """`count` queries of each class, as in the lesson."""
-    rows = [(labels == c).nonzero()[:, 0].repeat(4)[: shots + count] for c in labels.unique()[:ways]]
+    rows = [(labels == c).nonzero()[:, 0].repeat(9)[: shots + count] for c in labels.unique()[:ways]]
     both = torch.stack(rows)
     return both[:, :shots], both[:, shots:].flatten(), torch.arange(ways).repeat_interleave(count)
 
@@ -308,6 +311,10 @@ def in_place(w, support, labels, query, answers, bits, lr, steps):
     return pull(w, query, answers, lambda v: quantize(v, bits))
 
 
+def over_steps(w, support, labels, query, answers, bits, lr, steps):
+    return wrong_fomaml()(w, support, labels, query, answers, bits, lr, steps) / max(1, steps)
+
+
 def no_rate(w, support, labels, query, answers, bits, lr, steps):
     return fomaml_by_hand(w, support, labels, query, answers, bits, 1.0, steps)
 
@@ -343,6 +350,8 @@ WRONG = {
     "device_episode": [
         ("nothing is left to ask", wrong_episode(least=0)),
         ("in the order of their labels: the rows", wrong_episode(order=False)),
+        ("in which they lie in the data", wrong_episode(appearing=True)),
+        ("some classes never come", wrong_episode(least=2)),
         ("in the support and in the query", wrong_episode(overlap=True)),
         ("class comes twice", wrong_episode(twice=True)),
         ("image comes twice", wrong_episode(drawn_again=True)),
@@ -439,6 +448,7 @@ WRONG = {
         ("divided by lr: Reptile", wrong_fomaml(last=lambda w, fast, grad, lr: (w - fast) / lr)),
         ("these are the adapted weights", wrong_fomaml(last=lambda w, fast, grad, lr: fast)),
         ("updated weights", wrong_fomaml(last=lambda w, fast, grad, lr: w - lr * grad)),
+        ("divided by the number of inner steps", over_steps),
         ("multiplied by lr", wrong_fomaml(last=lambda w, fast, grad, lr: lr * grad)),
         ("sign is turned", wrong_fomaml(last=lambda w, fast, grad, lr: -grad)),
         ("gradient is zero", without_through),

@@ -10,18 +10,18 @@ import nbformat
 import pytest
 import torch
 from capstone import CHOOSE, GRADER, half, points, recalibrated, running
+from graders import messages
 from guide import ASSIGNMENTS, FOLDER, master, rows
 from mutants import mutants
 
-from mebqat_lite.course.classroom import worker
 from mebqat_lite.course.classroom.attempts import choose
 from mebqat_lite.course.classroom.cells import definitions
-from mebqat_lite.course.classroom.grading import Part, grade_function
+from mebqat_lite.course.classroom.grading import Part
 from mebqat_lite.course.classroom.submission import Submission
 
 ANSWERS = {name: importlib.import_module(f"answers.assignment_{name[:2]}") for name in ASSIGNMENTS}
 PARTS = [(name, part) for name, assignment in ASSIGNMENTS.items() for part in assignment.parts]
-SEEDS = (0, pytest.param(1, marks=pytest.mark.slow))
+SEEDS = (0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5)))
 
 
 def label(item):
@@ -36,20 +36,6 @@ parts = pytest.mark.parametrize(("name", "part"), PARTS, ids=label)
 def trains(part):
     """The marks of a part each of whose checks trains a network."""
     return [pytest.mark.slow] if part.function == "choose" else []
-
-
-def here(function):
-    """A function of this process, called as one in a sandbox."""
-
-    def call(*args, upstream=None):
-        answer = worker.call(function, list(args), upstream)
-        return answer["value"] if upstream is None else (answer["value"], answer["grads"])
-
-    return call
-
-
-def messages(function, part, seed):
-    return [outcome.message for outcome in grade_function(here(function), part, seed)]
 
 
 def solution(name, function):
@@ -181,6 +167,31 @@ def test_each_setting_of_the_baseline_is_changed_alone():
     changed = [[name for name in first if plan[name] != first[name]] for plan in others]
     assert all(len(names) == 1 for names in changed)
     assert {name for [name] in changed} == set(first) - {"warm_steps"}  # more of which exceeds the budget
+
+
+def spoil(value):
+    """Make zeros of all float tensors in a value, in place; how many there were."""
+    if isinstance(value, torch.Tensor):
+        if is_float := value.is_floating_point():
+            value.data.zero_()
+        return int(is_float)
+    return sum(
+        map(spoil, value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ())
+    )
+
+
+@parts
+@pytest.mark.parametrize("kept", [0, 1])
+def test_an_answer_that_makes_zeros_of_its_input_passes_no_check(name, part, kept):
+    """What is right is found from the grader's own copies, so that zeros are not compared with zeros."""
+    spoiled, (_, right) = [], solution(name, part.function)
+
+    def spoiling(*args):
+        spoiled.append(spoil(args[kept:]))  # with ``kept`` the first argument, often the weights, is spared
+        return right(*args)
+
+    found = messages(spoiling, part, 0) if part.arguments else []
+    assert all(found) or not any(spoiled)
 
 
 @parts

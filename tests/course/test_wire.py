@@ -48,7 +48,16 @@ def test_what_does_not_travel_keeps_its_types_name():
     assert back[3] is ... and back[4] is NotImplemented
 
 
-@pytest.mark.parametrize("message", [b"", b"123", b"\0\0\0\x05nonsense", b"\0\0\0\x02{}", b"\xff" * 40])
+def raw(text):
+    return len(text).to_bytes(4, "big") + text.encode()
+
+
+FORGED = ("[" * 100_000, '{"dict": []', '{"tensor": "0"}', '{"foreign": [1]}', '{"dict": [[[1], 2]]}', '{"dict": 3}',
+          "1" * 5000, '{"special": "open"}', '{"float": "x"}', '{"list": 1, "tuple": 2}')  # fmt: skip
+
+
+@pytest.mark.parametrize("message", [b"", b"123", b"\0\0\0\x05nonsense", b"\0\0\0\x02{}", b"\xff" * 40,
+                                     raw("1") + b"garbage", *map(raw, FORGED)])  # fmt: skip
 def test_bytes_that_are_no_message_are_refused(message):
     with pytest.raises(wire.WireError):
         wire.decode(message)
@@ -61,3 +70,24 @@ def test_arrays_arrive_as_tensors(dtype):
     assert torch.equal(back[0], torch.from_numpy(x.copy())) and torch.equal(back[1], torch.from_numpy(x.T.copy()))
     others = wire.decode(wire.encode((np.array([object()]), np.array(["a"]), np.array([1j]))))
     assert [type(value).__name__ for value in others] == ["ndarray"] * 3
+
+
+def test_text_that_no_file_can_hold_is_made_readable():
+    got = wire.decode(raw('{"dict": [["\\ud800", "\\udfff"], ["a", {"foreign": "\\ud800"}]]}'))
+    str([*got, *got.values(), type(got["a"]).__name__]).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(10**400, "too large"), (-(2**9000), "too large"), (torch.ones(2, device="meta"), "device meta")],
+)
+def test_what_cannot_travel_is_named(value, words):
+    with pytest.raises(wire.WireError, match=words):
+        wire.encode([value])
+
+
+def test_a_list_that_holds_itself_is_named():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(wire.WireError, match="holds itself"):
+        wire.encode(endless)

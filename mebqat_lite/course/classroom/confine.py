@@ -16,6 +16,7 @@ ON_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 RIGHTS = {1: 1 << 13, 2: 1 << 14, 3: 1 << 15, 5: 1 << 16}  # version -> one above its highest right on files
 TCP, SIGNALS = 0b11, 0b11  # from version 4; from version 6 (abstract sockets and signals)
 NO_NEW_PRIVILEGES = 38  # of prctl
+OPEN_FILES = 256  # pipes hold memory that no other limit counts
 
 
 class _Rules(ctypes.Structure):
@@ -34,13 +35,11 @@ def landlock_version() -> int:
     return max(0, ctypes.CDLL(None).syscall(CREATE, None, ctypes.c_size_t(0), 1))
 
 
-def confine_files(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
-    """From now on, open only what lies beneath these; no TCP, and no signal to a process outside. False if the
-    kernel cannot.
-    """
+def confine_files(readable: Iterable[Path], writable: Iterable[Path]) -> None:
+    """From now on, open only what lies beneath these; no TCP, and no signal to a process outside. OSError if not."""
     version, libc = landlock_version(), ctypes.CDLL(None, use_errno=True)
     if not version:
-        return False
+        raise OSError("this kernel has no Landlock")
     every = max(limit for known, limit in RIGHTS.items() if known <= version) - 1
     rules = _Rules(every, TCP if version >= 4 else 0, SIGNALS if version >= 6 else 0)
     size = ctypes.sizeof(rules) if version >= 6 else 16 if version >= 4 else 8
@@ -51,7 +50,6 @@ def confine_files(readable: Iterable[Path], writable: Iterable[Path]) -> bool:
     libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     _checked(libc, RESTRICT, ruleset, 0)
     os.close(ruleset)
-    return True
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
@@ -80,6 +78,7 @@ def limit_resources(memory: int, seconds: int, file_bytes: int) -> None:
     _lower(resource.RLIMIT_CPU, seconds)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
 
 
 def _lower(kind: int, value: int) -> None:

@@ -1,8 +1,8 @@
 """The parent's side: a student's function in a process of its own, with limits. The checks stay here.
 
-Submissions are programs of other people that run on this machine. On Linux each part runs without files outside its
-own folder and Python's (Landlock), without network and without processes that outlive it (`unshare`), as far as the
-kernel allows; `isolation` says what is in force. For what remains use a container or a user of its own.
+Submissions are programs of other people that run on this machine. What keeps them apart from it are layers, each of
+which the kernel may refuse: namespaces of their own (`unshare`), a root of their own (`view`), Landlock (`confine`),
+and no system calls that reach out (`syscalls`). `isolation` says what is in force, and what is open.
 """
 
 from __future__ import annotations
@@ -15,19 +15,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from mebqat_lite.course.classroom.confine import landlock_version
-from mebqat_lite.course.classroom.wire import WireError, receive, send
+from mebqat_lite.course.classroom.pipes import SHOWN, Late, Pipes
+from mebqat_lite.course.classroom.view import namespace
+from mebqat_lite.course.classroom.wire import WireError
 
-UNSHARE = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
-SHOWN = 4000  # characters of a student's output that are kept
+UNSHARE = (
+    *("unshare", "--user", "--map-root-user", "--net", "--ipc", "--mount", "--pid", "--fork"),
+    *("--kill-child", "--mount-proc"),
+)
+LAYERS = ("namespaces", "view", "root", "files", "calls")
+# What is open where one of the layers is missing: (any of these closes it, words)
+OPEN = (
+    (("calls", "namespaces"), "the network"),
+    (("calls", "view"), "UNIX sockets, and the owner, mode and time of files that belong to you"),
+    (("files", "view"), "all files that you may read or write"),
+    (("view",), "the names and sizes of files, and the disk, which many small files may fill"),
+    (("calls", "namespaces"), "processes that outlive the part, signals to yours, and shared memory"),
+    (("calls",), "memory and processor time of several processes together"),
+    (("root", "namespaces"), "the rights of root, if you are root"),
+)
 
 
 class Stopped(Exception):
@@ -41,24 +56,49 @@ class Limits:
     seconds: float = 20.0  # in all calls together, and while the cells run
     memory: int = 2 * 2**30  # bytes beyond Python and PyTorch
     file_bytes: int = 10 * 2**20
+    folder_bytes: int = 64 * 2**20  # all files together
+    files: int = 1000
     start: float = 120.0  # seconds to start Python and PyTorch, which are not the student's
 
 
 @functools.cache
 def _unshare() -> tuple[str, ...]:
-    """The command that takes network and processes away; empty where the system has none."""
+    """The command that gives namespaces of its own; empty where the system has none."""
     if shutil.which("unshare") is None:
         return ()
     tried = subprocess.run([*UNSHARE, "true"], capture_output=True, check=False)
     return UNSHARE if tried.returncode == 0 else ()
 
 
+@functools.cache
+def layers() -> tuple[str, ...]:
+    """Those of `LAYERS` that this machine grants, found out by a process that asks for all, once."""
+    tried = tuple(name for name in LAYERS if name not in ("namespaces", "view") or _unshare())
+    with Sandbox(["def nothing(): ..."], "nothing", wanted=tried) as sandbox:
+        return sandbox.layers
+
+
+def openings() -> list[str]:
+    """What of this machine is open to a submission, in words."""
+    return [words for closing, words in OPEN if not set(closing) & set(layers())]
+
+
 def isolation() -> str:
-    """What keeps a submission from the rest of the machine here, in words."""
-    parts = ["a process of its own with limits of time, memory and file size"]
-    parts += ["no files outside its folder and Python's"] if landlock_version() else []
-    parts += ["no network, no processes that outlive it"] if _unshare() else []
-    return "; ".join(parts)
+    """What keeps a submission from the rest of the machine here, and what does not, in words."""
+    limits = "a process of its own with limits of time, memory and file size"
+    missing = ", ".join(name for name in LAYERS if name not in layers())
+    if not missing:
+        return f"{limits}, which sees Python and an empty folder, starts no process and reaches no network"
+    return f"{limits}. WARNING: this machine lacks {missing}. Open to submissions: {'; '.join(openings()) or 'nothing'}"
+
+
+def require_isolation() -> None:
+    """Raise unless all layers are in force."""
+    if missing := [name for name in LAYERS if name not in layers()]:
+        raise PermissionError(
+            f"this machine lacks {', '.join(missing)}. Open to submissions: {'; '.join(openings()) or 'nothing'}. "
+            "Grade on Linux 5.13 or newer, where `unshare --user` is allowed, or leave out --require-sandbox"
+        )
 
 
 class Sandbox:
@@ -68,16 +108,19 @@ class Sandbox:
         cells: the student's code, cell by cell.
         function: the name of the function that the part asks for.
         limits: time, memory, file size.
+        wanted: of `LAYERS`, those to try. By default all that this machine has, and nothing is run without them.
     """
 
-    def __init__(self, cells: Sequence[str], function: str, limits: Limits | None = None) -> None:
-        self.limits, self.function, self.left = limits or Limits(), function, (limits or Limits()).seconds
-        self.late = False
-        self.printed, self._seen = "", 0
+    def __init__(
+        self, cells: Sequence[str], function: str, limits: Limits | None = None, wanted: Sequence[str] | None = None
+    ) -> None:
+        self.limits, self.function = limits or Limits(), function
+        self.left, self.ended = self.limits.seconds, ""
+        self.must_hold, wanted = wanted is None, layers() if wanted is None else wanted
         self.folder = tempfile.TemporaryDirectory(prefix="part-", ignore_cleanup_errors=True)
-        self._start()
+        self.pipes = self._start(_unshare() if "namespaces" in wanted else ())
         try:
-            self._begin(list(cells))
+            self._begin(list(cells), wanted)
         except BaseException:
             self.close()
             raise
@@ -88,49 +131,49 @@ class Sandbox:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _start(self) -> None:
-        (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    @property
+    def printed(self) -> str:
+        """The beginning of what the student's code printed."""
+        return self.pipes.printed.decode(errors="replace")[:SHOWN]
+
+    def _start(self, around: tuple[str, ...]) -> Pipes:
+        (theirs_in, ours_out), (ours_in, theirs_out), (output, prints) = os.pipe(), os.pipe(), os.pipe()
         code = "from mebqat_lite.course.classroom.worker import main; main()"
-        command = [*_unshare(), sys.executable, "-u", "-P", "-c", code, str(theirs_in), str(theirs_out)]
-        environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
-        environment |= {"HOME": self.folder.name, "TMPDIR": self.folder.name, "OMP_NUM_THREADS": "1"}
+        command = [*around, sys.executable, "-u", "-P", "-c", code, str(theirs_in), str(theirs_out)]
+        environment = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        here = (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", ""))  # the worker is of this package
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, here)), "HOME": self.folder.name}
+        environment |= {"TMPDIR": self.folder.name, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command,
             cwd=self.folder.name,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=prints,
+            stderr=prints,
             pass_fds=(theirs_in, theirs_out),
             start_new_session=True,
         )
-        for end in (theirs_in, theirs_out):
+        for end in (theirs_in, theirs_out, prints):
             os.close(end)
-        self.requests, self.replies = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
-        self.reader = threading.Thread(target=self._drain, daemon=True)
-        self.reader.start()
+        self.first: int | None = None
+        return Pipes(ours_out, ours_in, output)
 
-    def _drain(self) -> None:
-        """Read what the student prints, keep its beginning, and let the rest go."""
-        assert self.process.stdout is not None
-        with contextlib.suppress(ValueError, OSError):
-            while chunk := self.process.stdout.read1(65536):  # type: ignore[attr-defined]
-                if self._seen < SHOWN:
-                    self.printed += chunk.decode(errors="replace")[: SHOWN - self._seen]
-                self._seen += len(chunk)
-
-    def _begin(self, cells: list[str]) -> None:
-        """Run the cells, once Python and PyTorch have started."""
-        limits = self.limits
-        self._answer(None, limits.start)
-        setup = {"cells": cells, "function": self.function, "confine": bool(landlock_version())}
-        setup |= {"memory": limits.memory, "file_bytes": limits.file_bytes}
+    def _begin(self, cells: list[str], wanted: Sequence[str]) -> None:
+        """Take the process's rights away, once Python and PyTorch have started, and run the cells."""
+        limits, inside = self.limits, [name for name in wanted if name != "namespaces"]
+        setup = {"layers": inside, "memory": limits.memory, "file_bytes": limits.file_bytes}
+        setup |= {"folder_bytes": limits.folder_bytes, "files": limits.files, "outside": namespace()}
         setup |= {"seconds": int(limits.seconds + limits.start)}  # of the processor
-        began = self._answer(setup, self.left)
-        self.left -= began["seconds"]
-        if began["problem"]:
-            raise Stopped(f"the code stops with {_words(began['problem'])}")
-        if not began["there"]:
+        held = self._answer(setup, limits.start)["layers"]  # no code of the student's has run yet
+        self.layers = tuple(name for name in wanted if name == "namespaces" or name in held)
+        if self.must_hold and self.layers != tuple(wanted):
+            raise Stopped("it was not run: the sandbox could not be set up as before")
+        self.first = _child_of(self.process.pid) if "namespaces" in wanted else None
+        began = self._timed({"cells": cells, "function": self.function})
+        if problem := began.get("problem"):
+            raise Stopped(f"the code stops with {_words(problem)}")
+        if not began.get("there"):
             raise Stopped(f"there is no function {self.function}: is it renamed, or its cell missing?")
 
     def call(self, *args: Any, upstream: Tensor | None = None) -> Any:
@@ -140,72 +183,100 @@ class Sandbox:
         A tensor that the function changed in place is changed here too. What it raises is raised here, with its type's
         name and the line.
         """
-        answer = self._answer({"args": list(args), "upstream": upstream}, self.left)
-        self.left -= answer.get("seconds", 0.0)
+        answer = self._timed({"args": list(args), "upstream": upstream})
         if "error" in answer:
             raise _error(answer["error"])
-        for mine, theirs in zip(args, answer["args"], strict=True):
-            if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
-                mine.data = theirs
-        return answer["value"] if upstream is None else (answer["value"], answer["grads"])
-
-    def _answer(self, request: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its answer, for so many seconds."""
-        watch = threading.Timer(max(seconds, 0.0), self._stop_late)
-        watch.start()
         try:
-            if request is not None:
-                send(self.requests, request)
-            answer = receive(self.replies)
-        except (EOFError, OSError):
-            raise Stopped(self._why()) from None
-        except WireError as error:
-            raise Stopped(f"its answer cannot be read: {error}") from None
+            for mine, theirs in zip(args, answer["args"], strict=True):
+                if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+                    mine.data = theirs
+            return answer["value"] if upstream is None else (answer["value"], list(answer["grads"]))
+        except (KeyError, TypeError, ValueError, RuntimeError):  # no answer of our worker's
+            raise self._stopped("its answer cannot be read") from None
+
+    def _timed(self, request: dict[str, Any]) -> dict[str, Any]:
+        """An answer for which the student's time runs, by our clock."""
+        started = time.monotonic()
+        try:
+            return self._answer(request, self.left)
         finally:
-            watch.cancel()
+            self.left -= time.monotonic() - started
+
+    def _answer(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a request and wait for its answer, for so many seconds; a part that failed once has ended."""
+        if self.ended:
+            raise Stopped(self.ended)
+        try:
+            answer = self.pipes.ask(request, seconds)
+        except Late:
+            raise self._stopped(f"it took longer than {self.limits.seconds:g} s: an endless loop?") from None
+        except (EOFError, OSError):
+            raise self._stopped(self._why()) from None
+        except WireError as error:
+            raise self._stopped(f"its answer cannot be read: {error}") from None
         if not isinstance(answer, dict):
-            raise Stopped("its answer cannot be read")
+            raise self._stopped("its answer cannot be read")
         return answer
 
-    def _stop_late(self) -> None:
-        self.late = True
+    def _stopped(self, why: str) -> Stopped:
+        """End the process, and say why from here on."""
+        self.ended = why
         self._kill()
+        return Stopped(why)
 
     def _why(self) -> str:
         """Why the process is gone."""
-        if self.late:
-            return f"it took longer than {self.limits.seconds:g} s: an endless loop?"
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         code = self.process.returncode
-        if code is not None and code < 0:
+        if code is None:
+            return "it closed the pipe to the grader, which is not its own"
+        if code < 0:
             return f"its process was ended by {signal.Signals(-code).name}: too much memory or output?"
         return f"it ended its own process (exit status {code}): leave out exit() and quit()"
 
     def _kill(self) -> None:
+        """End all: the first process of the namespace, with which each other one ends, and the group outside."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.first is not None:
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End the process and all that it started, and remove its folder."""
         self._kill()
-        for stream in (self.requests, self.replies):
-            with contextlib.suppress(OSError):
-                stream.close()
         self.process.wait()
-        self.reader.join(2)
-        if self.process.stdout:
-            self.process.stdout.close()
+        self.pipes.close()
+        if self.first is not None:
+            os.close(self.first)
+            self.first = None
         self.folder.cleanup()
 
 
-def _words(problem: dict[str, str]) -> str:
-    return ", ".join(part for part in (f"{problem['type']}: {problem['message']}", problem["place"]) if part)
+def _child_of(parent: int) -> int | None:
+    """A handle of a process's child, which stays right if the number is given to another process."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if status.read_text().rpartition(")")[2].split()[1] == str(parent):
+                return os.pidfd_open(int(status.parent.name))
+    return None
 
 
-def _error(problem: dict[str, str]) -> Exception:
+def _words(problem: Any) -> str:
+    """A problem as the worker describes it, or whatever it says in its place."""
+    if not isinstance(problem, dict):
+        return "an error without words"
+    kind, message, place = (str(problem.get(key, "")) for key in ("type", "message", "place"))
+    return ", ".join(part for part in (f"{kind}: {message}", place) if part)
+
+
+def _error(problem: Any) -> Exception:
     """An error as the student's process had it."""
-    known = {"NotImplementedError": NotImplementedError}
-    kind = known.get(problem["type"]) or type(problem["type"], (Exception,), {})
-    place = f", {problem['place']}" if problem["place"] else ""
-    return kind(f"{problem['message']}{place}")
+    problem = problem if isinstance(problem, dict) else {}
+    name, message, place = (str(problem.get(key, ""))[:1000] for key in ("type", "message", "place"))
+    if name == "NotImplementedError":
+        kind: type[Exception] = NotImplementedError
+    else:
+        kind = type(name.replace("\0", "") or "Exception", (Exception,), {})
+    return kind(", ".join(part for part in (message, place) if part))

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -32,7 +31,10 @@ def encode(value: Any) -> bytes:
     A NumPy array of numbers arrives as a tensor.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_plain(value, tensors)).encode()
+    try:
+        text = json.dumps(_plain(value, tensors)).encode()
+    except RecursionError:
+        raise WireError("a value that holds itself, or is nested too deeply") from None
     blob = save({name: t.detach().contiguous() for name, t in tensors.items()}) if tensors else b""
     message = struct.pack(">I", len(text)) + text + blob
     if len(message) > LIMIT:
@@ -46,8 +48,13 @@ def decode(message: bytes) -> Any:
         (size,) = struct.unpack(">I", message[:4])
         tensors = load(message[4 + size :]) if len(message) > 4 + size else {}
         return _value(json.loads(message[4 : 4 + size]), tensors)
-    except (struct.error, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        raise WireError(f"no message: {error}") from None
+    except Exception as error:  # whoever wrote the bytes may have meant to stop us, in whatever way
+        raise WireError(f"no message: {type(error).__name__}: {_printable(str(error))}") from None
+
+
+def _printable(text: str) -> str:
+    """Text that can be written to a file: halves of surrogate pairs cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -56,9 +63,13 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if isinstance(value, (int, float, np.integer, np.floating)):
         number = value.item() if isinstance(value, np.generic) else value
+        if isinstance(number, int) and abs(number) >= 2**1000:  # neither a float nor, beyond some digits, JSON
+            raise WireError("a number that is too large")
         return number if math.isfinite(number) else {"float": str(number)}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
         value = torch.from_numpy(np.array(value, order="C"))
+    if isinstance(value, Tensor) and value.is_meta:
+        raise WireError("a tensor without values, on the device meta")
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex():
         name = str(len(tensors))
         tensors[name] = value.cpu().clone()
@@ -72,6 +83,8 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _value(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(plain, str):
+        return _printable(plain)
     if not isinstance(plain, dict):
         return plain
     [(kind, content)] = plain.items()
@@ -79,18 +92,23 @@ def _value(plain: Any, tensors: dict[str, Tensor]) -> Any:
         items = [_value(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
     if kind == "dict":
-        return {key: _value(item, tensors) for key, item in content}
+        return {_printable(key): _value(item, tensors) for key, item in content}
     if kind == "tensor":
         return tensors[content]
     if kind == "special":
         return SPECIAL[content]
-    return float(content) if kind == "float" else foreign(content)
+    return float(content) if kind == "float" else foreign(_printable(content))
+
+
+def framed(value: Any) -> bytes:
+    """A message with its length before it."""
+    message = encode(value)
+    return struct.pack(">Q", len(message)) + message
 
 
 def send(stream: BinaryIO, value: Any) -> None:
     """Write a message with its length before it."""
-    message = encode(value)
-    stream.write(struct.pack(">Q", len(message)) + message)
+    stream.write(framed(value))
     stream.flush()
 
 

@@ -9,8 +9,8 @@ import linecache
 import os
 import sys
 import sysconfig
-import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,34 +19,59 @@ from torch import Tensor
 
 import mebqat_lite
 from mebqat_lite import paths
+from mebqat_lite.course.classroom import view
 from mebqat_lite.course.classroom.confine import confine_files, limit_resources
-from mebqat_lite.course.classroom.wire import WireError, receive, send
+from mebqat_lite.course.classroom.syscalls import refuse_calls
+from mebqat_lite.course.classroom.wire import framed, receive, send
 
-SYSTEM = ("/usr", "/lib", "/lib64", "/etc", "/opt", "/proc", "/sys/devices/system/cpu", "/dev/urandom")
+SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/sys/devices/system/cpu")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+PROCESSES = {True: ("/proc",), False: ("/proc/self", "/proc/cpuinfo", "/proc/meminfo")}  # of its own namespace, or all
 
 
 def readable() -> list[Path]:
-    """What Python, its libraries and this package need. An instructor's folder is not among it."""
+    """What Python, its libraries and this package need. An instructor's folder and /etc are not among it."""
     found = {Path(sys.prefix), Path(sys.base_prefix), Path(mebqat_lite.__file__).parent, paths.shipped()}
-    found |= {Path(path) for path in sysconfig.get_paths().values()} | {Path(path) for path in SYSTEM}
-    return sorted(found)
+    named = (*sysconfig.get_paths().values(), *SYSTEM, *DEVICES, *PROCESSES[os.getpid() == 1])
+    return sorted(found | {Path(path) for path in named})
 
 
 def main() -> None:
     """Serve until the instructor's process hangs up."""
     requests, replies = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
     torch.set_num_threads(1)
-    send(replies, {"ready": True})  # Python and PyTorch have started: from here on the time is the student's
+    send(replies, {"layers": confine(receive(requests))})  # all is started: from here on the time is the student's
     setup = receive(requests)
-    started = time.perf_counter()
-    here = Path.cwd()
-    confined = confine_files(readable(), [here, Path("/dev/null")]) if setup["confine"] else False
-    limit_resources(setup["memory"], setup["seconds"], setup["file_bytes"])
     space: dict[str, Any] = {"__name__": "__main__"}
-    problem = _run_cells(setup["cells"], space)
-    function, seconds = space.get(setup["function"]), time.perf_counter() - started
-    send(replies, {"confined": confined, "problem": problem, "there": callable(function), "seconds": seconds})
-    serve(function, requests, replies)
+    try:
+        problem = _run_cells(setup["cells"], space)
+        function = space.get(setup["function"])
+        send(replies, {"problem": problem, "there": callable(function)})
+        serve(function, requests, replies)
+    except SystemExit as ended:  # PyTorch takes seconds to put itself away, which would be the student's
+        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+
+
+def confine(setup: dict[str, Any]) -> list[str]:
+    """Give up, layer by layer, what a student must not have; the layers that the kernel granted."""
+    here, allowed = Path.cwd(), readable()
+    layers = {
+        "view": lambda: view.enter(setup["outside"], allowed, here, setup["folder_bytes"], setup["files"]),
+        "root": view.drop_capabilities,
+        "files": lambda: confine_files(allowed, [here, Path("/dev/null")]),
+        "calls": refuse_calls,
+    }
+    held = [name for name in layers if name in setup["layers"] and _granted(layers[name])]
+    limit_resources(setup["memory"], setup["seconds"], setup["file_bytes"])
+    return held
+
+
+def _granted(layer: Callable[[], None]) -> bool:
+    try:
+        layer()
+    except OSError:
+        return False
+    return True
 
 
 def _run_cells(cells: list[str], space: dict[str, Any]) -> dict[str, Any] | None:
@@ -68,15 +93,12 @@ def serve(function: Any, requests: BinaryIO, replies: BinaryIO) -> None:
             request = receive(requests)
         except EOFError:
             return
-        started = time.perf_counter()
         try:
-            answer = call(function, request["args"], request["upstream"])
+            answer = framed(call(function, request["args"], request["upstream"]))
         except Exception as error:
-            answer = {"error": described(error)}
-        try:
-            send(replies, answer | {"seconds": time.perf_counter() - started})
-        except WireError as error:
-            send(replies, {"error": {"type": "ValueError", "message": str(error), "place": ""}, "seconds": 0.0})
+            answer = framed({"error": described(error)})
+        replies.write(answer)
+        replies.flush()
 
 
 def call(function: Any, args: list[Any], upstream: Tensor | None) -> dict[str, Any]:

@@ -51,23 +51,28 @@ class Student:
         self.function, self.names, self.calls = function, list(names), 0
 
     def __call__(self, *args: Any) -> Any:
-        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing.
+        """What the function returns; a Mistake, or at the first call NotImplementedError, if it returns nothing."""
+        return self.on_copies(self.function, args, lambda found: found)
 
-        The function gets copies of tensors and lists; it is a Mistake if it changes them.
+    def on_copies(self, run: Callable[..., Any], args: Sequence[Any], value: Callable[[Any], Any]) -> Any:
+        """What ``run`` returns for copies of ``args``; ``value`` takes from it what the learner's function returned.
+
+        So the grader's own tensors and lists stay what they were, whatever is done to the copies, which it is a Mistake
+        to change. Tuples and dictionaries are passed on as they are: a grader may ask for what they hold to be trained.
         """
         copies = [_copied(arg) for arg in args]
         self.calls += 1
         try:
-            value = self.function(*copies)
+            found = run(*copies)
         except Mistake:
             raise  # of a function that the grader handed over, which says itself what is wrong
         except Exception as error:
             raise self.explain(error) from None
-        self.refuse_nothing(value)
+        self.refuse_nothing(value(found))
         for name, arg, copy in zip(self.names, args, copies, strict=False):
             if not _same(arg, copy):
                 raise Mistake(f"it changes its input {name} in place: work on a copy of it")
-        return value
+        return found
 
     def refuse_nothing(self, value: Any) -> None:
         """A stub returns nothing: not attempted, if it is the first call; later a Mistake."""

@@ -27,6 +27,20 @@ def ranges(rng: Generator) -> list[tuple[Tensor, int]]:
     return [(draw((6, 50), *pair, rng), int(torch.randint(2, 9, (), generator=rng))) for pair in ends]
 
 
+def crossings(rng: Generator) -> list[tuple[Tensor, int]]:
+    """Ranges whose zero lies between two codes: five times nearer to the lower one, five times to the upper one. Both
+    lie in the lower half, so that no other mistake has the same result.
+    """
+    found = []
+    for number in range(10):
+        bits = int(torch.randint(4, 9, (), generator=rng))
+        step = math.exp(float(torch.randn((), generator=rng)))
+        code = int(torch.randint(1, 2 ** (bits - 2), (), generator=rng))
+        free = code + (0.2 if number % 2 else 0.6) + 0.2 * float(torch.rand((), generator=rng))
+        found.append((draw((6, 50), -free * step, (2**bits - 1 - free) * step, rng), bits))
+    return found
+
+
 def true_range(x: Tensor, bits: int) -> tuple[float, int]:
     """Step and zero code, value by value."""
     values = [0.0, *x.flatten().tolist()]
@@ -58,7 +72,7 @@ def grade_step(student: Any, rng: Generator) -> None:
 
 def grade_zero(student: Any, rng: Generator) -> None:
     """The code of zero: a whole number from 0 to 2^bits - 1, so that zero is exact."""
-    for x, bits in ranges(rng):
+    for x, bits in [*crossings(rng), *ranges(rng)]:
         step, zero = pair_of(student(x, bits))
         if zero != round(zero):
             raise Mistake(f"zero is {zero:.4g}: a code is a whole number, round it")
@@ -68,6 +82,8 @@ def grade_zero(student: Any, rng: Generator) -> None:
         expect(zero, float(true_range(x, bits)[1]), f"bits = {bits} and values {x.min():.2f} to {x.max():.2f}, zero", [
             ("it is counted from the upper end: the code of zero is round(-low / step)",
              2**bits - 1 + round(low / step)),
+            ("it is cut off (int, floor): round(-low / step) is the nearest code", float(math.floor(-low / step))),
+            ("it is rounded up (ceil): round(-low / step) is the nearest code", float(math.ceil(-low / step))),
             ("zero is always 0: but where values lie below zero, code 0 is the least of them", 0.0),
             ("it is half of the codes, as for a symmetric quantizer", 2.0 ** (bits - 1)),
         ])  # fmt: skip
@@ -124,7 +140,7 @@ def grade_passing(student: Any, rng: Generator) -> None:
         upstream = torch.randn(x.shape, generator=rng)
         free, top = x / step + zero, 2**bits - 1
         upstream[((free < 0) & (free > -0.5)) | ((free > top) & (free < top + 0.5))] = 0  # either is right there
-        value, (got, *_) = student.gradients(x.clone(), step, zero, bits, upstream=upstream)
+        value, (got, *_) = student.gradients(x, step, zero, bits, upstream=upstream)
         checked(value, x)
         if got is None:
             raise Mistake("no gradient comes back: put what rounding adds into detach(), and keep the clipped x")

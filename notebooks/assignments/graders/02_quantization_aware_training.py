@@ -30,8 +30,7 @@ def around(codes: Tensor, rng: Generator) -> Tensor:
 
 def arrived(student: Any, args: tuple[Any, ...], upstream: Tensor) -> list[Tensor | None]:
     """The gradients of all arguments, where the value is a tensor like the first."""
-    copies = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
-    value, grads = student.gradients(*copies, upstream=upstream)
+    value, grads = student.gradients(*args, upstream=upstream)
     checked(value, args[0])
     return grads
 
@@ -210,7 +209,7 @@ def ends(bits: int, signed: bool) -> tuple[int, int]:
 def settings(rng: Generator) -> list[tuple[Tensor, Tensor, int, bool]]:
     """Values inside and on both sides of the range, some within half a step of its ends."""
     found = []
-    for bits, signed in ((3, False), (2, True), (whole(3, 5, rng), True), (2, False)):
+    for bits, signed in ((4, False), (2, True), (whole(3, 5, rng), True), (2, False)):
         low, high = ends(bits, signed)
         codes = torch.randint(low - 3, high + 4, (whole(3, 5, rng), 20), generator=rng)
         codes[0, :4] = torch.tensor([low - 1, low, high, high + 1])
@@ -299,7 +298,8 @@ def grade_learned(student: Any, rng: Generator) -> None:
     """The gradient of the step, the sum over all values, times 1 / sqrt(N p)."""
     for x, step, bits, signed in settings(rng):
         low, high = ends(bits, signed)
-        everywhere = torch.randn(x.shape, generator=rng) + x.sign()  # the terms of the sum do not cancel
+        side = -1 if signed else 1  # the sum is negative for some settings
+        everywhere = torch.randn(x.shape, generator=rng) + side * x.sign()  # its terms do not cancel
         for upstream in (everywhere * ~near_ends(x / step, low, high), everywhere):
             got = arrived(student, (x, step, bits, signed), upstream)[1]
             if got is None:
@@ -324,6 +324,7 @@ def step_factors(x: Tensor, bits: int, signed: bool) -> Factors:
         ("1 / N, a mean", count),
         ("sqrt(N p), not 1 over it", 1 / root),
         ("1 / sqrt(N 2^bits)", math.sqrt(count * 2**bits)),
+        ("1 / sqrt(N bits)", math.sqrt(count * bits)),
         (f"made with the p of {'unsigned' if signed else 'signed'} codes", math.sqrt(count * other)),
         ("made with the number of rows for N", math.sqrt(len(x) * high)),
         ("made with -n, not with p", math.sqrt(count * max(-low, 1))),
@@ -354,6 +355,7 @@ def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tens
     ]  # fmt: skip
     return [
         ("the step's gradient is zero", 0 * total),
+        ("the sign is lost: it is the absolute value of the step's gradient", total.abs() / root),
         ("the step's gradient lacks the one that arrives: multiply by it before the sum", slope.sum() / root),
         *((f"the step's gradient: {name}", (upstream * part).sum() / root) for name, part in parts),
         *((f"the step's gradient: {name}. And its scale is missing", (upstream * part).sum()) for name, part in parts),
@@ -363,8 +365,11 @@ def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tens
 # --- qat_step --------------------------------------------------------------------------------------------------
 
 
-def problem(rng: Generator, bits: int, beyond: int) -> tuple[Tensor, Tensor, Tensor, float, int, float]:
-    """A linear layer and a batch; codes reach up to ``beyond`` outside the range, none within half a step of it."""
+def problem(
+    rng: Generator, bits: int, beyond: int, near: bool = False
+) -> tuple[Tensor, Tensor, Tensor, float, int, float]:
+    """A linear layer and a batch; codes reach up to ``beyond`` outside the range, and only with ``near`` also into the
+    half step outside of its ends."""
     low, high = ends(bits, True)
     outputs, inputs, examples = whole(3, 5, rng), whole(6, 9, rng), whole(10, 20, rng)
     step = math.exp(float(torch.randn((), generator=rng)) * 0.6)
@@ -372,6 +377,8 @@ def problem(rng: Generator, bits: int, beyond: int) -> tuple[Tensor, Tensor, Ten
     u[0, :2] = torch.tensor([low - beyond - 0.2, high + beyond + 0.2])
     u = torch.where((u < low) & (u > low - 0.5), u + 0.5 if beyond == 0 else low - 0.7, u)
     u = torch.where((u > high) & (u < high + 0.5), u - 0.5 if beyond == 0 else high + 0.7, u)
+    if near:
+        u[1:, 0], u[1:, 1] = low - 0.3, high + 0.3
     x = torch.randn(examples, inputs, generator=rng)
     y = x @ (u * step).T + 2 * step * torch.randn(examples, outputs, generator=rng)
     return u * step, x, y, step, bits, 0.3 + 0.5 * float(torch.rand((), generator=rng))
@@ -389,10 +396,10 @@ def true_move(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: float
     return move
 
 
-def grade_move(student: Any, rng: Generator, beyond: int) -> None:
+def grade_move(student: Any, rng: Generator, beyond: int, near: bool = False) -> None:
     """What the weights lose, w minus the new weights."""
     for bits in (3, 2, 4):
-        args = problem(rng, bits, beyond)
+        args = problem(rng, bits, beyond, near)
         w, _, y, step, _, lr = args
         move, right = w.double() - checked(student(*args), w), true_move(*args).float()
         where = f"bits = {bits}, step = {step:.3g} and lr = {lr:.3g}, w minus the new weights"
@@ -407,6 +414,7 @@ def grade_inside(student: Any, rng: Generator) -> None:
 def grade_outside(student: Any, rng: Generator) -> None:
     """Some weights are clipped, and stay where they are."""
     grade_move(student, rng, 2)
+    grade_move(student, rng, 2, near=True)
 
 
 def move_factors(y: Tensor, step: float, lr: float) -> Factors:
@@ -449,6 +457,8 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
         ("this is the change alone: return w minus lr times the gradient", w - right),
         ("this is the gradient: return w minus lr times it", w - right / lr),
         ("the gradient passes the clip: clipped weights do not move", free),
+        ("the gradient passes half a step beyond the clip: clipped is what lies outside n .. p before it is rounded",
+         free * (w > (low - 0.5) * step) * (w < (high + 0.5) * step)),
         ("the gradient passes the clip above: weights above the range do not move", free * (w > low * step)),
         ("the gradient passes the clip below: weights below the range do not move", free * (w < high * step)),
         ("the clipped weights move, the others stay: it is the other way round", free * ~inside),

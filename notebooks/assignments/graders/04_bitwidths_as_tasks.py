@@ -69,11 +69,16 @@ def grade_form(student: Any, rng: Generator) -> None:
                     draw(student, every, sure, len(sure) + free, whole(0, 10**6, rng), whole(0, 2000, rng))
 
 
+# seed x stride + step as the one number that decides makes step ``stride`` of seed 0 the same as step 0 of seed 1.
+STRIDES = (64, 97, 100, 101, 128, 256, 500, 512, 997, 1000, 1001, 1009, 1013, 1021, 1024, 1031, 2000, 2048, 4096, 5000)
+STRIDES += (7919, 8192, 9973, 10_000, 10_007, 10_009)  # a right answer may take a draw for each step before
+
+
 def grade_memory(student: Any, rng: Generator) -> None:
     """The same arguments give the same pairs, others have nothing in common: no ten free pairs in a row."""
-    every, first = pool(whole(20, 24, rng), rng), whole(1, 10**5, rng)
-    seeds, steps = (0, *range(first, first + 3)), (*range(64), 100, 1000)
-    calls = list(itertools.product(seeds, steps))
+    every, first = pool(whole(20, 24, rng), rng), whole(12, 10**5, rng)
+    seeds, steps = (0, 1, 11, *range(first, first + 3)), (*range(64), 100, 1000)  # 1 and 11: digits in a row
+    calls = [*itertools.product(seeds, steps), *((0, step) for step in STRIDES)]
     found = {call: draw(student, every, ["FP"], 17, *call)[1:] for call in calls}
     for call in [calls[i] for i in torch.randperm(len(calls), generator=rng)[:12].tolist()]:
         if draw(student, every, ["FP"], 17, *call)[1:] != found[call]:
@@ -236,7 +241,7 @@ def grade_flow(student: Any, rng: Generator) -> None:
     for teachers in TEACHERS:
         logits, labels = rows(teachers, rng)
         upstream = 0.5 + torch.rand(len(teachers), generator=rng)
-        value, (got, *_) = student.gradients(logits.clone(), labels, list(teachers), upstream=upstream)
+        value, (got, *_) = student.gradients(logits, labels, list(teachers), upstream=upstream)
         checked(value, upstream)
         if got is None:
             raise Mistake("no gradient reaches logits: keep them as tensors, without detach(), item() or torch.tensor")
@@ -312,6 +317,8 @@ def judge_means(
 def grade_mean(student: Any, rng: Generator) -> None:
     """The mean: over the draws that used a parameter; nothing is large enough to be clipped."""
     a, b, c, d = pool(8, rng)[3:7]
+    judge_means(student, some_gradients([a, "FP", b], {"weight": [a, "FP", b]}, 1.0, rng), [a, "FP", b], 100.0,
+                functools.partial(wrong_means, count=3))  # fmt: skip
     for pairs in ([a, "FP", a, b], ["FP", c, c, d, c], [d]):
         first, *others = dict.fromkeys(pairs)
         twice = max(pairs, key=pairs.count)
@@ -338,6 +345,7 @@ def wrong_means(draws: list[Tensor], once: list[Tensor], count: int) -> Wrong:
         ("this is the sum over the draws: take the mean", total),
         ("this is the gradient of the first draw alone", draws[0]),
         ("this is the gradient of the last draw alone", draws[-1]),
+        ("it divides by one less than the number of draws that used the parameter", total / max(1, len(draws) - 1)),
         ("this is the median over the draws: take the mean", torch.stack(draws).median(0).values),
     ]
 

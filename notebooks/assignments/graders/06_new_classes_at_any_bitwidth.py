@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -31,10 +32,10 @@ Episode = tuple[Tensor, Tensor, Tensor]
 
 
 def collection(ways: int, shots: int, rng: Generator) -> Tensor:
-    """Shuffled labels with gaps: ways + 2 classes that can take part, one of them large, and two that cannot."""
+    """Shuffled labels with gaps: ways + 2 classes that can take part, one large, one just so, and two that cannot."""
     names = torch.randperm(40, generator=rng)[: ways + 4] + 3
     counts = torch.tensor([shots + whole(3, 5, rng) for _ in names])
-    counts[0], counts[-2:] = shots + 20, shots
+    counts[0], counts[1], counts[-2:] = shots + 20, shots + 1, shots
     labels = names.repeat_interleave(counts)
     return labels[torch.randperm(len(labels), generator=rng)]
 
@@ -57,9 +58,14 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
     if support.shape != (ways, shots):
         turned = "it is turned, a row is a class; " if support.shape == (shots, ways) else ""
         raise Mistake(f"the support has shape {tuple(support.shape)}: {turned}it should be ({ways}, {shots})")
-    for part, name in ((query, "query"), (answers, "answers")):
+    parts = ((query, "query"), (answers, "answers"))
+    for part, name in parts:
         if part.numel() == ways * count:
             raise Mistake(f"the {name} has `count` values for each class: `count` is the number of all queries")
+    for c in labels[support.clamp(0, len(labels) - 1)].unique():  # before the query, which may lack images for it
+        if int((labels == c).sum()) <= shots:
+            raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
+    for part, name in parts:
         if part.shape != (count,):
             raise Mistake(f"the shape of the {name} is {tuple(part.shape)}: it should be ({count},)")
     return support, query, answers
@@ -68,7 +74,7 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
 def refuse_invalid(episode: Episode, labels: Tensor) -> None:
     """A Mistake names what breaks a rule that every single episode must keep."""
     support, query, answers = episode
-    shots, both = support.shape[1], torch.cat([support.flatten(), query])
+    both = torch.cat([support.flatten(), query])
     if both.min() < 0 or both.max() >= len(labels):
         raise Mistake(f"an index lies outside 0 .. {len(labels) - 1}: return indices of images")
     rows = labels[support]  # (ways, shots)
@@ -77,8 +83,6 @@ def refuse_invalid(episode: Episode, labels: Tensor) -> None:
     classes = rows[:, 0].tolist()
     if len(set(classes)) < len(classes):
         raise Mistake("a class comes twice in one episode: draw the classes without replacement")
-    if any(int((labels == c).sum()) <= shots for c in classes):
-        raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
     if set(support.flatten().tolist()) & set(query.tolist()):
         raise Mistake("an image is in the support and in the query: what it learned from, it must not be asked")
     if len(both.unique()) < len(both):
@@ -152,9 +156,19 @@ def refuse_classes(rows: Tensor, classes: Tensor, sizes: Tensor) -> None:
     if far.abs().max() > 6:
         biased = " A class with more images comes more often: draw classes, not images." * bool(far[sizes.argmax()] > 6)
         raise Mistake("some classes come far more often than others, but all are equally likely." + biased)
-    rising = (rows[:, 1:] > rows[:, :-1]).float().mean()
-    if rising in (0, 1):
-        raise Mistake("the classes always come in the order of their labels: the rows come in random order")
+    refuse_order(rows, classes.tolist())
+
+
+def refuse_order(rows: Tensor, classes: list[int]) -> None:
+    """No two classes may come in the same order in all episodes, whatever puts them in order."""
+    places = {c: torch.where((rows == c).any(1), (rows == c).int().argmax(1), -1) for c in classes}
+    for one, other in itertools.combinations(classes, 2):
+        both = (places[one] >= 0) & (places[other] >= 0)
+        first = (places[one] < places[other])[both]
+        if len(first) >= 30 and len(first.unique()) == 1:
+            by_label = (rows[:, 1:] > rows[:, :-1]).float().mean() in (0, 1)
+            order = "the order of their labels" if by_label else "one order, such as that in which they lie in the data"
+            raise Mistake(f"the classes always come in {order}: the rows come in random order")
 
 
 def refuse_shares(rows: Tensor, answers: Tensor, left: dict[int, int], big: int) -> None:
@@ -446,7 +460,7 @@ def grade_pull(student: Any, rng: Generator) -> None:
     for bits in (3, 2, 4):
         w, support, labels, query = task(bits, rng)
         upstream = torch.randn(len(query), int(labels.max()) + 1, generator=rng)
-        value, (got, *_) = student.gradients(w.clone(), support, labels, query, bits, upstream=upstream)
+        value, (got, *_) = student.gradients(w, support, labels, query, bits, upstream=upstream)
         checked(value, upstream)
         if got is None:
             raise Mistake("no gradient comes back to w: leave out detach() and no_grad(), quantize() passes it on")
@@ -560,7 +574,7 @@ def wrong_inner(w: Tensor, s: Images, q: Images, bits: int, lr: float, steps: in
     ]  # fmt: skip
 
 
-def wrong_outer(w: Tensor, fast: Tensor, s: Images, q: Images, bits: int, lr: float) -> Mistakes:
+def wrong_outer(w: Tensor, fast: Tensor, s: Images, q: Images, bits: int, lr: float, steps: int) -> Mistakes:
     """Mistakes of the last gradient."""
     right, both = pull(fast, q, bits), tuple(torch.cat(pair) for pair in zip(s, q, strict=True))
     return [
@@ -570,6 +584,7 @@ def wrong_outer(w: Tensor, fast: Tensor, s: Images, q: Images, bits: int, lr: fl
         ("support and query are mixed: the gradient is the query's alone", pull(fast, both, bits)),
         ("the last gradient is a sum: the loss is the mean over the images", pull(fast, q, bits, mean=False)),
         ("the sign is turned: return the gradient, not the step", -right),
+        ("the last gradient is divided by the number of inner steps: it is one gradient", right / max(1, steps)),
         ("the last gradient is multiplied by lr: return the gradient itself", lr * right),
         ("these are updated weights: return the gradient itself", w - lr * right),
         ("these are updated weights: return the gradient itself", fast - lr * right),
@@ -588,7 +603,7 @@ def grade_fomaml(student: Any, settings: tuple[tuple[int, int], ...], rng: Gener
             mistakes = [("it takes an inner step although steps is 0", one)]
         else:
             mistakes = wrong_inner(w, support, query, bits, lr, steps)
-        mistakes += wrong_outer(w, fast, support, query, bits, lr)
+        mistakes += wrong_outer(w, fast, support, query, bits, lr, steps)
         expect(got, pull(fast, query, bits).float(), f"{bits} bits, steps = {steps}, lr = {lr:.1f}", mistakes)
 
 
