@@ -108,7 +108,9 @@ def add_export(commands: Commands) -> None:
     command.add_argument("--to", required=True, help="packed, nested or onnx")
     pairs = command.add_mutually_exclusive_group()
     pairs.add_argument(
-        "--bits", help="bitwidth pair, as W4A4, or several; default for nested: all trained pairs up to W8"
+        "--bits",
+        help="bitwidth pair, as W4A4, or several; default for nested: all trained pairs up to W8; switch, for onnx: "
+        "one file for all trained pairs, whose inputs weight_bits and activation_bits choose one (32: full precision)",
     )
     pairs.add_argument("--layers", metavar="MAP", help="a pair per layer: a file of allocate, or *=W8A8,body.0.0=W2A2")
     command.add_argument("--untrained", action="store_true", help="allow pairs that the model was never trained for")

@@ -16,9 +16,11 @@ from mebqat_lite.files import check_output
 from mebqat_lite.measure.saved import give_statistics, learns_new_classes, trained_for
 from mebqat_lite.paths import results
 from mebqat_lite.quantizers import NESTED
-from mebqat_lite.switching.state import MapOrBits, parse_settings
+from mebqat_lite.switching.state import MapOrBits, pairs_of, parse_settings
 
 FORMATS = ("packed", "nested", "onnx")
+SWITCH = "switch"  # instead of a pair: an ONNX file whose bits are inputs
+COMPARED = 1024  # test images on which such a file is compared at every pair
 
 
 def export(
@@ -34,11 +36,12 @@ def export(
         checkpoint: a file of `checkpoint.save_model` whose description says how the network was trained.
         to: ``packed`` (integers of exactly the bits asked for), ``nested`` (one set of 8-bit integers for all weights
             of up to 8 bits, if the quantizer allows it) or ``onnx`` (one pair, for ONNX Runtime).
-        bits: the pairs, or a map of layers to pairs; ``onnx`` takes exactly one of them. Only ``nested`` has a default:
-            all pairs with weights of up to 8 bits that the network was trained for.
+        bits: the pairs, or a map of layers to pairs. ``onnx`` takes exactly one of them, or the word ``switch``: then
+            the bits are inputs of the file, which runs at all pairs that the network was trained for. Only ``nested``
+            has a default: all pairs with weights of up to 8 bits that the network was trained for.
         out: the file to write, by default in ``results``. A network that learns new classes becomes two ONNX files,
-            and ``out`` is their folder.
-        untrained: whether to write pairs that the network was never trained for.
+            and ``out`` is their folder; with ``switch`` it becomes one, which computes its features.
+        untrained: whether to write pairs that the network was never trained for; with ``switch``, all candidates.
 
     Returns:
         The files that were written, and lines of text about them.
@@ -54,16 +57,19 @@ def export(
         check_output(out, KIND)
     model, extra = load_model(checkpoint)
     _check_fixed(checkpoint.name, extra)
-    pairs = _pairs(model, extra, to, bits)
+    switch = to == "onnx" and bits == SWITCH
+    pairs = _switch_pairs(model, extra, untrained) if switch else _pairs(model, extra, to, bits)
     if not untrained:
         _check_trained(checkpoint.name, model, extra, pairs)
     give_statistics(model, extra, pairs)
     pair_names = "-".join("layers" if isinstance(pair, Mapping) else str(pair).lower() for pair in pairs)
-    name = "nested" if to == "nested" else pair_names
+    name = "nested" if to == "nested" else SWITCH if switch else pair_names
     out = (
         out
         or results() / f"{checkpoint.name.removesuffix('.safetensors')}-{name}{'' if to == 'onnx' else '.safetensors'}"
     )
+    if switch:
+        return _onnx_switch(model, extra, pairs, out)
     if to == "onnx":
         return _onnx(model, extra, pairs[0], out)
     is_nested = save_packed(model, out, pairs, nested=to == "nested", extra=extra)
@@ -80,8 +86,19 @@ def _pairs(
         return [pair for pair in trained_for(model, extra) if pair.w <= NESTED]
     pairs = parse_settings(bits)
     if to == "onnx" and len(pairs) != 1:
-        raise ValueError(f"an ONNX file holds one pair, not {len(pairs)}: export each into a file of its own")
+        raise ValueError(
+            f"an ONNX file holds one pair, not {len(pairs)}: export each into a file of its own, "
+            f"or all into one by --bits {SWITCH}"
+        )
     return pairs
+
+
+def _switch_pairs(model: nn.Module, extra: Mapping[str, Any], untrained: bool) -> list[MapOrBits]:
+    """Return the pairs of a file whose bits are inputs, unless no such file can be written for the quantizer."""
+    from mebqat_lite.deploy.onnx_switch import check_quantizer
+
+    check_quantizer(model)
+    return [*(pairs_of(model) if untrained else trained_for(model, extra))]
 
 
 def _check_fixed(name: str, extra: Mapping[str, Any]) -> None:
@@ -131,3 +148,17 @@ def _onnx(model: nn.Module, extra: Mapping[str, Any], pair: MapOrBits, out: Path
     values = f"outputs differ by up to {found.largest_difference:.2g} from PyTorch's"
     about = values if data.test.has_values else found
     return [written.path], [str(written), f"ONNX Runtime: {about}"]
+
+
+def _onnx_switch(
+    model: nn.Module, extra: Mapping[str, Any], pairs: list[Any], out: Path
+) -> tuple[list[Path], list[str]]:
+    """Write an ONNX file whose bits are inputs, and compare it with the network at every pair on test images."""
+    from mebqat_lite.deploy.onnx_switch import agreements, export_switch
+
+    test = datasets.load(extra["data"], extra.get("seed", 0)).test
+    is_class = not (test.has_values or learns_new_classes(extra))
+    path, output = f"{out.with_name(out.name.removesuffix('.onnx'))}.onnx", "logits" if is_class else "values"
+    written = export_switch(model, path, pairs, tuple(test.images.shape[1:]), output=output)
+    found = agreements(written.path, model, test.images[:COMPARED], is_class)
+    return [written.path], [str(written), f"ONNX Runtime, {found}"]

@@ -123,8 +123,8 @@ def export_onnx(
         RuntimeError: onnx, onnxscript or torch is missing or too old.
         DisagreementError: the graph does not compute what the model computes. There is no file then.
     """
-    network = _freeze(model, bits, calibration, norm_stats)
-    task = _Task((_images(2, *image_shape),), {"images": {0: "batch"}}, ("logits",))
+    network = freeze(model, [bits], calibration, norm_stats)
+    task = Task((random_images(2, *image_shape),), {"images": {0: "batch"}}, ("logits",))
     return _write(network, task, Path(path), opset, compact)
 
 
@@ -147,13 +147,13 @@ def export_few_shot(
 
     The files are written to ``folder``. The other arguments, and the errors, are those of `export_onnx`.
     """
-    network = _freeze(model, bits, calibration, norm_stats)
-    support, images = _images(3, 2, *image_shape), _images(2, *image_shape)
+    network = freeze(model, [bits], calibration, norm_stats)
+    support, images = random_images(3, 2, *image_shape), random_images(2, *image_shape)
     with torch.no_grad():
         prototypes = network(support[:, 0])
-    enroll = _Task((support,), {"support": {0: "ways", 1: "shots"}}, ("prototypes",))
+    enroll = Task((support,), {"support": {0: "ways", 1: "shots"}}, ("prototypes",))
     sizes = {"images": {0: "batch"}, "prototypes": {0: "ways"}}
-    classify = _Task((images, prototypes), sizes, ("classes", "distances"))
+    classify = Task((images, prototypes), sizes, ("classes", "distances"))
     return (
         _write(_Enroll(network), enroll, Path(folder) / "enroll.onnx", opset, compact),
         _write(_Classify(network), classify, Path(folder) / "classify.onnx", opset, compact),
@@ -185,13 +185,13 @@ class _Classify(_Around):
         return logits.argmax(1), -logits
 
 
-def _images(*shape: int) -> Tensor:
+def random_images(*shape: int) -> Tensor:
     """Draw random images, always the same, on which the graph is traced and compared with the network."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass
-class _Task:
+class Task:
     """The inputs and the outputs of an exported graph."""
 
     inputs: tuple[Tensor, ...]
@@ -199,8 +199,15 @@ class _Task:
     outputs: tuple[str, ...]
 
 
-def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_stats: str) -> nn.Module:
-    """Copy the model for the exporter: on the CPU, in evaluation mode, at ``bits``."""
+def freeze(model: nn.Module, bits: Sequence[MapOrBits], calibration: Images | None, norm_stats: str) -> nn.Module:
+    """Copy the model for the exporter: on the CPU, in evaluation mode, at the first of ``bits``.
+
+    If ``norm_stats`` is ``recalibrated``, the model gets the norm statistics of all ``bits`` that it lacks.
+
+    Raises:
+        ValueError: the model is not float32, statistics are missing and cannot be measured, or the norm policy is one
+            that no file holds.
+    """
     if norm_stats not in STORED:
         raise ValueError(f"a file holds norm statistics, {' or '.join(STORED)}, not those of the {norm_stats}")
     setting_of(model)  # raises an error that says what to do if the model is not quantized
@@ -209,9 +216,9 @@ def _freeze(model: nn.Module, bits: MapOrBits, calibration: Images | None, norm_
             f"ONNX files are for float32 networks; this one is {place(model)[1]}: call model.float() first"
         )
     if norm_stats == "recalibrated":
-        require_statistics(model, [bits], calibration)
+        require_statistics(model, bits, calibration)
     network = copied(unwrapped(model)).cpu().eval().requires_grad_(False)
-    set_bits(network, bits)
+    set_bits(network, bits[0])
     set_norm_stats(network, norm_stats)
     return network
 
@@ -240,11 +247,11 @@ def _plain(layer: QuantizedLayer, input: Tensor) -> Tensor:
     return layer.apply_weight(input, layer.weight)
 
 
-def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool) -> Exported:
+def _write(module: nn.Module, task: Task, path: Path, opset: int, compact: bool) -> Exported:
     """Export the float graph, put the integers into it, compare it with the module, and write the file."""
-    onnx, optimizer = _packages(opset)
+    onnx, optimizer = packages(opset)
     with _float_layers(module):
-        graph = _float_graph(module, task, opset)
+        graph = float_graph(module, task, opset)
     found = {name: (layer, *_integers(layer, opset, compact)) for name, layer in _layers_in(graph, module).items()}
     run = quantize_graph(graph, found)
     graph = optimizer.optimize(graph)
@@ -260,7 +267,7 @@ def _write(module: nn.Module, task: _Task, path: Path, opset: int, compact: bool
     return Exported(path, bits, quantizer, setting.norm_stats, opset, path.stat().st_size, stored)
 
 
-def _check(graph: Any, module: nn.Module, task: _Task, nodes: Mapping[nn.Module, Sequence[str]]) -> None:
+def _check(graph: Any, module: nn.Module, task: Task, nodes: Mapping[nn.Module, Sequence[str]]) -> None:
     """Make sure that a graph computes what the module computes, see `agree`.
 
     ``nodes`` has the inputs of each layer's nodes as `quantize_graph` returns them.
@@ -282,7 +289,7 @@ def _layers_in(graph: Any, module: nn.Module) -> dict[str, QuantizedLayer]:
     return {name: m for name, m in modules if isinstance(m, QuantizedLayer) and f"{name}.weight" in stored}
 
 
-def _packages(opset: int) -> tuple[Any, Any]:
+def packages(opset: int) -> tuple[Any, Any]:
     """Import ``onnx`` and ``onnxscript.optimizer``, and make sure that they are there and know the opset."""
     if opset < OPSET:
         raise ValueError(f"integers of 4 and 16 bits need opset {OPSET} or later, not {opset}")
@@ -305,7 +312,7 @@ def _stored(layer: QuantizedLayer, weights: Weights | None, inputs: Inputs | Non
     return StoredLayer(layer.site.name, layer.bits, weight_kind, input_kind, weights.note if weights else "")
 
 
-def _float_graph(module: nn.Module, task: _Task, opset: int) -> Any:
+def float_graph(module: nn.Module, task: Task, opset: int) -> Any:
     """Export the module as an `onnx.ModelProto` whose initializers have the names of its parameters."""
     dims = {name: torch.export.Dim(name) for sizes in task.sizes.values() for name in sizes.values()}
     shapes = tuple({axis: dims[name] for axis, name in sizes.items()} for sizes in task.sizes.values())

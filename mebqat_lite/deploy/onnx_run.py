@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mebqat_lite.bits import Bits, BitsLike
+from mebqat_lite.deploy.agree import CLOSE
 from mebqat_lite.deploy.onnx_graph import UPGRADE, need
 from mebqat_lite.measure.evaluate import BATCH
 from mebqat_lite.switching.state import MapOrBits, at, frozen_weights, setting_of
@@ -31,6 +33,7 @@ class Agreement:
     images: int
     disagreements: list[tuple[int, int, int]]  # number of the image, class in PyTorch, class in ONNX Runtime
     largest_difference: float  # between the logits of both, in absolute value
+    apart: list[int]  # numbers of the images with a logit that differs by more than `agree.CLOSE` of the largest one
 
     def __str__(self) -> str:
         """Write the share in one line, and a line for each image whose class differs."""
@@ -90,11 +93,43 @@ def open_session(source: str | bytes, name: str, plain: bool = False, threads: i
         raise RuntimeError(f"{why}: {UPGRADE}, or export with opset=21") from error
 
 
-def answers(path: str | Path, images: Tensor, plain: bool = False) -> Tensor:
-    """Compute logits, (count, classes), of ``images``, (count, channels, height, width), in ONNX Runtime."""
+def answers(path: str | Path, images: Tensor, plain: bool = False, bits: BitsLike | None = None) -> Tensor:
+    """Compute logits, (count, classes), of ``images``, (count, channels, height, width), in ONNX Runtime.
+
+    A file whose bits are inputs (`onnx_switch`) runs at the pair ``bits``. A file of one pair needs no ``bits``.
+
+    Raises:
+        ValueError: the file does not have the pair ``bits``, or it has several pairs and none was given.
+    """
+    return _answers(path, images, plain, None if bits is None else str(Bits.parse(bits)))
+
+
+def _answers(path: str | Path, images: Tensor, plain: bool, bits: str | None) -> Tensor:
     run = session(path, plain)
-    parts = [run.run(None, {"images": as_float(part).numpy()})[0] for part in images.cpu().split(BATCH)]
+    inputs = _inputs(run.get_modelmeta().custom_metadata_map, Path(path).name, bits)
+    parts = [run.run(None, {"images": as_float(part).numpy(), **inputs})[0] for part in images.cpu().split(BATCH)]
     return torch.from_numpy(np.concatenate(parts))
+
+
+def _inputs(meta: Mapping[str, str], name: str, bits: str | None) -> dict[str, np.ndarray]:
+    """Return the inputs of a file beside the images; a ValueError if it does not have these bits."""
+    if "pairs" not in meta:
+        written = meta.get("bits", bits)
+        if bits not in (None, written):
+            raise ValueError(f"{name} is of {written}: use it at these bits, not at {bits}")
+        return {}
+    if bits not in meta["pairs"].split(","):
+        why = "runs at several pairs: say at which, bits='W4A4'" if bits is None else f"was not written for {bits}"
+        raise ValueError(f"{name} {why}; it has {meta['pairs'].replace(',', ', ')}")
+    return {key: value.numpy() for key, value in feed(Bits.parse(bits)).items()}
+
+
+def feed(pair: Bits) -> dict[str, Tensor]:
+    """Return the two int32 numbers that stand for a pair in a file whose bits are inputs."""
+    return {
+        "weight_bits": torch.tensor(pair.w, dtype=torch.int32),
+        "activation_bits": torch.tensor(pair.a, dtype=torch.int32),
+    }
 
 
 def agreement(
@@ -108,10 +143,10 @@ def agreement(
     """Compare the answers of an ONNX file with those of the model that it was made from.
 
     Args:
-        path: a file that `onnx_export.export_onnx` wrote.
+        path: a file that `onnx_export.export_onnx` or `onnx_switch.export_switch` wrote.
         model: the quantized model.
         images: (count, channels, height, width).
-        bits: the pair at which the file was exported.
+        bits: the pair at which the file was exported, or one of its pairs.
         norm_stats: the norm policy with which the file was exported.
         plain: as in `session`.
 
@@ -119,22 +154,16 @@ def agreement(
         ValueError: the file was exported at other bits.
     """
     device, dtype = place(model)
-    theirs = answers(path, images, plain)
     with evaluating(model), frozen_weights(model), at(model, bits, norm_stats):
-        _check_bits(path, setting_of(model).code.strip('"'))
+        theirs = _answers(path, images, plain, setting_of(model).code.strip('"'))
         ours = torch.cat([model(as_float(part).to(device, dtype)).cpu() for part in images.split(BATCH)])
     chosen = torch.stack([ours.argmax(1), theirs.argmax(1)], 1)  # (count, 2)
     apart = (chosen[:, 0] != chosen[:, 1]).nonzero().flatten().tolist()
     listed = [(image, *chosen[image].tolist()) for image in apart]
     share = 100 * (1 - len(apart) / len(images))
-    return Agreement(share, len(images), listed, float((ours - theirs).abs().max()))
-
-
-def _check_bits(path: str | Path, asked: str) -> None:
-    """Raise a ValueError if the file was exported at other bits than those asked for."""
-    written = session(path).get_modelmeta().custom_metadata_map.get("bits", asked)
-    if written != asked:
-        raise ValueError(f"{Path(path).name} is of {written}: compare it at these bits, not at {asked}")
+    difference = (ours - theirs).abs().amax(1)  # (count,)
+    is_far = ~(difference <= CLOSE * ours.abs().max())  # also NaN
+    return Agreement(share, len(images), listed, float(difference.max()), is_far.nonzero().flatten().tolist())
 
 
 def latency(

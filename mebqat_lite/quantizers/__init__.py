@@ -18,6 +18,7 @@ from mebqat_lite.quantizers.functions import (
     tanh_weight,
     unit_activation,
     unit_grid,
+    unit_weight,
     wide,
 )
 
@@ -61,5 +62,6 @@ __all__ = [
     "tanh_weight",
     "unit_activation",
     "unit_grid",
+    "unit_weight",
     "wide",
 ]

@@ -78,8 +78,16 @@ def inner_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.as_strided(*flat), b.as_strided(*flat))
 
 
+def unit_weight(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Squash weights of any shape into [0, 1]: return (tanh(w) / peak + 1) / 2 and the scalar peak = max|tanh(w)|."""
+    t = wide(w).tanh()
+    peak = t.abs().amax()
+    peak += peak == 0  # avoids 0 / 0 if all weights are zero
+    return t.div(peak * 2).add_(0.5).clamp_(0, 1), peak  # float errors may leave [0, 1]
+
+
 class _TanhWeight(Function):
-    """Compute scale step (code(v) - zero) with v = (u + 1) / 2 and u = tanh(w) / max|tanh(w)|.
+    """Compute scale step (code(v) - zero) with v = (u + 1) / 2 and u = tanh(w) / max|tanh(w)|, see `unit_weight`.
 
     The backward pass treats rounding as the identity, and differentiates the tanh and the maximum. It computes the
     tanh again, which takes less memory than keeping it: the weights are there anyway.
@@ -87,11 +95,8 @@ class _TanhWeight(Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, scale: Tensor, bits: int, form: str) -> Tensor:
-        t = wide(w).tanh()
-        peak = t.abs().amax()
-        peak += peak == 0  # avoids 0 / 0 if all weights are zero
+        v, peak = unit_weight(w)
         ctx.save_for_backward(w, peak, scale)
-        v = t.div(peak * 2).add_(0.5).clamp_(0, 1)  # (u + 1) / 2; float errors may leave [0, 1]
         step, zero = unit_grid(bits, form)
         return codes(v, bits, form).sub_(zero).mul_(scale * step).to(w.dtype)
 

@@ -138,5 +138,5 @@ def test_files_that_are_none(tmp_path, capsys):
 def test_a_file_is_compared_at_its_own_bits(tmp_path):
     model, _ = load_model(SHIPPED.format("mebqat"))
     export_onnx(model, tmp_path / "x.onnx", "W4A4", (1, 8, 8), calibration=IMAGES)
-    with pytest.raises(ValueError, match=r"x\.onnx is of W4A4: compare it at these bits, not at W2A2"):
+    with pytest.raises(ValueError, match=r"x\.onnx is of W4A4: use it at these bits, not at W2A2"):
         onnx_run.agreement(tmp_path / "x.onnx", recalibrate(model, IMAGES, "W2A2"), IMAGES, "W2A2")
