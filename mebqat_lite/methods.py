@@ -1,4 +1,6 @@
-"""Methods as data: a method is a sampler times a learner, and what happens before and after the training::
+"""Methods as data: a method is a sampler times a learner, and what happens before and after the training.
+
+A row for each sampler, a column for each learner::
 
     |                          | supervised                    | FOMAML                        | ProtoNet              |
     |--------------------------|-------------------------------|-------------------------------|-----------------------|

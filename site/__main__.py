@@ -59,7 +59,9 @@ def for_readers(cell: NotebookNode) -> None:
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
     if name := re.fullmatch(r"(lesson_\d\d)\.(\w+)", cell.source.strip()):
         lesson = importlib.import_module(f"mebqat_lite.course.exercises.{name[1]}")
-        cell.outputs.append(nbformat.v4.new_output("display_data", {"text/html": hints(getattr(lesson, name[2]).hints)}))
+        cell.outputs.append(
+            nbformat.v4.new_output("display_data", {"text/html": hints(getattr(lesson, name[2]).hints)})
+        )
 
 
 def hints(texts: tuple[str, ...]) -> str:
@@ -78,7 +80,9 @@ def reference(pages: Path) -> None:
         for path in sorted((package / room).rglob("*.py")) or [package / room]:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             if not path.name.startswith("lesson_"):  # an exercise stands in its lesson
-                lines += [title := module.partition(".")[2], "-" * len(title), "", f".. automodule:: {module}", ""]
+                title = module.partition(".")[2]
+                lines += [] if title == name else [title, "-" * len(title), ""]
+                lines += [f".. automodule:: {module}", ""]
         (pages / f"{name}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 

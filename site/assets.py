@@ -33,7 +33,7 @@ def download(archive: str) -> bytes:
         return answer.read()
 
 
-def fetch(name: str, pin: dict[str, str], folder: Path = FOLDER) -> None:
+def fetch(name: str, pin: dict[str, str], folder: Path) -> None:
     """Write ``folder/name.js`` out of the archive of its pin, and its integrity beside it; nothing if both are there.
 
     Raises:
@@ -46,21 +46,22 @@ def fetch(name: str, pin: dict[str, str], folder: Path = FOLDER) -> None:
     content = download(pin["archive"])
     if (found := integrity(content)) != pin["integrity"]:
         raise ValueError(f"{pin['archive']} has the integrity {found}, and assets.json pins {pin['integrity']}")
-    member = tarfile.open(fileobj=io.BytesIO(content)).extractfile(pin["file"])
-    assert member is not None  # the pinned archive has this file
     folder.mkdir(exist_ok=True)
     partial = folder / f"{name}.part"
-    partial.write_bytes(member.read())
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        member = archive.extractfile(pin["file"])
+        assert member is not None  # the pinned archive has this file
+        partial.write_bytes(member.read())
     stamp.unlink(missing_ok=True)  # so that it never stands beside a script of another version
     partial.replace(script)
     stamp.write_text(pin["integrity"])
 
 
-def main() -> int:
+def main(folder: Path = FOLDER) -> int:
     """Fetch all; 1 and one message if one cannot be had."""
     for name, pin in json.loads((HERE / "assets.json").read_text()).items():
         try:
-            fetch(name, pin)
+            fetch(name, pin, folder)
         except (OSError, ValueError) as problem:
             print(
                 f"{name} cannot be fetched: {problem}. The site is built without it, and its formulas or diagrams "

@@ -45,10 +45,11 @@ nitpick_ignore_regex = [
 # ---------------------------------------------------------------- the look
 html_theme = "sphinx_book_theme"
 html_title = "mebqat_lite"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["static", *([str(ASSETS)] if ASSETS.is_dir() else [])]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_theme_options = {"use_fullscreen_button": False, "show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"use_fullscreen_button": False, "show_toc_level": 2, "navbar_persistent": []}
 
 
 class Mermaid(SphinxDirective):
@@ -58,8 +59,9 @@ class Mermaid(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The text of the diagram, as Mermaid looks for it."""
-        text = html.escape("\n".join(self.content))
-        return [nodes.raw("", f'<pre class="mermaid">{text}</pre>', format="html")]
+        text, up = html.escape("\n".join(self.content)), "../" * self.env.docname.count("/")
+        script = f'<script src="{up}_static/mermaid.js" defer></script>' if (ASSETS / "mermaid.js").exists() else ""
+        return [nodes.raw("", f'<pre class="mermaid">{text}</pre>{script}', format="html")]
 
 
 def find_by_end(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.Element | None:
