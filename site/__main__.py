@@ -22,6 +22,7 @@ ROOT = HERE.parent
 PAGES = ("*.md", "CITATION.cff", "data/demo.png", "benchmarks/*.md", "benchmarks/*.png", "notebooks/*.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = re.compile(r"\]\(\.\./mebqat_lite/(\w+)/\)")  # a link to code, whose page is in the reference
+BENEATH = " The figure beneath"  # it is not beneath every widget
 RUN = "[How to run this notebook](../learn.md#run-a-lesson)"
 
 
@@ -54,13 +55,13 @@ def for_readers(cell: NotebookNode) -> None:
     for output in cell.get("outputs", []):
         data = output.get("data", {})
         if WIDGET in data:
-            output.data = NotebookNode({"text/markdown": f"*{data['text/plain']}* {RUN}."})
+            output.data = NotebookNode({"text/markdown": f"*{data['text/plain'].partition(BENEATH)[0]}* {RUN}."})
         if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
     if name := re.fullmatch(r"(lesson_\d\d)\.(\w+)", cell.source.strip()):
         lesson = importlib.import_module(f"mebqat_lite.course.exercises.{name[1]}")
         cell.outputs.append(
-            nbformat.v4.new_output("display_data", {"text/html": hints(getattr(lesson, name[2]).hints)})
+            nbformat.v4.new_output("display_data", {"text/markdown": hints(getattr(lesson, name[2]).hints)})
         )
 
 

@@ -95,7 +95,9 @@ def test_the_answer_to_a_guess_is_folded():
 
 
 def test_a_widget_says_how_it_is_run_and_a_picture_keeps_its_words():
-    widget = cell(outputs=[output({build.WIDGET: {}, "text/plain": "Interactive: run it."})])
+    widget = cell(
+        outputs=[output({build.WIDGET: {}, "text/plain": "Interactive: run it. The figure beneath is still."})]
+    )
     build.for_readers(widget)
     assert widget.outputs[0].data == {"text/markdown": f"*Interactive: run it.* {build.RUN}."}
     picture = cell(outputs=[output({"image/png": "", "text/plain": ""}, **{"image/png": {"alt": "a line"}})])
@@ -106,7 +108,7 @@ def test_a_widget_says_how_it_is_run_and_a_picture_keeps_its_words():
 def test_a_question_gets_its_hints_behind_a_click():
     question = cell("lesson_01.fake_quantize")
     build.for_readers(question)
-    text = question.outputs[-1].data["text/html"]
+    text = question.outputs[-1].data["text/markdown"]
     assert text.count("<details><summary>Hint ") == text.count("</details>") >= 2 and "open" not in text.split(">")[0]
 
 
