@@ -193,7 +193,7 @@ def test_answers_and_hints_are_behind_a_click_and_a_widget_says_how_it_runs(visi
     widget = page.get_by_text("Interactive: run the notebook to move it.").first
     assert widget.is_visible()
     page.get_by_role("link", name="How to run this notebook").first.click()
-    assert page.locator("article").get_by_text("make lab").first.is_visible()
+    page.locator("article").get_by_text("make lab").first.wait_for(state="visible")
 
 
 def test_a_word_finds_its_lesson(visited, address):
