@@ -56,7 +56,7 @@ site-assets: $(ALL) ## fetch the scripts that draw the site's formulas and diagr
 	$(BIN)/python site/assets.py
 
 site-links: site ## ask whether the site's links to elsewhere still lead somewhere
-	$(BIN)/python -m sphinx -q -b linkcheck -c site -d build/site-doctrees build/site-pages build/site-links
+	$(BIN)/python -m sphinx -q -b linkcheck -D suppress_warnings=mystnb.mime_priority -c site -d build/site-doctrees build/site-pages build/site-links
 
 lint: $(ALL) ## ruff and mypy only
 	$(BIN)/mebqat-lite test lint format types
