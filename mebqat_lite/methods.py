@@ -1,13 +1,15 @@
 """Methods as data: a method is a sampler times a learner, and what happens before and after the training.
 
-|                          | supervised                    | FOMAML                        | ProtoNet              |
-|--------------------------|-------------------------------|-------------------------------|-----------------------|
-| always full precision    | ``fp``                        | ``fomaml``                    | ``pn``                |
-| and then quantized       | ``ptq_naive``, ``ptq_mse``    | ``fomaml_ptq_mse``, ``_lsq``  | ``pn_ptq_mse``        |
-| always one (w, a)        | ``qat``                       | ``fomaml_qat``                | ``pn_qat``            |
-| a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` | |               |
-| M sampled, every step    | ``mebqat``                    | ``mebqat_maml``               | ``mebqat_pn``         |
-| the same, one each step  | ``mebqat_in_turn``            | ``mebqat_maml_in_turn``       | ``mebqat_pn_in_turn`` |
+A row for each sampler, a column for each learner::
+
+    |                          | supervised                    | FOMAML                        | ProtoNet              |
+    |--------------------------|-------------------------------|-------------------------------|-----------------------|
+    | always full precision    | ``fp``                        | ``fomaml``                    | ``pn``                |
+    | and then quantized       | ``ptq_naive``, ``ptq_mse``    | ``fomaml_ptq_mse``, ``_lsq``  | ``pn_ptq_mse``        |
+    | always one (w, a)        | ``qat``                       | ``fomaml_qat``                | ``pn_qat``            |
+    | a listed set, every step | ``adabits``, ``any_precision_hard``, ``_soft``, ``_recursive`` | |               |
+    | M sampled, every step    | ``mebqat``                    | ``mebqat_maml``               | ``mebqat_pn``         |
+    | the same, one each step  | ``mebqat_in_turn``            | ``mebqat_maml_in_turn``       | ``mebqat_pn_in_turn`` |
 """
 
 from __future__ import annotations

@@ -292,6 +292,7 @@ def test_every_module_is_imported():
 DECLARED_AS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "lightning_fabric": "lightning-fabric"}
 DECLARED_AS |= {
     "IPython": "ipywidgets",
+    "docutils": "sphinx",
     "packaging": "pytest",
     "traitlets": "ipywidgets",
     "jupyter_core": "jupyterlab",

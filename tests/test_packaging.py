@@ -140,6 +140,8 @@ def test_installed_wheel_finds_its_data_away_from_the_checkout(wheel, tmp_path):
         ("data/cifar-10-batches-py/batch_1", True),
         ("data/train_32x32.mat", True),
         ("data/omniglot/meta.json", True),
+        ("site/assets.json", False),
+        ("site/assets/mathjax.js", True),
         ("results/run.json", True),
         (".venv/bin/python", True),
     ],
@@ -215,7 +217,7 @@ def make(tmp_path):
 def test_make_alone_lists_the_targets(make):
     done = make()
     assert done.returncode == 0
-    for target in ("demo", "lab", "test", "bench", "lint", "clean", "help"):
+    for target in ("demo", "lab", "test", "bench", "site", "site-assets", "lint", "clean", "help"):
         assert re.search(rf"^  {target} +\S", done.stdout, re.M), target
 
 

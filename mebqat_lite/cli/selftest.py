@@ -19,7 +19,7 @@ from mebqat_lite.cli.shared import Commands
 
 # Modules that the stages run, and that tests import: the extra [test].
 TOOLS = ["ruff", "mypy", "pytest", "xdist", "nbval"]
-LIBRARIES = ["hypothesis", "playwright", "setuptools", "yaml", "jupyterlab"]
+LIBRARIES = ["hypothesis", "playwright", "setuptools", "yaml", "jupyterlab", "sphinx", "myst_nb"]
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # loadfile: a notebook's cells must share one kernel
 SHARED = ("-n", "2", "--dist", "worksteal")  # each worker has its own server and browser; the tests are few and long
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120")

@@ -19,7 +19,7 @@ class ProtoNet(Supervised):
     """Prototypical networks (Snell et al., 2017): classify a query image by the nearest prototype.
 
     The network is an embedding f_wa. The prototype of class n is c_n = mean_k f_wa(x_nk) over its K support images,
-    and logit_n(x) = -|f_wa(x) - c_n|^2. MEBQAT-PN (ECCV 2022, algorithm 3) learns one episode at several pairs. In
+    and ``logit_n(x) = -|f_wa(x) - c_n|^2``. MEBQAT-PN (ECCV 2022, algorithm 3) learns one episode at several pairs. In
     the paper only the labels teach; other teachers, as in `Supervised`, add the query logits of a higher pair.
     """
 
@@ -51,7 +51,7 @@ class ProtoNet(Supervised):
 
 
 def prototype_logits(query: Tensor, prototypes: Tensor) -> Tensor:
-    """Compute logits -|q - c|^2, (queries, N), from queries q, (queries, features), and prototypes c, (N, features).
+    """Compute logits ``-|q - c|^2`` (queries, N) from queries q (queries, features) and prototypes c (N, features).
 
     They are float32 for narrower types, also within autocast.
     """

@@ -23,7 +23,7 @@ class Supervised:
     """Learn from the labels and, at quantized pairs, also from a teacher.
 
     loss(w, a) = CE(f_wa(x), y) + CE(f_wa(x), softmax(teacher(x))) (MEBQAT, ECCV 2022, section 3.2). For labels that are
-    values it is |f_wa(x) - y|^2 + |f_wa(x) - teacher(x)|^2 (`objectives.Values`). No gradient flows into the teacher.
+    values it is ``|f_wa(x) - y|^2 + |f_wa(x) - teacher(x)|^2`` (`objectives.Values`). No gradient reaches the teacher.
     FP learns from the labels only.
 
     Args:

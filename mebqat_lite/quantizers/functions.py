@@ -188,7 +188,7 @@ def tanh_weight(w: Tensor, bits: int, scale: Tensor | float = 1.0, form: str = "
 
 
 def sign_weight(w: Tensor) -> Tensor:
-    """Quantize weights to one bit: each becomes plus or minus the mean of |w| over the whole tensor.
+    """Quantize weights to one bit: each becomes plus or minus the mean of ``|w|`` over the whole tensor.
 
     w: weights of any shape; a weight of 0 counts as positive. The gradient passes through unchanged, as in MEBQAT.
     """

@@ -75,7 +75,7 @@ def _fixed_step(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 class LeastSquares(Quantizer):
     """Uniform quantizer with the steps of least squared error: one per output channel, and one per layer input.
 
-    At one bit a weight is sign(w) times the mean |w| of its channel, and an activation is 0 or the step s. The steps
+    At one bit a weight is sign(w) times the mean ``|w|`` of its channel, and an activation is 0 or the step s. Steps
     are chosen once and never trained. The gradient of weights and activations passes straight through inside the
     clip, and for all one-bit weights; so a network can be trained on with the steps that it has.
     """

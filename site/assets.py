@@ -1,0 +1,77 @@
+"""Fetch the two scripts of the site that pip does not bring: MathJax draws formulas, Mermaid draws the diagram.
+
+``python site/assets.py`` takes them from npm's registry into ``site/assets``, which git ignores. ``assets.json`` pins
+the archives, and a file is there either whole and right, or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "assets"
+REGISTRY = "https://registry.npmjs.org"
+
+
+def integrity(content: bytes) -> str:
+    """The sha512 of a file, written as npm writes it."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
+def download(archive: str) -> bytes:
+    """The bytes of an archive of the registry; NPM_CONFIG_REGISTRY may name a mirror."""
+    registry = os.environ.get("NPM_CONFIG_REGISTRY", REGISTRY).rstrip("/")
+    with urllib.request.urlopen(f"{registry}/{archive}", timeout=60) as answer:
+        return answer.read()
+
+
+def fetch(name: str, pin: dict[str, str], folder: Path) -> None:
+    """Write ``folder/name.js`` out of the archive of its pin, and its integrity beside it; nothing if both are there.
+
+    Raises:
+        OSError: the archive cannot be downloaded.
+        ValueError: the archive is another one than was pinned.
+    """
+    script, stamp = folder / f"{name}.js", folder / f"{name}.integrity"
+    if script.is_file() and stamp.is_file() and stamp.read_text() == pin["integrity"]:
+        return
+    content = download(pin["archive"])
+    if (found := integrity(content)) != pin["integrity"]:
+        raise ValueError(f"{pin['archive']} has the integrity {found}, and assets.json pins {pin['integrity']}")
+    folder.mkdir(exist_ok=True)
+    partial = folder / f"{name}.part"
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        member = archive.extractfile(pin["file"])
+        assert member is not None  # the pinned archive has this file
+        partial.write_bytes(member.read())
+    stamp.unlink(missing_ok=True)  # so that it never stands beside a script of another version
+    partial.replace(script)
+    stamp.write_text(pin["integrity"])
+
+
+def main(folder: Path = FOLDER) -> int:
+    """Fetch all; 1 and one message if one cannot be had."""
+    for name, pin in json.loads((HERE / "assets.json").read_text()).items():
+        try:
+            fetch(name, pin, folder)
+        except (OSError, ValueError) as problem:
+            print(
+                f"{name} cannot be fetched: {problem}. The site is built without it, and its formulas or diagrams "
+                "stay text. With a network, or NPM_CONFIG_REGISTRY=ADDRESS of a mirror: make site-assets",
+                file=sys.stderr,
+            )
+            return 1
+        print(f"{name}.js is there")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
