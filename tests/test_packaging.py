@@ -331,7 +331,7 @@ def test_all_stages_run_and_one_failure_fails_the_whole(monkeypatch, capsys):
         ["[OK]", "tests"],
         ["[OK]", "browser"],
     ]
-    assert [threads for _, threads in calls] == [None, None, "1", None]
+    assert [threads for _, threads in calls] == [None, None, "1", "1"]
     assert [command[-1] for command, _ in calls] == [".", "mebqat_lite", "-x", "-x"]
     assert all(command[:2] == [sys.executable, "-m"] for command, _ in calls)
 

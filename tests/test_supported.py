@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from around import DATA, PART, Net, Own, X, Y, conv, follows, made, normed, out
+from around import DATA, PART, Net, Own, X, Y, conv, follows, fresh_folder, made, normed, out
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +17,7 @@ import mebqat_lite as mq
 from mebqat_lite.datasets.base import Data, Split
 from mebqat_lite.deploy.onnx_export import export_onnx
 from mebqat_lite.deploy.onnx_run import answers
+from mebqat_lite.deploy.onnx_switch import export_switch
 from mebqat_lite.measure.costs import bit_operations
 from mebqat_lite.scale.speed import Fast
 from mebqat_lite.switching.norms import is_recalibrated
@@ -469,17 +470,15 @@ def onnx():
         assert (found - out(model, "W4A4", "recalibrated")).abs().median() < 1e-4
 
 
-# ---------------------------------------------------------------- the page
-
-
-def fresh_folder():
-    import tempfile
-
-    class Folder(tempfile.TemporaryDirectory):
-        def __enter__(self):
-            return Path(super().__enter__())
-
-    return Folder()
+@row("export_switch")
+def switch():
+    for quantizer in ("dorefa", "lsq", "least_squares"):
+        model = made(quantizer=quantizer)
+        with fresh_folder() as folder:
+            export_switch(model, folder / "m.onnx", "W2A2,W4A4,FP", X.shape[1:], calibration=X)
+            for pair in ("W2A2", "W4A4", "FP"):
+                found = answers(folder / "m.onnx", X, bits=pair)
+                assert (found - out(model, pair, "recalibrated")).abs().median() < 1e-4
 
 
 def first_cells() -> list[str]:

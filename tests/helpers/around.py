@@ -1,7 +1,10 @@
 """A small network around a part of one's own, with which tests try what a model of a user may be."""
 
+import contextlib
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -70,3 +73,10 @@ def follows(model: nn.Module, *layers: str) -> None:
         rows = layer.quantized_weight(2).flatten(1)  # least_squares has a step for each row
         assert all(row.unique().numel() <= 4 for row in rows)
     assert not torch.equal(out(model, "W2A2"), out(model, "FP"))
+
+
+@contextlib.contextmanager
+def fresh_folder() -> Iterator[Path]:
+    """An empty folder, which is gone after the block."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
