@@ -20,6 +20,7 @@ pytestmark = pytest.mark.browser
 LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 THERE_AND_BACK = ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowLeft"]
 UPWARDS = {"ArrowRight": "ArrowUp", "ArrowLeft": "ArrowDown"}
+DOWNWARDS = {"ArrowRight": "ArrowDown", "ArrowLeft": "ArrowUp"}  # for a board, which may begin in its upper left corner
 IS_AT_END = "handle => Number(handle.ariaValueNow) >= Number(handle.ariaValueMax)"
 # A picture that moves by itself, such as that of a training, has come to rest for a second.
 SETTLED = """async widget => {
@@ -63,8 +64,9 @@ def move_everything(page, widget) -> list[float]:
         for key in THERE_AND_BACK[:: -1 if slider.evaluate(IS_AT_END) else 1]:
             times.append(press(page, widget, slider, key))
     for area in widget.locator(".mq-touch-area:not([hidden])").all():
+        other = DOWNWARDS if "board of pairs" in (area.get_attribute("title") or "") else UPWARDS
         for key in THERE_AND_BACK:
-            times.append(press(page, widget, area, key, UPWARDS[key]))  # some can be moved along one axis only
+            times.append(press(page, widget, area, key, other[key]))  # some can be moved along one axis only
     for choice in widget.locator(".widget-toggle-buttons").all():
         first, *others = choice.locator("button").all()
         for button in (*others, first):
