@@ -38,22 +38,33 @@ RUN_ALL = """() => {
 }"""
 READY = """widget => widget.querySelector('.mq-touch img[src]')
   && !widget.querySelector('.widget-hprogress')?.checkVisibility()"""
-# Note the time of the next press or move, and that at which the picture that follows it is decoded.
-WATCH = """widget => {
+CHANGES = "{subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ['src']}"
+# Note the time of the next press or move, and that at which the last picture that follows it is decoded.
+WATCH = f"""widget => {{
   const images = () => [...widget.querySelectorAll('.mq-touch img')];
   const seen = () => images().map(image => image.src).join();
-  const before = seen();
+  let before = seen();
   window.pressed = window.changed = null;
-  for (const kind of ['keydown', 'pointerdown', 'pointermove']) {
-    document.addEventListener(kind, () => { window.pressed ??= performance.now(); }, {capture: true});
-  }
-  new MutationObserver(async (_, observer) => {
+  window.watching?.disconnect();
+  for (const kind of ['keydown', 'pointerdown', 'pointermove']) {{
+    document.addEventListener(kind, () => {{ window.pressed ??= performance.now(); }}, {{capture: true}});
+  }}
+  window.watching = new MutationObserver(async () => {{
     if (window.pressed === null || seen() === before || seen() === '') return;
-    observer.disconnect();
-    await Promise.all(images().filter(image => image.src).map(image => image.decode().catch(() => {})));
+    before = seen();
+    await Promise.all(images().filter(image => image.src).map(image => image.decode().catch(() => {{}})));
     window.changed = performance.now();
-  }).observe(widget, {subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ['src']});
-}"""
+  }});
+  window.watching.observe(widget, {CHANGES});
+}}"""
+# One press may bring several pictures. Nothing changes any more for 150 ms, or for two seconds it was never at rest.
+REST = f"""widget => new Promise(done => {{
+  const end = () => {{ observer.disconnect(); done(); }};
+  let timer = setTimeout(end, 150);
+  const observer = new MutationObserver(() => {{ clearTimeout(timer); timer = setTimeout(end, 150); }});
+  observer.observe(widget, {CHANGES});
+  setTimeout(end, 2000);
+}})"""
 
 
 @contextlib.contextmanager
@@ -156,14 +167,18 @@ def run_all(page: Any) -> None:
 
 
 def waited(page: Any, widget: Any, act: Callable[[], None]) -> float:
-    """Return the milliseconds from what ``act`` presses or moves to the decoded picture that follows it.
+    """Return the milliseconds from what ``act`` presses or moves to the last decoded picture that follows it.
+
+    It waits for earlier pictures first, so that none of them is taken for the answer.
 
     Raises:
         playwright.sync_api.TimeoutError: no new picture came within thirty seconds.
     """
+    widget.evaluate(REST)
     widget.evaluate(WATCH)
     act()
     page.wait_for_function("() => window.changed !== null", timeout=30 * SECONDS)
+    widget.evaluate(REST)
     return float(page.evaluate("() => window.changed - window.pressed"))
 
 

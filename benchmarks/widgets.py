@@ -3,8 +3,8 @@
 ``python -m benchmarks.widgets [NAME ...] [--store]``
 
 Each slider of the widget, and each area of a picture that can be touched, gets the same number of arrow keys. With
-``--store`` the times are written to ``widgets.json`` in this folder. Run it on a quiet machine. It needs Chromium and
-playwright, as the browser tests do.
+``--store`` the times are written to ``widgets.json`` and README.md in this folder. Run it on a quiet machine. It needs
+Chromium and playwright, as the browser tests do.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import lab
 from benchmarks.machine import machine
+from benchmarks.page import put
 from mebqat_lite.files import write_json
 
 FOLDER = Path(__file__).parent
@@ -111,6 +113,11 @@ def line(name: str, row: dict[str, float]) -> str:
     return f"{name:<16} {times}, {verdict} the target of {row['target_ms']} ms ({row['moves']} moves)"
 
 
+def block(found: Mapping[str, Any]) -> str:
+    """Format all that was measured as the page shows it."""
+    return "\n".join([found["machine"], *(line(name, row) for name, row in found["measured"].items())])
+
+
 def main(words: list[str] | None = None) -> None:
     """Measure, print a line for each widget, and store the times with ``--store``."""
     parser = argparse.ArgumentParser(
@@ -126,6 +133,7 @@ def main(words: list[str] | None = None) -> None:
         found = run(browser, arguments.names or list(CASES), arguments.moves)
     if arguments.store:
         write_json(FOLDER / "widgets.json", found)
+        put(FOLDER, "widgets", f"```text\n{block(found)}\n```")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import adapt, allocations, gpu, one_set, summary
+from benchmarks import adapt, allocations, gpu, one_set, summary, widgets
 from benchmarks.accuracy import FOLDER, block, tables
 from benchmarks.experiments import EXPERIMENTS, LOW, OURS, RATES
 from benchmarks.machine import images
@@ -52,6 +52,7 @@ def test_the_tables_are_those_that_are_stored():
 def test_the_page_shows_the_summary_and_what_other_commands_stored():
     assert section("summary") == f"```text\n{summary.text()}\n```\n"
     assert section("gpu") == f"```text\n{gpu.block(stored('gpu', '.'))}\n```\n"
+    assert section("widgets") == f"```text\n{widgets.block(stored('widgets', '.'))}\n```\n"
     for module, name in ((adapt, "adapt"), (one_set, "one_set"), (allocations, "allocations")):
         assert section(name) == f"```text\n{module.text(stored(name, '.'))}\n```\n"
 

@@ -12,12 +12,16 @@ from benchmarks import lab, widgets
 def test_each_control_is_pressed_and_the_times_are_stored(browser, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(lab, "chromium", lambda: contextlib.nullcontext(browser))
     monkeypatch.setattr(widgets, "FOLDER", tmp_path)
+    (tmp_path / "README.md").write_text("<!-- widgets -->\n<!-- /widgets -->\n")
     widgets.main(["playground", "--moves", "2", "--store"])
     stored = json.loads((tmp_path / "widgets.json").read_text())
     row = stored["measured"]["playground"]
     assert row["moves"] == 2 * 3 and row["target_ms"] == widgets.DRAWN  # two sliders, and the clip in the picture
     assert 1 < row["median_ms"] <= row["p95_ms"] < 5000 and "cores" in stored["machine"]
     assert widgets.line("playground", row) in capsys.readouterr().out
+    assert (
+        tmp_path / "README.md"
+    ).read_text() == f"<!-- widgets -->\n```text\n{widgets.block(stored)}\n```\n<!-- /widgets -->\n"
 
 
 def test_times_are_summed_up_by_median_and_95th_percentile():
