@@ -63,7 +63,7 @@ HOSTILE = {
     "network": "import socket\n    socket.create_connection(('127.0.0.1', 9), 1)",
     "deaf": "import ctypes, os\n    ctypes.CDLL(None).prctl(1, 0)\n    ctypes.CDLL(None).setsid()\n"
     "    while True:\n        pass",
-    "forges": "import os\n    for end in range(3, 20):\n        try:\n            os.write(end, b'\\xff' * 64)\n"
+    "forges": "import os\n    for end in range(3, 1024):\n        try:\n            os.write(end, b'\\xff' * 64)\n"
     "        except OSError:\n            pass\n    return 1.0",
     "stops_its_clock": "import time\n    time.perf_counter = time.monotonic = lambda: 0.0\n"
     "    while True:\n        pass",

@@ -1,7 +1,7 @@
 """Fetch the two scripts of the site that pip does not bring: MathJax draws formulas, Mermaid draws the diagram.
 
-``python site/assets.py`` takes them from npm's registry into ``site/assets``, which git ignores. ``assets.json`` pins
-the archives, and a file is there either whole and right, or not at all.
+``python site/assets.py`` fetches them by npm, which comes with Node.js, into ``site/assets``, which git ignores.
+``assets.json`` pins the archives, and a file is there either whole and right, or not at all.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import base64
 import hashlib
 import io
 import json
-import os
+import subprocess
 import sys
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "assets"
-REGISTRY = "https://registry.npmjs.org"
 
 
 def integrity(content: bytes) -> str:
@@ -26,11 +25,19 @@ def integrity(content: bytes) -> str:
     return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
 
 
-def download(archive: str) -> bytes:
-    """The bytes of an archive of the registry; NPM_CONFIG_REGISTRY may name a mirror."""
-    registry = os.environ.get("NPM_CONFIG_REGISTRY", REGISTRY).rstrip("/")
-    with urllib.request.urlopen(f"{registry}/{archive}", timeout=60) as answer:
-        return answer.read()
+def download(package: str) -> bytes:
+    """The bytes of the archive of a package, such as ``mathjax@3.2.2``, from where npm is set up to fetch.
+
+    Raises:
+        OSError: npm is missing or fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["npm", "pack", package, "--silent", "--pack-destination", folder]
+        run = subprocess.run(words, capture_output=True, text=True, check=False, cwd=folder)
+        archives = list(Path(folder).glob("*.tgz"))
+        if run.returncode or len(archives) != 1:
+            raise OSError(f"npm pack {package} failed: {' '.join(run.stderr.split())[:200]}")
+        return archives[0].read_bytes()
 
 
 def fetch(name: str, pin: dict[str, str], folder: Path) -> None:
@@ -43,9 +50,9 @@ def fetch(name: str, pin: dict[str, str], folder: Path) -> None:
     script, stamp = folder / f"{name}.js", folder / f"{name}.integrity"
     if script.is_file() and stamp.is_file() and stamp.read_text() == pin["integrity"]:
         return
-    content = download(pin["archive"])
+    content = download(pin["package"])
     if (found := integrity(content)) != pin["integrity"]:
-        raise ValueError(f"{pin['archive']} has the integrity {found}, and assets.json pins {pin['integrity']}")
+        raise ValueError(f"{pin['package']} has the integrity {found}, and assets.json pins {pin['integrity']}")
     folder.mkdir(exist_ok=True)
     partial = folder / f"{name}.part"
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -65,7 +72,7 @@ def main(folder: Path = FOLDER) -> int:
         except (OSError, ValueError) as problem:
             print(
                 f"{name} cannot be fetched: {problem}. The site is built without it, and its formulas or diagrams "
-                "stay text. With a network, or NPM_CONFIG_REGISTRY=ADDRESS of a mirror: make site-assets",
+                "stay text. With a network and npm, which comes with Node.js: make site-assets",
                 file=sys.stderr,
             )
             return 1

@@ -30,14 +30,14 @@ assets, build = load("assets"), load("__main__")
 
 @pytest.fixture
 def pin(tmp_path, monkeypatch):
-    """A registry with one archive, and the pin of the script in it."""
+    """What is downloaded is one archive, ``a.tgz``; the pin of the script in it."""
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         member = tarfile.TarInfo("package/a.js")
         member.size = len(b"draw()")
         archive.addfile(member, io.BytesIO(b"draw()"))
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", tmp_path.as_uri())
+    monkeypatch.setattr(assets, "download", lambda package: (tmp_path / "a.tgz").read_bytes())
     integrity = assets.integrity((tmp_path / "a.tgz").read_bytes())
-    return {"archive": "a.tgz", "integrity": integrity, "file": "package/a.js"}
+    return {"package": "a@1", "integrity": integrity, "file": "package/a.js"}
 
 
 def test_a_script_is_fetched_once(pin, tmp_path):
@@ -48,7 +48,7 @@ def test_a_script_is_fetched_once(pin, tmp_path):
 
 
 def test_another_archive_than_was_pinned_is_refused_and_leaves_nothing(pin, tmp_path):
-    with pytest.raises(ValueError, match=r"a\.tgz has the integrity sha512-.* and assets\.json pins sha512-other"):
+    with pytest.raises(ValueError, match=r"a@1 has the integrity sha512-.* and assets\.json pins sha512-other"):
         assets.fetch("a", {**pin, "integrity": "sha512-other"}, tmp_path / "assets")
     assert not (tmp_path / "assets").exists()
 
@@ -61,11 +61,16 @@ def test_a_new_pin_fetches_anew(pin, tmp_path):
     assert (tmp_path / "assets" / "a.integrity").read_text() == new["integrity"]
 
 
-def test_without_a_network_one_message_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", tmp_path.as_uri())
+@pytest.mark.parametrize("npm", ["", "#!/bin/sh\necho no network >&2\nexit 1\n"])
+def test_without_npm_or_a_network_one_message_says_what_to_do(npm, tmp_path, monkeypatch, capsys):
+    if npm:
+        (tmp_path / "npm").write_text(npm)
+        (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert assets.main(tmp_path / "assets") == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("mathjax cannot be fetched: ") and line.endswith("make site-assets")
+    assert ("no network" in line) == bool(npm)
 
 
 def test_every_script_is_pinned_by_its_content():
