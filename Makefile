@@ -52,7 +52,7 @@ grade: $(ALL) ## grade a folder of submissions: make grade SUBMISSIONS=folder
 site: $(ALL) ## build the course as a site, into build/site; first once: make site-assets
 	$(BIN)/python site $(ARGS)
 
-site-assets: $(ALL) ## fetch the scripts that draw the site's formulas and diagram
+site-assets: $(ALL) ## fetch the site's scripts, which draw formulas and run networks
 	$(BIN)/python site/assets.py
 
 site-links: site ## ask whether the site's links to elsewhere still lead somewhere

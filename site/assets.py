@@ -1,7 +1,8 @@
-"""Fetch the two scripts of the site that pip does not bring: MathJax draws formulas, Mermaid draws the diagram.
+"""Fetch the scripts of the site that pip does not bring: for formulas, for the diagram, and for the front page.
 
-``python site/assets.py`` fetches them by npm, which comes with Node.js, into ``site/assets``, which git ignores.
-``assets.json`` pins the archives, and a file is there either whole and right, or not at all.
+MathJax draws formulas, Mermaid the diagram, and ONNX Runtime runs networks in the browser. ``python site/assets.py``
+fetches them by npm, which comes with Node.js, into ``site/assets``, which git ignores. ``assets.json`` pins the
+archives, and the files of one are there either whole and right, or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "assets"
@@ -40,27 +42,28 @@ def download(package: str) -> bytes:
         return archives[0].read_bytes()
 
 
-def fetch(name: str, pin: dict[str, str], folder: Path) -> None:
-    """Write ``folder/name.js`` out of the archive of its pin, and its integrity beside it; nothing if both are there.
+def fetch(name: str, pin: dict[str, Any], folder: Path) -> None:
+    """Write the files of a pin out of its archive, and then its integrity beside them; nothing if all are there.
 
     Raises:
         OSError: the archive cannot be downloaded.
         ValueError: the archive is another one than was pinned.
     """
-    script, stamp = folder / f"{name}.js", folder / f"{name}.integrity"
-    if script.is_file() and stamp.is_file() and stamp.read_text() == pin["integrity"]:
+    stamp, files = folder / f"{name}.integrity", {folder / file: member for file, member in pin["files"].items()}
+    if stamp.is_file() and stamp.read_text() == pin["integrity"] and all(path.is_file() for path in files):
         return
     content = download(pin["package"])
     if (found := integrity(content)) != pin["integrity"]:
         raise ValueError(f"{pin['package']} has the integrity {found}, and assets.json pins {pin['integrity']}")
     folder.mkdir(exist_ok=True)
-    partial = folder / f"{name}.part"
+    stamp.unlink(missing_ok=True)  # so that it never stands beside files of another version
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        member = archive.extractfile(pin["file"])
-        assert member is not None  # the pinned archive has this file
-        partial.write_bytes(member.read())
-    stamp.unlink(missing_ok=True)  # so that it never stands beside a script of another version
-    partial.replace(script)
+        for path, inside in files.items():
+            member = archive.extractfile(inside)
+            assert member is not None  # the pinned archive has this file
+            partial = path.with_suffix(".part")
+            partial.write_bytes(member.read())
+            partial.replace(path)
     stamp.write_text(pin["integrity"])
 
 
@@ -71,12 +74,12 @@ def main(folder: Path = FOLDER) -> int:
             fetch(name, pin, folder)
         except (OSError, ValueError) as problem:
             print(
-                f"{name} cannot be fetched: {problem}. The site is built without it, and its formulas or diagrams "
-                "stay text. With a network and npm, which comes with Node.js: make site-assets",
+                f"{name} cannot be fetched: {problem}. The site is built without it: formulas and diagrams may stay "
+                "text, and networks still pictures. With a network and npm, which comes with Node.js: make site-assets",
                 file=sys.stderr,
             )
             return 1
-        print(f"{name}.js is there")
+        print(f"{name} is there")
     return 0
 
 

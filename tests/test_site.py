@@ -7,9 +7,12 @@ import tarfile
 from types import ModuleType
 
 import nbformat
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from mebqat_lite import paths
+from mebqat_lite import datasets, paths
 
 ROOT = paths.checkout()
 
@@ -22,7 +25,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-assets, build = load("assets"), load("__main__")
+assets, build, play = load("assets"), load("__main__"), load("play")
 
 
 # ---------------------------------------------------------------- the scripts
@@ -37,7 +40,7 @@ def pin(tmp_path, monkeypatch):
         archive.addfile(member, io.BytesIO(b"draw()"))
     monkeypatch.setattr(assets, "download", lambda package: (tmp_path / "a.tgz").read_bytes())
     integrity = assets.integrity((tmp_path / "a.tgz").read_bytes())
-    return {"package": "a@1", "integrity": integrity, "file": "package/a.js"}
+    return {"package": "a@1", "integrity": integrity, "files": {"a.js": "package/a.js"}}
 
 
 def test_a_script_is_fetched_once(pin, tmp_path):
@@ -119,3 +122,29 @@ def test_a_question_gets_its_hints_behind_a_click():
 
 def test_text_of_a_hint_is_no_html():
     assert "<p>a &lt; b</p>" in build.hints(("a < b",))
+
+
+# ---------------------------------------------------------------- the front page
+
+
+def test_networks_are_written_once_until_something_of_which_they_are_made_changes(tmp_path, monkeypatch):
+    made = []
+    for name in ("paintings", "glyphs", "learners"):
+        monkeypatch.setattr(play, name, lambda folder, name=name: made.append(name) or {})
+    for _ in range(2):
+        play.write(tmp_path / "page", tmp_path / "cache")
+    assert made == ["paintings", "glyphs", "learners"]
+    assert json.loads((tmp_path / "page" / "play.json").read_text()) == {"paint": {}, "glyphs": {}, "learn": {}}
+    monkeypatch.setattr(play, "_made_of", lambda: "of another file")
+    play.write(tmp_path / "page", tmp_path / "cache")
+    assert len(made) == 6
+
+
+def test_the_glyphs_of_the_front_page_are_those_of_classes_for_testing(tmp_path):
+    about, split = play.glyphs(tmp_path), datasets.load("glyphs").test
+    with Image.open(tmp_path / "glyphs.png") as sheet:
+        pixels = torch.from_numpy(np.array(sheet))
+    assert about == {"classes": len(split.labels.unique()), "images": 4, "side": 28}
+    assert pixels.shape == (28 * about["classes"], 28 * 4)
+    last = split.images[split.labels == split.labels.max()][3, 0]
+    assert torch.equal(pixels[-28:, -28:], last)
