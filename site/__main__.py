@@ -19,6 +19,7 @@ from mebqat_lite.course.classroom.release import release
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+PAD = ROOT / "mebqat_lite" / "course" / "widgets"  # the front page draws with the pad of lesson 06
 PAGES = ("*.md", "CITATION.cff", "data/demo.png", "benchmarks/*.md", "benchmarks/*.png", "notebooks/*.md")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 FOLDER = re.compile(r"\]\(\.\./mebqat_lite/(\w+)/\)")  # a link to code, whose page is in the reference
@@ -87,6 +88,15 @@ def reference(pages: Path) -> None:
         (pages / f"{name}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
+def front_page(folder: Path) -> None:
+    """Put what the scripts of the front page read beside them."""
+    import play  # this folder's: it takes seconds to import
+
+    play.write(folder, ROOT / "build" / "site-play")
+    for name in ("drawing.js", "drawing.css"):
+        shutil.copy(PAD / name, folder)
+
+
 def main(build: Path) -> int:
     """Collect the pages and make ``build/site`` of them, anew and with warnings as errors; the status of Sphinx."""
     from sphinx.cmd.build import main as sphinx
@@ -96,6 +106,7 @@ def main(build: Path) -> int:
     words = ["-q", "-n", "-W", "--keep-going", "-c", str(HERE), "-d", str(build / "site-doctrees")]
     status = sphinx([*words, str(build / "site-pages"), str(build / "site")])
     if not status:
+        front_page(build / "site" / "_static" / "play")
         print(f"The site is built: python -m http.server -d {build / 'site'}")
     return status
 

@@ -48,6 +48,7 @@ html_title = "mebqat_lite"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_static_path = ["static", *([str(ASSETS)] if ASSETS.is_dir() else [])]
 html_css_files = ["site.css"]
+html_favicon = "static/icon.svg"
 html_show_sourcelink = False
 html_theme_options = {"use_fullscreen_button": False, "show_toc_level": 2, "navbar_persistent": []}
 

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import urllib.request
 
 import pytest
+from filelock import FileLock
 
 from benchmarks.lab import SECONDS, chromium, free_port, jupyterlab, serving, summarize
 from mebqat_lite import paths
@@ -68,6 +70,30 @@ def voila(tmp_path):
         tmp_path,
         f"http://127.0.0.1:{port}/voila/static/voila.js",
     ):
+        yield f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """The built site; building it, with warnings as errors, is itself a test. All workers of a run share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "site").is_dir():
+            words = [sys.executable, "site", str(folder)]
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                shutil.rmtree(folder / "site", ignore_errors=True)
+            assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+@pytest.fixture(scope="session")
+def site_address(site, tmp_path_factory):
+    """Where `python -m http.server` serves the site."""
+    port = free_port()
+    words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(site)]
+    with serving(words, tmp_path_factory.mktemp("log"), f"http://127.0.0.1:{port}/index.html"):
         yield f"http://127.0.0.1:{port}/"
 
 

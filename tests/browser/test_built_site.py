@@ -4,8 +4,6 @@ import ast
 import html
 import inspect
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +12,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import nbformat
 import pytest
 
-from benchmarks.lab import SECONDS, free_port, serving
+from benchmarks.lab import SECONDS
 from mebqat_lite import paths
 from mebqat_lite.course.exercises import Exercise
 
@@ -25,24 +23,6 @@ NOISE = () if HAS_SCRIPTS else (r"404 \(File not found\)",)  # of the script tha
 LESSON = "notebooks/01_quantization.html"
 KINDS = ["index", "learn", "notebooks/01_quantization", "notebooks/howto_your_own_model", "benchmarks/README"]
 KINDS += ["notebooks/assignments/01_quantization/01_quantization", "ARCHITECTURE", "api", "api/quantizers", "search"]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The built site; building it with warnings as errors is itself a test."""
-    folder = tmp_path_factory.mktemp("built")
-    done = subprocess.run([sys.executable, "site", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder / "site"
-
-
-@pytest.fixture(scope="module")
-def address(site, tmp_path_factory):
-    """Where `python -m http.server` serves the site."""
-    port = free_port()
-    words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(site)]
-    with serving(words, tmp_path_factory.mktemp("log"), f"http://127.0.0.1:{port}/index.html"):
-        yield f"http://127.0.0.1:{port}/"
 
 
 # ---------------------------------------------------------------- the files
@@ -151,12 +131,12 @@ def test_no_solution_and_no_hidden_test_is_on_the_site(site):
 
 
 @pytest.fixture
-def visited(page, address):
+def visited(page, site_address):
     """A page whose network ends at the server of the site, and what it asked for in vain."""
     vain: list[str] = []
 
     def answer(route):
-        if route.request.url.startswith(address):
+        if route.request.url.startswith(site_address):
             route.continue_()
         else:
             vain.append(route.request.url)
@@ -168,10 +148,10 @@ def visited(page, address):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_asks_nobody_else_and_fits_a_phone(visited, address, kind):
+def test_a_page_asks_nobody_else_and_fits_a_phone(visited, site_address, kind):
     page, vain = visited
     page.set_viewport_size({"width": 400, "height": 800})
-    page.goto(f"{address}{kind}.html", wait_until="networkidle")
+    page.goto(f"{site_address}{kind}.html", wait_until="networkidle")
     assert [url for url in vain if HAS_SCRIPTS or not url.endswith("mathjax.js")] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     if HAS_SCRIPTS and kind == "notebooks/01_quantization":
@@ -180,9 +160,9 @@ def test_a_page_asks_nobody_else_and_fits_a_phone(visited, address, kind):
         page.wait_for_selector("pre.mermaid svg")
 
 
-def test_answers_and_hints_are_behind_a_click_and_a_widget_says_how_it_runs(visited, address):
+def test_answers_and_hints_are_behind_a_click_and_a_widget_says_how_it_runs(visited, site_address):
     page, _ = visited
-    page.goto(address + LESSON)
+    page.goto(site_address + LESSON)
     answer = page.get_by_text("It is about 4 times smaller.")
     assert not answer.is_visible()
     page.locator("details", has=answer).locator("summary").click()
@@ -197,12 +177,12 @@ def test_answers_and_hints_are_behind_a_click_and_a_widget_says_how_it_runs(visi
     page.locator("article").get_by_text("make lab").first.wait_for(state="visible")
 
 
-def test_a_word_finds_its_lesson(visited, address):
+def test_a_word_finds_its_lesson(visited, site_address):
     page, _ = visited
-    page.goto(f"{address}search.html")
+    page.goto(f"{site_address}search.html")
     page.locator("main input[name=q], article input[name=q]").first.fill("prototypes")
     page.keyboard.press("Enter")
     lesson = page.locator("#search-results a", has_text="05 · Few-shot learning").first
     lesson.wait_for(state="visible", timeout=20 * SECONDS)
     lesson.click()
-    assert page.url.startswith(f"{address}notebooks/05_few_shot_learning.html")
+    assert page.url.startswith(f"{site_address}notebooks/05_few_shot_learning.html")
