@@ -40,7 +40,8 @@ class Split(NamedTuple):
 
         Raises:
             DataError: there is not one label for each image, or a label is no class number. Or, where labels are
-                values, one of them is not in [0, 1], or there are more or fewer than the network has outputs.
+                values, one of them is not in [0, 1], there are more or fewer than the network has outputs, or they
+                are classes in one-hot rows.
         """
         if not isinstance(self.images, Tensor) or not isinstance(self.labels, Tensor):
             kinds = f"{type(self.images).__name__} and {type(self.labels).__name__}"  # type: ignore[unreachable]
@@ -73,7 +74,12 @@ class Split(NamedTuple):
         if len(self.labels) and not 0 <= float(self.labels.min()) <= float(self.labels.max()) <= 1:
             ends = f"{float(self.labels.min()):g} to {float(self.labels.max()):g}"
             raise DataError(f"values to predict are in [0, 1], but these go from {ends}: divide bytes by 255")
+        if self.labels.shape[1] > 1 and len(self.labels) > 1 and self._is_one_hot():
+            raise DataError("all labels are one-hot rows: give the numbers of the classes, labels.argmax(1)")
         return self
+
+    def _is_one_hot(self) -> bool:
+        return bool(((self.labels == 1).any(1) & (self.labels.count_nonzero(1) == 1)).all())
 
     def of_classes(self, what: str, instead: str = "") -> Split:
         """Return this split; a DataError if its labels are values, because ``what`` is for classes only."""

@@ -81,11 +81,12 @@ def test_a_spoiled_sheet_of_marks_is_left_as_it_is(tmp_path, content, words):
     assert (tmp_path / "grades" / "marks.csv").read_text() == content
 
 
-def test_a_mark_that_is_no_number_is_named_before_anything_is_graded(tmp_path):
+@pytest.mark.parametrize("words", ["good", "nan", "inf"])
+def test_a_mark_that_is_no_number_is_named_before_anything_is_graded(words, tmp_path):
     hand_in(tmp_path / "submitted", {"ben/99_made.ipynb": RIGHT})
     graded(tmp_path)
-    mark(tmp_path, "ben", "good")
-    with pytest.raises(ValueError, match="mark 'good' of ben is no number"):
+    mark(tmp_path, "ben", words)
+    with pytest.raises(ValueError, match=f"mark '{words}' of ben is no number"):
         graded(tmp_path)
 
 

@@ -108,6 +108,7 @@ X, Y = torch.zeros(6, 2), torch.rand(6, 3)
             3,
             r"values to predict are in \[0, 1\], but these go from 0 to 255",
         ),
+        (torch.eye(3)[[0, 2, 1, 1, 0, 2]], None, r"all labels are one-hot rows: give .*labels\.argmax\(1\)"),
         (Y - 1, None, r"values to predict are in \[0, 1\], but these go from -"),
         ((255 * Y).to(torch.uint8), None, r"the shape \(6, 3\); values to predict are floats of this shape"),
     ],

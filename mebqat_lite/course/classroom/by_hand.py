@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,11 @@ def _checksum(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    return float(text.replace(",", ".")) if text.strip() else None
+    """Read a mark; None if there is none, and a ValueError if it is no finite number."""
+    mark = float(text.replace(",", ".")) if text.strip() else None
+    if mark is not None and not math.isfinite(mark):
+        raise ValueError(text)
+    return mark
 
 
 def write_answers(out: Path, graded: Sequence[Graded]) -> None:
