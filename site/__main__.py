@@ -90,7 +90,7 @@ def reference(pages: Path) -> None:
 
 def front_page(folder: Path) -> None:
     """Put what the scripts of the front page read beside them."""
-    import play  # this folder's: it takes seconds to import
+    import play  # a script of this folder, which takes seconds to import
 
     play.write(folder, ROOT / "build" / "site-play")
     for name in ("drawing.js", "drawing.css"):
