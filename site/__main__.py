@@ -9,6 +9,7 @@ import html
 import importlib
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,25 +89,24 @@ def reference(pages: Path) -> None:
         (pages / f"{name}.rst").write_text("\n".join(lines), encoding="utf-8")
 
 
-def front_page(folder: Path) -> None:
-    """Put what the scripts of the front page read beside them."""
-    import play  # a script of this folder, which takes seconds to import
-
-    play.write(folder, ROOT / "build" / "site-play")
-    for name in ("drawing.js", "drawing.css"):
-        shutil.copy(PAD / name, folder)
-
-
 def main(build: Path) -> int:
-    """Collect the pages and make ``build/site`` of them, anew and with warnings as errors; the status of Sphinx."""
+    """Collect the pages and make ``build/site`` of them, anew and with warnings as errors; the status of Sphinx.
+
+    Another process writes the networks of the front page meanwhile.
+    """
     from sphinx.cmd.build import main as sphinx
 
+    networks, folder = ROOT / "build" / "site-play", build / "site" / "_static" / "play"
+    writing = subprocess.Popen([sys.executable, str(HERE / "play.py"), str(networks)])
     collect(build / "site-pages")
     shutil.rmtree(build / "site", ignore_errors=True)
     words = ["-q", "-n", "-W", "--keep-going", "-c", str(HERE), "-d", str(build / "site-doctrees")]
     status = sphinx([*words, str(build / "site-pages"), str(build / "site")])
+    status = writing.wait() or status
     if not status:
-        front_page(build / "site" / "_static" / "play")
+        shutil.copytree(networks, folder, ignore=shutil.ignore_patterns("stamp"), dirs_exist_ok=True)
+        for name in ("drawing.js", "drawing.css"):
+            shutil.copy(PAD / name, folder)
         print(f"The site is built: python -m http.server -d {build / 'site'}")
     return status
 

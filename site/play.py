@@ -1,13 +1,14 @@
 """Write what the front page runs: networks as ONNX files whose bits are inputs, glyphs, and numbers about them.
 
-The scripts in ``static/play`` run them in the browser, and ``play.json`` tells these what there is. All networks are
-shipped ones; nothing is trained here.
+``python site/play.py FOLDER`` does it. The scripts in ``static/play`` run them in the browser, and ``play.json`` tells
+these what there is. All networks are shipped ones; nothing is trained here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,16 @@ LAYER = "body.1.0"  # the kernels of this layer are shown, from its first input 
 IMAGES = 4  # of each class
 
 
-def write(folder: Path, cache: Path) -> None:
-    """Write all files into ``folder``, out of ``cache`` if nothing of which they are made has changed since."""
-    stamp = cache / "stamp"
-    if not (stamp.is_file() and stamp.read_text() == _made_of()):
-        shutil.rmtree(cache, ignore_errors=True)
-        cache.mkdir(parents=True)
-        content = {"paint": paintings(cache), "glyphs": glyphs(cache), "learn": learners(cache)}
-        write_json(cache / "play.json", content, indent=None)
-        stamp.write_text(_made_of())
-    shutil.copytree(cache, folder, dirs_exist_ok=True)
+def write(folder: Path) -> None:
+    """Write all files into ``folder``, unless they are there and nothing of which they are made has changed since."""
+    stamp = folder / "stamp"
+    if stamp.is_file() and stamp.read_text() == _made_of():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    content = {"paint": paintings(folder), "glyphs": glyphs(folder), "learn": learners(folder)}
+    write_json(folder / "play.json", content, indent=None)
+    stamp.write_text(_made_of())
 
 
 def _made_of() -> str:
@@ -125,3 +126,7 @@ def kernels(model: nn.Module) -> dict[str, Any]:
 def _save(picture: Tensor, path: Path) -> None:
     """Save a picture with values in [0, 1], (height, width) or (height, width, 3), as a PNG file of whole numbers."""
     Image.fromarray((picture * 255).round().to(torch.uint8).numpy()).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

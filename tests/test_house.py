@@ -299,7 +299,7 @@ DECLARED_AS |= {
     "nbformat": "nbclient",
 }
 OWN = {"mebqat_lite", "benchmarks", "notebooks", "__future__", "answers"}
-OWN |= {path.stem for folder in ("tests", "data", "site") for path in (ROOT / folder).rglob("*.py")}
+OWN |= {path.stem for folder in ("tests", "data") for path in (ROOT / folder).rglob("*.py")}
 
 
 def third_party(path: Path, top: bool = False) -> set[str]:

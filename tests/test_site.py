@@ -132,11 +132,11 @@ def test_networks_are_written_once_until_something_of_which_they_are_made_change
     for name in ("paintings", "glyphs", "learners"):
         monkeypatch.setattr(play, name, lambda folder, name=name: made.append(name) or {})
     for _ in range(2):
-        play.write(tmp_path / "page", tmp_path / "cache")
+        play.write(tmp_path / "play")
     assert made == ["paintings", "glyphs", "learners"]
-    assert json.loads((tmp_path / "page" / "play.json").read_text()) == {"paint": {}, "glyphs": {}, "learn": {}}
+    assert json.loads((tmp_path / "play" / "play.json").read_text()) == {"paint": {}, "glyphs": {}, "learn": {}}
     monkeypatch.setattr(play, "_made_of", lambda: "of another file")
-    play.write(tmp_path / "page", tmp_path / "cache")
+    play.write(tmp_path / "play")
     assert len(made) == 6
 
 
