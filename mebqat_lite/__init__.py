@@ -32,7 +32,7 @@ from mebqat_lite.switching.norms import give_norm_sets, recalibrate
 from mebqat_lite.switching.state import NotQuantizedError, at, set_bits, set_norm_stats
 from mebqat_lite.train import fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FP",
