@@ -170,13 +170,13 @@ def metadata(folder: Path) -> str:
 def installation(folder: Path) -> str:
     """The wheel can be installed, and is what is imported."""
     environment = folder / "environment"
-    venv.create(environment)
+    venv.create(environment, symlinks=os.name != "nt")
     python = environment / BIN / "python"
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "-q")
     run(*pip, wheel_of(folder / "dist"))
-    [site] = {*environment.rglob("site-packages")} or {environment / "Lib" / "site-packages"}
-    paths = sysconfig.get_paths()
-    (site / "others.pth").write_text("\n".join({paths["purelib"], paths["platlib"]}))
+    [site] = environment.rglob("site-packages")
+    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "others.pth").write_text("\n".join(others))  # only now: pip would take a package there for installed
     (folder / "empty").mkdir()
     (folder / "home").mkdir()
     found = Path(installed(folder, "python", "-c", "import mebqat_lite; print(mebqat_lite.__file__)").strip())

@@ -253,7 +253,15 @@ def test_tests_mirror_the_wings():
 
 # ---------------------------------------------------------------- nothing lies about, nothing is taken undeclared
 
-KNOWN_BY_NAME = {".gitignore", "LICENSE", "CITATION.cff", "run", "ruff.toml", "setup.py"}  # tools look for them
+KNOWN_BY_NAME = {
+    ".gitignore",
+    "LICENSE",
+    "CITATION.cff",
+    "run",
+    "ruff.toml",
+    "setup.py",
+    "MANIFEST.in",
+}  # tools look for them
 
 
 def tracked() -> list[Path]:
