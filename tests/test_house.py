@@ -167,7 +167,7 @@ def test_importing_the_package_loads_nothing_heavy():
 # turn take the rest. 2,795 since labels can be values, with their own loss and measure (37), for which there is a
 # network of coordinates (21). 2,817 with the ResNet-20 on which other work publishes its widths (20), and since a
 # method says which quantizer it always rounds with (2). 2,811 with one key for every way to write a setting (9), since
-# files ask for their statistics in deploy (-15). 2,813 since the squashed weights of dorefa are asked for alone (2), and
+# files ask for their statistics in deploy (-15). 2,813 since the squashed weights of dorefa are asked for alone (2).
 # 2,814 since files read the version where it is written (1).
 READ = [
     "*.py",
