@@ -105,6 +105,9 @@ def test_wheel_carries_the_package_and_what_is_shipped_and_no_downloads(folder):
 def test_wheel_describes_itself_and_an_index_can_show_its_page(folder):
     assert release.metadata(folder).startswith(f"mebqat_lite {mebqat_lite.__version__}, ")
     assert release.links_to_files(text("README.md"))  # which setup.py has taken out
+    wheel = zipfile.ZipFile(release.wheel_of(folder / "dist"))
+    [page] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    assert set(re.findall(r"\]\(https://.*?\)", page)) == set(re.findall(r"\]\(https://.*?\)", text("README.md")))
 
 
 @pytest.mark.slow
