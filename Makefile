@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab check test bench assignments grade site site-assets site-links lint clean
+.PHONY: help demo lab check test bench assignments grade site site-assets site-links release-check lint clean
 
 ARGS   ?=
 # Where to take PyTorch from, as pytorch.org shows it for your system: one for the CPU only saves 5 GB.
@@ -25,7 +25,7 @@ $(ALL): EXTRAS := [lab,test]
 
 help: ## list the targets (the default)
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [TORCH_INDEX=URL]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(CORE) ## train and compare on this machine
 	$(BIN)/mebqat-lite demo $(ARGS)
@@ -57,6 +57,9 @@ site-assets: $(ALL) ## fetch the site's scripts, which draw formulas and run net
 
 site-links: site ## ask whether the site's links to elsewhere still lead somewhere
 	$(BIN)/python -m sphinx -q -b linkcheck -D suppress_warnings=mystnb.mime_priority -c site -d build/site-doctrees build/site-pages build/site-links
+
+release-check: $(ALL) ## build what is released, install it elsewhere, and run it there
+	$(BIN)/python tests/release.py
 
 lint: $(ALL) ## ruff and mypy only
 	$(BIN)/mebqat-lite test lint format types

@@ -31,8 +31,7 @@ from mebqat_lite.switching.convert import quantize, restore_float
 from mebqat_lite.switching.norms import give_norm_sets, recalibrate
 from mebqat_lite.switching.state import NotQuantizedError, at, set_bits, set_norm_stats
 from mebqat_lite.train import fit
-
-__version__ = "0.1.0"
+from mebqat_lite.version import __version__ as __version__
 
 __all__ = [
     "FP",

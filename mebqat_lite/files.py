@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import math
 import os
@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from mebqat_lite.version import __version__
 
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None  # Windows has none
 FORMAT = "mebqat_lite"
@@ -39,8 +41,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], meta: dict[str, Any]) ->
     says what the file is; files of other kinds are not replaced, see `check_output`.
     """
     path = Path(path)
-    ours = importlib.metadata.distributions(name="mebqat_lite")  # none, if it can be imported but was never installed
-    versions = {"torch": torch.__version__, "mebqat_lite": next((found.version for found in ours), None)}
+    versions = {"torch": torch.__version__, "mebqat_lite": __version__}
     meta = {"format": FORMAT, "version": VERSION, "versions": versions, **meta}
     flat = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(meta)

@@ -67,7 +67,14 @@ def test_the_readme_fits_on_two_screens():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "data/README.md", "notebooks/assignments/INSTRUCTOR.md"],
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "data/README.md",
+        "notebooks/assignments/INSTRUCTOR.md",
+    ],
 )
 def test_every_link_leads_somewhere(page):
     text = (ROOT / page).read_text()

@@ -11,8 +11,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import release
 import yaml
 
+import mebqat_lite
 from mebqat_lite.cli import selftest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,62 +73,50 @@ def test_the_extra_all_is_all():
 # ---------------------------------------------------------------- the wheel
 
 
-def build(source: Path, folder: Path) -> Path:
-    """The wheel of ``source``, built without network."""
-    pip = [sys.executable, "-m", "pip", "wheel", str(source), "--no-deps", "--no-build-isolation", "-q"]
-    subprocess.run([*pip, "-w", str(folder)], check=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy (a build writes beside its sources), with files and downloads planted in data."""
-    source = tmp_path_factory.mktemp("source")
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "mebqat_lite", source / "mebqat_lite", ignore=ignore)
+def folder(tmp_path_factory) -> Path:
+    """Its ``dist`` has a wheel, built from a copy (a build writes beside its sources) with downloads among the data."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("release")
+    shutil.copytree(ROOT / "mebqat_lite", source / "mebqat_lite", ignore=LITTER)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    (source / "data" / "checkpoints").mkdir(parents=True)
-    shutil.copy(ROOT / "data" / "README.md", source / "data")
-    for name in ("a.json", "glyphs.npz", "glyph_classes.npz", "checkpoints/a.safetensors"):
-        (source / "data" / name).write_text("shipped")
-    (source / "data" / "cifar10").mkdir()
-    for name in ("cifar10/batch.bin", "cifar10/meta.json", "set.zip", "checkpoints/half.part"):
-        (source / "data" / name).write_text("downloaded")
-    return build(source, tmp_path_factory.mktemp("wheel"))
+    for name in SHIPPED + DOWNLOADED:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("data")
+    release.build_wheel(source, folder / "dist")
+    return folder
+
+
+LITTER = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+SHIPPED = ["README.md", "a.json", "glyphs.npz", "glyph_classes.npz", "checkpoints/a.safetensors"]
+SHIPPED = [f"data/{name}" for name in SHIPPED]
+DOWNLOADED = [f"data/{name}" for name in ("cifar10/batch.bin", "cifar10/meta.json", "set.zip", "checkpoints/half.part")]
 
 
 @pytest.mark.slow
-def test_wheel_carries_what_is_shipped_and_no_downloads(wheel):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if "/_data/" in name}
-    shipped = {"README.md", "a.json", "glyphs.npz", "glyph_classes.npz", "checkpoints/a.safetensors"}
-    assert names == {f"mebqat_lite/_data/{name}" for name in shipped}
+def test_wheel_carries_the_package_and_what_is_shipped_and_no_downloads(folder):
+    package = (path.relative_to(ROOT).as_posix() for path in (ROOT / "mebqat_lite").rglob("*.*"))
+    sources = [name for name in package if not {"__pycache__", ".ipynb_checkpoints"} & set(name.split("/"))]
+    names = zipfile.ZipFile(release.wheel_of(folder / "dist")).namelist()
+    assert len(names) > 150 and release.differences(names, [*sources, *SHIPPED]) == []
 
 
 @pytest.mark.slow
-def test_wheel_carries_every_module_and_widget_file(wheel):
-    sources = [path for path in (ROOT / "mebqat_lite").rglob("*") if path.suffix in {".py", ".js", ".css"}]
-    wanted = {path.relative_to(ROOT).as_posix() for path in sources if ".ipynb_checkpoints" not in path.parts}
-    names = set(zipfile.ZipFile(wheel).namelist())
-    assert wanted <= names, wanted - names
-    assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "data/"))}
+def test_wheel_describes_itself_and_an_index_can_show_its_page(folder):
+    assert release.metadata(folder).startswith(f"mebqat_lite {mebqat_lite.__version__}, ")
+    assert release.links_to_files(text("README.md"))  # which setup.py has taken out
+    wheel = zipfile.ZipFile(release.wheel_of(folder / "dist"))
+    [page] = [wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    assert set(re.findall(r"\]\(https://.*?\)", page)) == set(re.findall(r"\]\(https://.*?\)", text("README.md")))
 
 
 @pytest.mark.slow
-def test_installed_wheel_finds_its_data_away_from_the_checkout(wheel, tmp_path):
-    target, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", str(target)]
-    subprocess.run([*pip, str(wheel)], check=True)
+def test_installed_wheel_finds_its_data_away_from_the_checkout(folder):
+    release.installation(folder)
     code = "from mebqat_lite.paths import shipped, downloads; print(shipped()); print(downloads())"
-    environment = {**os.environ, "PYTHONPATH": str(target), "HOME": str(tmp_path)}
-    environment.pop("MEBQAT_DATA", None)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True)
-    shipped, downloads = map(Path, done.stdout.split("\n")[:2])
-    assert shipped == target / "mebqat_lite" / "_data" and (shipped / "a.json").is_file()
-    assert target not in downloads.parents and ROOT not in downloads.parents
+    shipped, downloads = map(Path, release.installed(folder, "python", "-c", code).splitlines())
+    assert shipped.is_relative_to(folder / "environment") and (shipped / "a.json").is_file()
+    assert downloads.is_relative_to(folder / "home")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +152,8 @@ def test_citation_names_the_paper_and_this_version():
     citation = yaml.safe_load(text("CITATION.cff"))
     assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
     assert {"message", "title", "authors"} <= citation.keys()
-    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert citation["license"] == PROJECT["license"]
+    assert release.agreed(mebqat_lite.__version__, text("CITATION.cff"), text("CHANGELOG.md"))
     (paper,) = citation["references"]
     assert paper["title"].startswith("Bitwidth-Adaptive Quantization-Aware Neural Network Training")
     assert [author["family-names"] for author in paper["authors"]] == ["Youn", "Song", "Kim", "Bahk"]
@@ -217,7 +208,7 @@ def make(tmp_path):
 def test_make_alone_lists_the_targets(make):
     done = make()
     assert done.returncode == 0
-    for target in ("demo", "lab", "test", "bench", "site", "site-assets", "lint", "clean", "help"):
+    for target in ("demo", "lab", "test", "bench", "site", "site-assets", "release-check", "lint", "clean", "help"):
         assert re.search(rf"^  {target} +\S", done.stdout, re.M), target
 
 

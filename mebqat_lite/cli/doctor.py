@@ -59,10 +59,11 @@ def main() -> int:
 
 def checks() -> list[Check]:
     """Run every check. None raises: an error, expected or not, is a failed check with the error's text."""
-    return [_attempt(name, look, cure) for name, look, cure in CHECKS]
+    return [attempt(name, look, cure) for name, look, cure in CHECKS]
 
 
-def _attempt(name: str, look: Callable[[], str], cure: str) -> Check:
+def attempt(name: str, look: Callable[[], str], cure: str) -> Check:
+    """Call ``look``, which returns what it found or raises, and describe the outcome."""
     try:
         return Check(name, True, tidy(look()))
     except Problem as problem:

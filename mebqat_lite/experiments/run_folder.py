@@ -22,10 +22,11 @@ from mebqat_lite import paths
 from mebqat_lite.files import replace, write_json
 from mebqat_lite.loop import Run
 from mebqat_lite.tensors import best_device
+from mebqat_lite.version import __version__
 
 RECORD = {"step": int, "loss": float, "lr": (int, float)}  # what a step's record needs to have, and of which type
 SESSION = {"first_step": int}
-PACKAGES = ("torch", "torchvision", "numpy", "mebqat_lite")
+PACKAGES = ("torch", "torchvision", "numpy")
 
 
 class RunFolder:
@@ -137,19 +138,13 @@ def environment() -> dict[str, Any]:
     device = best_device()
     return {
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        "mebqat_lite": __version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "git": revision(paths.checkout()),
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # it can be imported, but was never installed
-        return None
 
 
 def revision(root: Path | None) -> dict[str, Any] | None:

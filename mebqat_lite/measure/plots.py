@@ -319,9 +319,11 @@ def _draw_interval(axes: Axes, cell: Mapping[str, float], place: float) -> None:
 def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]], xlabel: str = "input x") -> Figure:
     """Plot curves in columns of panels that share the axis ``x``: a column per title, a panel per label.
 
-    ``columns[title][y label][name]`` holds the values of one curve, of the shape of ``x``.
+    ``columns[title][y label][name]`` holds the values of one curve, of the shape of ``x``. If the curves have the same
+    names in all panels that have several, one legend stands beneath the panels, where it covers no curve.
     """
     rows = max(len(panels) for panels in columns.values())
+    legends: dict[tuple[str, ...], list[Axes]] = {}  # names of curves -> the panels that have them
     with style():
         size = (PAGE, 0.9 + 1.6 * rows)
         figure, axes = plt.subplots(rows, len(columns), figsize=size, squeeze=False, sharex=True)
@@ -331,9 +333,15 @@ def stacked(x: Tensor, columns: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
                     cell.plot(x, curves[name], label=name, **look | {"marker": ""})
                 cell.set(ylabel=label)
                 if len(curves) > 1:
-                    cell.legend()
+                    legends.setdefault(tuple(curves), []).append(cell)
             column[0].set_title(title)
             column[-1].set_xlabel(xlabel)
+        if len(legends) == 1:
+            figure.set_figheight(size[1] + 0.3)
+            _legend_beneath(figure, next(iter(legends.values()))[0])
+        else:
+            for cell in itertools.chain(*legends.values()):
+                cell.legend()
     return figure
 
 

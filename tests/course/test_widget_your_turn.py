@@ -25,6 +25,12 @@ def turn():
     return your_turn(episode())
 
 
+def test_the_question_does_not_cover_its_frame():
+    asked = picture(episode()).still(compute(episode())).axes[0]
+    assert min(side.get_zorder() for side in asked.spines.values()) > asked.images[0].get_zorder()
+    plt.close(asked.figure)
+
+
 def press(turn, number: int, place: int, wide: int = 5, tall: int = 1) -> None:
     """Press the middle of an example, as the page tells it: shares to the right and upwards, number of the press."""
     turn.pictures[0].point = [(place % wide + 0.5) / wide, 1 - (place // wide + 0.5) / tall, number]

@@ -184,7 +184,7 @@ def test_tensorboard_reads_what_was_written(tmp_path):
 
 def test_the_environment_is_that_of_this_process():
     found = run_folder.environment()
-    assert set(found) == {"python", *run_folder.PACKAGES, "platform", "threads", "device", "git"}
+    assert set(found) == {"python", "mebqat_lite", *run_folder.PACKAGES, "platform", "threads", "device", "git"}
     assert found["threads"] == 1 and found["torch"] and found["device"]
 
 

@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from known_results import ACCURACY, PAIRS, TITLES, read_back
 
 from mebqat_lite.measure import plots
@@ -128,6 +129,15 @@ def test_a_legend_says_what_filled_and_hollow_marks_of_differences_are():
     assert figure.legends[0].get_window_extent().width < figure.bbox.width
     only = plots.intervals({"group": {"apart": cells["apart"]}}, "points")
     assert len(only.legends[0].get_texts()) == 1
+
+
+def test_curves_of_the_same_names_in_all_panels_are_explained_once_beneath_them():
+    x = torch.linspace(0, 1, 5)
+    same = plots.stacked(x, {title: {"y": {"": x}, "z": {"a": x, "b": -x}} for title in ("left", "right")})
+    assert [text.get_text() for text in same.legends[0].texts] == ["a", "b"]
+    assert not any(axes.get_legend() for axes in same.axes)
+    other = plots.stacked(x, {"title": {"y": {"a": x, "b": -x}, "z": {"a": x, "c": -x}}})
+    assert not other.legends and all(axes.get_legend() for axes in other.axes)
 
 
 def test_regrets_show_mean_and_worst_and_the_choice_of_a_reader():

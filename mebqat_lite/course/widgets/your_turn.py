@@ -107,7 +107,8 @@ def picture(episode: Episode) -> Drawing:
         title.set_text("done" if found.is_done else f"{len(found.answers) + 1} of {len(found.labels)}: which one?")
         score.set_text(f"{found.right} of {len(found.labels)}\nare right" if found.is_done else "")
 
-    return Drawing(figure, spoken, Part(update, [question, frame, title, score]))
+    border = asked.spines.values()  # drawn after the question, which would cover half of their width
+    return Drawing(figure, spoken, Part(update, [question, *border, frame, title, score]))
 
 
 def _example(axes: Axes, image: np.ndarray, column: int, row: int, number: int) -> None:
