@@ -30,8 +30,10 @@ def run_assignments(arguments: argparse.Namespace) -> int:
 
 def add_grade(commands: Commands) -> None:
     """Define ``mebqat-lite grade``."""
-    command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
-    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's download")
+    command = commands.add_parser(
+        "grade", help="grade a folder or a zip of submissions: grades.csv and feedback as HTML"
+    )
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's zip")
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
     command.add_argument("--roster", type=Path, help="CSV file of the students; Moodle's or Canvas's export")
     command.add_argument("--student", help="grade this one's submissions anew, and no other's")

@@ -11,7 +11,6 @@ from typing import Any
 from mebqat_lite.course.classroom.by_hand import Marks
 from mebqat_lite.course.classroom.handed import Handed
 from mebqat_lite.course.classroom.kept import Graded
-from mebqat_lite.course.classroom.names import readable
 from mebqat_lite.course.classroom.roster import Roster
 from mebqat_lite.course.classroom.tables import write_table
 
@@ -61,13 +60,13 @@ def _points(result: Graded, function: str) -> int:
     return sum(outcome.points for outcome in result.outcomes if outcome.part == function)
 
 
-def write_files(path: Path, folder: Path, found: Iterable[Handed]) -> None:
+def write_files(path: Path, found: Iterable[Handed]) -> None:
     """Every file of the last folder: whose, of which assignment, and whether it is graded, or why not."""
     head = ("file", "student", "assignment", "graded", "reason")
     rows = (
-        [readable(str(file.path.relative_to(folder))), file.student, file.assignment, "no" if file.reason else "yes",
-         file.reason or file.remark] for file in found
-    )  # fmt: skip
+        [file.name, file.student, file.assignment, "no" if file.reason else "yes", file.reason or file.remark]
+        for file in found
+    )
     write_table(path, head, rows)
 
 
@@ -117,4 +116,4 @@ def summary(graded: Sequence[Graded], found: Sequence[Handed]) -> str:
         + (f"  {result.problems}" if result.problems else "")
         for result in graded
     ]
-    return "\n".join([*lines, *(f"not graded: {readable(str(f.path))}: {f.reason}" for f in found if f.reason)])
+    return "\n".join([*lines, *(f"not graded: {f.name}: {f.reason}" for f in found if f.reason)])
