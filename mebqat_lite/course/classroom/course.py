@@ -16,6 +16,7 @@ from mebqat_lite.course.classroom.by_hand import Marks, write_answers
 from mebqat_lite.course.classroom.grading import Assignment, grade
 from mebqat_lite.course.classroom.handed import Handed, find
 from mebqat_lite.course.classroom.kept import Graded, all_kept, fingerprint, keep, kept
+from mebqat_lite.course.classroom.late import Lateness
 from mebqat_lite.course.classroom.roster import Roster, write_gradebook
 from mebqat_lite.course.classroom.sandbox import isolation
 from mebqat_lite.course.classroom.sheets import totals, write_checks, write_files, write_grades, write_roster
@@ -45,18 +46,25 @@ def grade_folder(
     progress: bool = True,
     roster: Roster | None = None,
     student: str = "",
+    deadlines: Path | None = None,
+    received: Path | None = None,
 ) -> tuple[list[Graded], list[Handed]]:
     """Grade every submission in a folder or a zip, or one ``student``'s anew; what was graded, and all files.
+    ``deadlines`` and ``received`` are files of `late.Lateness`.
 
     Each result is written as it comes, with ``out/feedback/STUDENT/NAME.html``; the sheets hold all results that are in
     ``out``. What is graded already, by the same graders, is not graded again.
 
     Raises:
         FileNotFoundError: there is nothing to grade.
+        ValueError: a sheet of the instructor cannot be read; nothing is graded then.
     """
     assignments, marks = load_assignments(graders), Marks.read(out / "marks.csv")
+    lateness = Lateness.read(out / "late.csv", deadlines, list(assignments), roster)
     with tempfile.TemporaryDirectory() as room:
         found = find(submissions, assignments, Path(room), roster)
+        if received is not None:
+            lateness.add_report(received, list(assignments), found, roster)
         due = [file for file in found if not file.reason and (not student or file.student == student)]
         if not due:
             write_files(out / "files.csv", found)
@@ -72,7 +80,7 @@ def grade_folder(
                 pass
         finally:  # also if it is stopped by hand
             pool.shutdown(cancel_futures=True)
-            write_sheets(out, list(all_kept(out, assignments.values())), found, roster, marks)
+            write_sheets(out, list(all_kept(out, assignments.values())), found, roster, marks, lateness)
         return [future.result() for future in waiting], found
 
 
@@ -85,10 +93,18 @@ def _nothing(submissions: Path, found: Sequence[Handed], student: str) -> str:
 
 
 def write_sheets(
-    out: Path, graded: Sequence[Graded], found: Sequence[Handed], roster: Roster | None, marks: Marks
+    out: Path,
+    graded: Sequence[Graded],
+    found: Sequence[Handed],
+    roster: Roster | None,
+    marks: Marks,
+    lateness: Lateness,
 ) -> None:
     """All sheets, of what is graded until now."""
-    write_grades(out, graded, marks)
+    points = totals(graded, marks)
+    after = lateness.after(graded, points) if lateness.has_policy else None
+    write_grades(out, graded, marks, after)
+    lateness.write(out / "late.csv", graded, points)
     write_files(out / "files.csv", found)
     write_roster(out / "roster.csv", roster, graded, found)
     write_checks(out / "checks.csv", graded)
@@ -96,7 +112,7 @@ def write_sheets(
     write_answers(out, graded)
     if roster is not None:
         names = sorted({one.assignment.name for one in graded})
-        write_gradebook(out / "gradebook.csv", roster, totals(graded, marks), names)
+        write_gradebook(out / "gradebook.csv", roster, points, names, after)
 
 
 def _graded(

@@ -29,18 +29,28 @@ COLUMNS = (
 )
 
 
-def write_grades(out: Path, graded: Sequence[Graded], marks: Marks) -> None:
+def write_grades(
+    out: Path, graded: Sequence[Graded], marks: Marks, after: Mapping[tuple[str, str], float | None] | None = None
+) -> None:
     """``grades.csv``, a line for each student and assignment, and ``course.csv``, one for each student.
 
     Points in ``course.csv`` are those of the machine and, once all questions of the result are marked, those by hand.
+    What a policy for late days leaves, ``after``, has a column of its own, which is empty where it is not yet known.
     """
     write_table(out / "grades.csv", COLUMNS, (_row(result, marks) for result in graded))
     names, points = sorted({result.assignment.name for result in graded}), totals(graded, marks)
     rows = []
     for student in dict.fromkeys(result.student for result in graded):
         line = [points.get((student, name), "") for name in names]
-        rows.append([student, *line, sum(value for value in line if not isinstance(value, str))])
-    write_table(out / "course.csv", ["student", *names, "total"], rows)
+        total = sum(value for value in line if not isinstance(value, str))
+        rows.append([student, *line, total, *([] if after is None else [_left(student, after)])])
+    more = [] if after is None else ["total_after_late_days"]
+    write_table(out / "course.csv", ["student", *names, "total", *more], rows)
+
+
+def _left(student: str, after: Mapping[tuple[str, str], float | None]) -> float | str:
+    values = [value for (whose, _), value in after.items() if whose == student]
+    return "" if None in values else sum(filter(None, values))
 
 
 def totals(graded: Iterable[Graded], marks: Marks) -> dict[tuple[str, str], float]:
