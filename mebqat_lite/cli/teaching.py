@@ -8,7 +8,7 @@ from pathlib import Path
 from mebqat_lite import paths
 from mebqat_lite.cli.shared import Commands, print_written
 
-PAGES = ("feedback", "answers")
+PAGES = ("feedback", "answers", "alike.html")
 
 
 def add_assignments(commands: Commands) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from mebqat_lite.course.classroom.alike_page import write_alike
+from mebqat_lite.course.classroom.attempts import answers
 from mebqat_lite.course.classroom.by_hand import Marks, write_answers
 from mebqat_lite.course.classroom.grading import Assignment, grade
 from mebqat_lite.course.classroom.handed import Handed, find
 from mebqat_lite.course.classroom.kept import Graded, all_kept, fingerprint, keep, kept
 from mebqat_lite.course.classroom.late import Lateness
+from mebqat_lite.course.classroom.release import handed_out
 from mebqat_lite.course.classroom.roster import Roster, write_gradebook
 from mebqat_lite.course.classroom.sandbox import isolation
 from mebqat_lite.course.classroom.sheets import totals, write_checks, write_files, write_grades, write_roster
@@ -80,7 +83,9 @@ def grade_folder(
                 pass
         finally:  # also if it is stopped by hand
             pool.shutdown(cancel_futures=True)
-            write_sheets(out, list(all_kept(out, assignments.values())), found, roster, marks, lateness)
+            every = list(all_kept(out, assignments.values()))
+            write_sheets(out, every, found, roster, marks, lateness)
+            write_alike(out / "alike.html", every, {name: handed_out(graders, name) for name in assignments})
         return [future.result() for future in waiting], found
 
 
@@ -145,7 +150,9 @@ def grade_file(student: str, assignment: Assignment, path: Path, variant: int = 
     try:
         submission = Submission.read(path, student)
         outcomes, notes = grade(submission, assignment, variant)
-        return Graded(student, assignment, tuple(outcomes), submission.written, notes=tuple(notes))
+        code = answers(submission.cells, (part.function for part in assignment.parts))
+        shown = {function: printable("\n".join(source.splitlines())) for function, source in code.items()}
+        return Graded(student, assignment, tuple(outcomes), submission.written, notes=tuple(notes), code=shown)
     except SubmissionError as problem:
         return Graded(student, assignment, (), {}, str(problem))
     except Exception as error:
