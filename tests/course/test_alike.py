@@ -152,16 +152,16 @@ def test_pairs_stand_side_by_side_escaped_and_with_what_it_means(tmp_path, still
     hostile = LONG.replace("Twice", "</pre><script>alert(1)</script>")
     shown = page(tmp_path, **{"<b>ann": hostile, "ben": RENAMED, "carl": other(1), "dora": "def double(x:"})
     assert "1 of 6 pairs are alike" in shown and "a reason to look, and no proof" in shown
-    assert shown.index("<h3>&lt;b&gt;ann and ben</h3>") < shown.index("own = own[")
+    assert shown.index("<h3>&lt;b&gt;ann and ben: ") < shown.index("own = own[")
     assert "&lt;script&gt;" in shown and "<script" not in shown and "<b>ann" not in shown and "http" not in shown
-    assert "<mark>    pool = torch.cat(found)</mark>" in shown and "no Python: double of dora" in shown
+    assert "    <mark>pool = torch.cat(found)</mark>" in shown and "no Python: double of dora" in shown
     assert shown.count("<pre>") == shown.count("</pre>") == 2 and "f1_1" not in shown
 
 
 def test_results_of_earlier_weeks_are_compared_too_and_nothing_is_graded_again(tmp_path, still):
     assert "0 of 0 pairs" in page(tmp_path, ann=LONG)
     (tmp_path / "submitted" / "ann" / "99_made.ipynb").unlink()
-    assert "<h3>ann and ben</h3>" in page(tmp_path, ben=RENAMED)
+    assert "<h3>ann and ben: " in page(tmp_path, ben=RENAMED)
     assert {row["student"] for row in sheet(tmp_path, "grades")} == {"ann", "ben"}
 
 

@@ -47,6 +47,8 @@ MINE = zipped({"99_made.ipynb": RIGHT})
         ("leeann_LATE_123_45678_my work.ipynb", "leeann", "late"),
         ("leeann_LATE_123_45678_my work.zip", "leeann", "late"),
         ("leeann_123_45678_99_made-1.zip", "leeann", ""),
+        ("leeann_123_45678_Copy of 99_made (1).ipynb", "leeann", ""),
+        ("Ann Lee_4711_assignsubmission_file_my_99_made.ipynb", "Ann Lee", ""),
         ("ann.zip", "ann", ""),
         ("99_made/ann.zip", "ann", ""),
     ],

@@ -18,8 +18,9 @@ pre { overflow-x: auto; font-size: .85rem; margin: 0 }
 MOST_PAIRS = 50  # of an assignment, on the page
 WHAT = (
     "Likeness is a reason to look, and no proof: ask both students to explain their code. Names of variables, "
-    "comments, docstrings and blanks do not matter. What the hand-out gives does not count, and a line counts the "
-    "less, the more of the class have written it. Marked is what both students have, and not all others."
+    "comments, docstrings and blanks do not matter. What the hand-out gives does not count, and a piece of code, about "
+    "a line long, counts the less, the more of the class have written it. The number of a pair is the sum of what both "
+    "have; pairs with the largest stand first. Marked is what both students have, and not all others."
 )
 
 
@@ -52,7 +53,8 @@ def _section(name: str, code: Mapping[str, Mapping[str, str]], pairs: Sequence[P
 def _pair(pair: Pair, code: Mapping[str, Mapping[str, str]]) -> str:
     first, second = map(escape, pair.students)
     rows = "".join(_row(same, *(code[student][same.function] for student in pair.students)) for same in pair.parts)
-    return f"<h3>{first} and {second}</h3><table><tr><td><b>{first}</b></td><td><b>{second}</b></td></tr>{rows}</table>"
+    head = f"<h3>{first} and {second}: {round(pair.weight)}</h3>"
+    return f"{head}<table><tr><td><b>{first}</b></td><td><b>{second}</b></td></tr>{rows}</table>"
 
 
 def _row(same: Same, first: str, second: str) -> str:
@@ -65,7 +67,10 @@ def _row(same: Same, first: str, second: str) -> str:
 
 
 def _marked(source: str, lines: frozenset[int]) -> str:
+    """The code, with a mark on the lines from their indent on."""
     return "\n".join(
-        f"<mark>{escape(line)}</mark>" if number in lines and line.strip() else escape(line)
+        line[: -len(text)] + f"<mark>{escape(text)}</mark>"
+        if (text := line.lstrip()) and number in lines
+        else escape(line)
         for number, line in enumerate(source.split("\n"), 1)
     )

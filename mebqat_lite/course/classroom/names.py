@@ -40,10 +40,10 @@ def student_of(origin: str) -> str:
 
 
 def owner_in(stem: str, start: int) -> str:
-    """What says whose a file is that lies in no student's folder: what stands before the assignment's name, which
-    begins at ``start``, or, if there is none (-1), before the name that the platform has kept.
+    """What says whose a file is that lies in no student's folder: what a platform has put before its name, or else what
+    stands before the assignment's name, which begins at ``start`` (-1: it is not there).
     """
-    marked = MARKED.match(stem) if start < 0 else None
+    marked = MARKED.match(stem[:start] if start >= 0 else stem)
     return without_copy(marked[1] if marked else stem[: max(start, 0)])
 
 
