@@ -7,7 +7,8 @@ from made_course import RIGHT, graded, graders, hand_in, sheet, text
 from submissions import FOLDER
 
 from mebqat_lite.course.classroom import alike_page, course
-from mebqat_lite.course.classroom.alike import alike
+from mebqat_lite.course.classroom.alike import LEAST_PIECES, LEAST_SHARE, alike
+from mebqat_lite.course.classroom.cells import MOST_MAGICS
 from mebqat_lite.course.classroom.kept import Graded
 from mebqat_lite.course.classroom.pieces import LONGEST, WORDS, pieces
 from mebqat_lite.course.classroom.release import handed_out
@@ -193,3 +194,11 @@ def test_two_hundred_students_are_compared_without_a_line_for_each_pair():
 
 def test_less_than_a_piece_is_nothing():
     assert pieces("x = 1") == {} and pieces("x = y") == {} and WORDS > 3
+
+
+def test_the_guide_says_the_thresholds():
+    guide = " ".join((FOLDER / "INSTRUCTOR.md").read_text(encoding="utf-8").split())
+    assert f"shares {LEAST_PIECES:g} such pieces, in parts in which {100 * LEAST_SHARE:g} % of what is rare" in guide
+    assert (
+        MOST_CODE // 10**6 == 1 and MOST_MAGICS == 100 and "a million characters of code, and a cell a hundred" in guide
+    )

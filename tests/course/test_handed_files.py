@@ -63,7 +63,8 @@ def test_a_notebook_of_another_name_is_known_by_its_parts(tmp_path):
 def test_what_is_not_graded_has_a_reason_and_what_systems_add_has_no_line(tmp_path):
     files = {"ann/99_made.py": "", "ann/99_made.zip": "", "99_made.ipynb": RIGHT, "Copy of 99_made.ipynb": RIGHT,
              "ann/notes.ipynb": "x", "__MACOSX/ann/._99_made.ipynb": "x", "ann/.ipynb_checkpoints/99_made.ipynb": "x",
-             "/".join("abcdefghij") + "/99_made.ipynb": RIGHT, "ann/.DS_Store": ""}  # fmt: skip
+             "/".join("abcdefghij") + "/99_made.ipynb": RIGHT, "ann/.DS_Store": "",
+             "ann/99_made/timestamp.txt": "2026-11-30"}  # fmt: skip
     hand_in(tmp_path / "submitted", {"ann/real.txt": ""})
     os.symlink(tmp_path, tmp_path / "submitted" / "linked")
     os.symlink("real.txt", tmp_path / "submitted" / "ann" / "99_made link.ipynb")

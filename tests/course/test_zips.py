@@ -9,6 +9,7 @@ import zipfile
 
 import pytest
 from made_course import RIGHT, graders, hand_in, sheet
+from submissions import FOLDER
 
 from mebqat_lite import cli
 from mebqat_lite.course.classroom import course, zips
@@ -182,3 +183,8 @@ def test_a_zip_of_a_class_that_cannot_be_read_is_named(tmp_path, content, words,
     hand_in(tmp_path, {"all.zip": content})
     assert cli.main(["grade", str(tmp_path / "all.zip"), "--graders", str(graders(tmp_path / "graders"))]) == 2
     assert "all.zip: " in (said := capsys.readouterr().err) and words in said
+
+
+def test_the_guide_says_the_bounds():
+    words = f"more than {STUDENT.packed} MiB, {STUDENT.files:,} files or {STUDENT.unpacked} MiB of notebooks"
+    assert words in " ".join((FOLDER / "INSTRUCTOR.md").read_text(encoding="utf-8").split())

@@ -14,7 +14,7 @@ MOODLE = re.compile(r"_\d+_assignsubmission_[a-z]+$")
 LATE = re.compile(r"[ _-]LATE(?=$|[ _-])")
 CANVAS = re.compile(r"_\d+_\d{5,}$")
 MARKED = re.compile(r"(.+?_\d+_(?:assignsubmission_[a-z]+|\d{5,}))_")  # what either platform puts before a file's name
-OF_PROGRAMS = {"__MACOSX", ".ipynb_checkpoints", ".git", ".DS_Store", "Thumbs.db", "desktop.ini"}
+OF_PROGRAMS = {"__MACOSX", ".ipynb_checkpoints", ".git", ".DS_Store", "Thumbs.db", "desktop.ini", "timestamp.txt"}
 
 
 def is_of_a_program(parts: Iterable[str]) -> bool:
