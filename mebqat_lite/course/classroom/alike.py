@@ -23,12 +23,20 @@ LEAST_PIECES = 60.0  # together, in such parts: about seven lines that nobody el
 
 @dataclass(frozen=True)
 class Same:
-    """A part that two students have alike: the share of what is rare in it, and the lines that both have."""
+    """A part that two students have alike: the share of what is rare in it, its weight, and the pieces of each."""
 
     function: str
     share: float
     weight: float
-    lines: tuple[frozenset[int], frozenset[int]]
+    own: tuple[Pieces, Pieces]
+    rarity: Mapping[int, float]
+
+    @property
+    def lines(self) -> tuple[frozenset[int], frozenset[int]]:
+        """In the code of each, the lines that both have, and not all others."""
+        first, second = self.own
+        both = [piece for piece in first if piece in second and self.rarity[piece] > 0]
+        return frozenset().union(*(first[piece] for piece in both)), frozenset().union(*(second[p] for p in both))
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,8 @@ def _same(function: str, own: Mapping[str, Pieces]) -> Iterator[tuple[tuple[str,
     shared, whole = _weights(list(own.values()), rarity, holders)
     share = shared / torch.minimum(whole[:, None], whole[None]).clamp(min=1e-9)
     for a, b in torch.triu((share >= LEAST_SHARE) & (shared >= 1), 1).nonzero().tolist():
-        first, second = own[students[a]], own[students[b]]
-        both = [piece for piece in first if piece in second and rarity[piece] > 0]
-        lines = frozenset().union(*(first[piece] for piece in both)), frozenset().union(*(second[p] for p in both))
-        yield (students[a], students[b]), Same(function, float(share[a, b]), float(shared[a, b]), lines)
+        same = Same(function, float(share[a, b]), float(shared[a, b]), (own[students[a]], own[students[b]]), rarity)
+        yield (students[a], students[b]), same
 
 
 def _weights(own: Sequence[Pieces], rarity: Mapping[int, float], holders: Mapping[int, int]) -> tuple[Tensor, Tensor]:
