@@ -144,13 +144,14 @@ def whole(tmp_path, monkeypatch, capsys):
 
 def test_the_sheets_show_who_is_missing_late_twice_or_not_recognised_and_keep_the_other_assignments(tmp_path, whole):
     files = {"Ann Lee/99_made.ipynb": RIGHT, "Ann Lee/99_made (1).ipynb": STUB, "ben_LATE_1_23456_99_made.ipynb": RIGHT,
-             "dora/99_made.ipynb": "x", "Carl/99_made.zip": ""}  # fmt: skip
+             "dora/99_made.ipynb": "x", "Carl/99_made.zip": "", "Ede/answer.pdf": ""}  # fmt: skip
     hand_in(tmp_path / "submitted", files)
     status, printed = whole("--roster", str(tmp_path / "class.csv"))
     assert status == 0 and "not graded:" in printed.out
     state = {row["student"]: (row["in_roster"], row["99_made"]) for row in sheet(tmp_path, "roster")}
     assert state["a1"] == ("yes", "graded, one of 2 files") and state["b2"] == ("yes", "graded, late")
     assert state["c3"] == ("yes", "not graded: this zip cannot be unpacked: File is not a zip file")
+    assert state["Ede"] == ("not recognised", "missing, but there is a file: it is no notebook (.ipynb)")
     assert state["dora"][0] == "not recognised" and "no notebook" in state["dora"][1]
     assert {row["file"] for row in sheet(tmp_path, "files")} == set(files)
 

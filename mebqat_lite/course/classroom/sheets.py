@@ -86,9 +86,10 @@ def write_roster(path: Path, roster: Roster | None, graded: Sequence[Graded], fo
     names = sorted({name for _, name in states if name})
     listed = roster.students if roster else []
     there = [*(file.student for file in found if file.student), *(one.student for one in graded)]
+    other = {file.student: f"missing, but there is a file: {file.reason}" for file in found if not file.assignment}
     rows = [
         [student, "yes" if student in listed or roster is None else "not recognised"]
-        + [states.get((student, name), "missing") for name in names]
+        + [states.get((student, name)) or other.get(student, "missing") for name in names]
         for student in dict.fromkeys([*listed, *there])
     ]
     write_table(path, ["student", "in_roster", *names], rows)
