@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -90,7 +91,7 @@ class Lateness:
                 continue
             extra = days.extra.get(name, 0)
             until, received = self._until(name) + extra * DAY, self.arrivals.get((student, name))
-            late = max(0, -((until - datetime.fromisoformat(received)) // DAY)) if received else None
+            late = _days_late(received, until)
             is_open = late is None and marked.get((student, name), False)
             used = None if is_open or (left is None and late) else min(left or 0, late or 0)
             left = None if used is None or left is None else left - used
@@ -125,6 +126,11 @@ class Lateness:
             percent = line.percent if self.has_policy else None
             rows.append([*whose, *about, percent, points.get(whose), after.get(whose), note])
         write_table(path, COLUMNS, rows)
+
+
+def _days_late(received: str | None, until: datetime) -> int | None:
+    """The days that have begun after the deadline; None without a time."""
+    return max(0, math.ceil((datetime.fromisoformat(received) - until) / DAY)) if received else None
 
 
 def _after(percent: float | None, points: float) -> float | None:
