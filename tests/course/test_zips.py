@@ -166,6 +166,14 @@ def test_of_several_files_the_newest_by_the_times_in_the_zip_is_graded(tmp_path)
     assert [place for place, (_, _, reason, _) in about.items() if not reason] == ["ann/a.zip/99_made (1).ipynb"]
 
 
+def test_two_files_of_one_name_in_a_zip_are_one_submission(tmp_path):
+    twice = {zipfile.ZipInfo("99_made.ipynb"): RIGHT, zipfile.ZipInfo("99_made.ipynb", (2026, 1, 1, 0, 0, 0)): RIGHT}
+    hand_in(tmp_path / "folder", {"ann/a.zip": zipped(twice)})
+    assignments = course.load_assignments(graders(tmp_path / "graders"))
+    reasons = [file.reason for file in find(tmp_path / "folder", assignments, tmp_path)]
+    assert len(reasons) == 2 and reasons.count("") == 1
+
+
 def test_a_zip_is_graded_by_the_command_and_the_next_week_adds_to_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(course, "grade", lambda submission, assignment, variant: ([], []))
     folder = graders(tmp_path / "graders")

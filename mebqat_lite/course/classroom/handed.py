@@ -125,13 +125,13 @@ def _one_each(found: list[Handed], assignments: Mapping[str, Assignment]) -> lis
     for file in found:
         if not file.reason:
             groups.setdefault((file.student, file.assignment), []).append(file)
-    changed: dict[PurePosixPath, Handed] = {}
+    changed: dict[Path, Handed] = {}
     for files in filter(lambda files: len(files) > 1, groups.values()):
         best = max(files, key=lambda file: _rank(file, assignments))
         other = f"{readable(best.place.name)} is graded, the newest in which something is written"
-        changed |= {file.place: replace(file, reason=other) for file in files}
-        changed[best.place] = replace(best, remark=", ".join(filter(None, [best.remark, f"one of {len(files)} files"])))
-    return [changed.get(file.place, file) for file in found]
+        changed |= {file.path: replace(file, reason=other) for file in files}
+        changed[best.path] = replace(best, remark=", ".join(filter(None, [best.remark, f"one of {len(files)} files"])))
+    return [changed.get(file.path, file) for file in found]
 
 
 def _rank(file: Handed, assignments: Mapping[str, Assignment]) -> tuple[bool, bool, float, str]:
