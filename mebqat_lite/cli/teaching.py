@@ -8,7 +8,7 @@ from pathlib import Path
 from mebqat_lite import paths
 from mebqat_lite.cli.shared import Commands, print_written
 
-PAGES = ("feedback", "answers")
+PAGES = ("feedback", "answers", "alike.html")
 
 
 def add_assignments(commands: Commands) -> None:
@@ -30,10 +30,16 @@ def run_assignments(arguments: argparse.Namespace) -> int:
 
 def add_grade(commands: Commands) -> None:
     """Define ``mebqat-lite grade``."""
-    command = commands.add_parser("grade", help="grade a folder of submissions: grades.csv and feedback as HTML")
-    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's download")
+    command = commands.add_parser(
+        "grade", help="grade a folder or a zip of submissions: grades.csv and feedback as HTML"
+    )
+    command.add_argument("submissions", type=Path, help="folder with STUDENT/NAME.ipynb, or a platform's zip")
     command.add_argument("--graders", type=Path, help="folder of NN_topic.py; default: the checkout's")
     command.add_argument("--roster", type=Path, help="CSV file of the students; Moodle's or Canvas's export")
+    command.add_argument(
+        "--deadlines", type=Path, help="CSV file: assignment,deadline,percent_per_day; writes late.csv"
+    )
+    command.add_argument("--received", type=Path, help="CSV file of when each came, such as Moodle's grading worksheet")
     command.add_argument("--student", help="grade this one's submissions anew, and no other's")
     command.add_argument("--variant", type=int, default=0, help="another number gives other random inputs")
     command.add_argument("--jobs", type=int, help="how many parts to grade at a time; default: one per core")
@@ -57,7 +63,7 @@ def run_grade(arguments: argparse.Namespace) -> int:
     graders = arguments.graders or _checkout_folder("graders")
     graded, found = grade_folder(
         arguments.submissions, graders, out, arguments.variant, arguments.jobs, roster=roster,
-        student=arguments.student or "",
+        student=arguments.student or "", deadlines=arguments.deadlines, received=arguments.received,
     )  # fmt: skip
     print(summary(graded, found))
     print_written(sorted(path for path in out.iterdir() if path.suffix == ".csv" or path.name in PAGES))

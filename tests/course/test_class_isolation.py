@@ -81,7 +81,7 @@ def test_a_grading_that_was_stopped_goes_on_and_grades_what_has_changed(tmp_path
         graded(tmp_path)
     assert (tmp_path / "grades" / "grades.csv").read_text().count("\n") == 2  # the head, and ann
     stops.clear()
-    assert set(graded(tmp_path)) == {"ann", "ben"} and names == ["ann", "ben", "ben"]
+    assert set(graded(tmp_path)) == {"ann", "ben"} and sorted(names[:2]) == ["ann", "ben"] and names[2:] == ["ben"]
     hand_in(tmp_path / "submitted", {"ann/99_made.ipynb": RIGHT + " "})
     graded(tmp_path)
     assert names[3:] == ["ann"]

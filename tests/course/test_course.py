@@ -52,9 +52,9 @@ def test_a_folder_is_graded_by_one_command(folder, capsys):
 
 
 def test_a_formula_is_no_formula(tmp_path):
-    tables.write_table(tmp_path / "a.csv", ["=title"], [["=1", -1, "@a", "ann", ""]])
-    assert (tmp_path / "a.csv").read_text().split() == ["'=title", "'=1,-1,'@a,ann,"]
-    assert tables.read_table(tmp_path / "a.csv") == [["=title"], ["=1", "-1", "@a", "ann", ""]]
+    tables.write_table(tmp_path / "a.csv", ["=title"], [["=1", -1, "@a", "ann", "", "-", "-1"]])
+    assert (tmp_path / "a.csv").read_text().split() == ["'=title", "'=1,-1,'@a,ann,,-,'-1"]
+    assert tables.read_table(tmp_path / "a.csv") == [["=title"], ["=1", "-1", "@a", "ann", "", "-", "-1"]]
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ def found(tmp_path, files, roster=None):
     """(student, assignment, reason, remark) by path."""
     folder = hand_in(tmp_path / "submitted", files)
     assignments = course.load_assignments(graders(tmp_path / "graders", *NAMES))
-    files = find(folder, assignments, roster)
-    return {str(f.path.relative_to(folder)): (f.student, f.assignment, f.reason, f.remark) for f in files}
+    files = find(folder, assignments, tmp_path, roster)
+    return {str(f.place): (f.student, f.assignment, f.reason, f.remark) for f in files}
 
 
 @pytest.mark.parametrize(
@@ -56,19 +56,20 @@ def test_a_notebook_of_another_name_is_known_by_its_parts(tmp_path):
     folder = graders(tmp_path / "graders", "99_made")
     assignments = course.load_assignments(folder)
     hand_in(tmp_path / "submitted", {"ann/homework.ipynb": RIGHT, "ben/homework.ipynb": text(("", "x = 1"))})
-    first, second = find(tmp_path / "submitted", assignments)
+    first, second = find(tmp_path / "submitted", assignments, tmp_path)
     assert (first.assignment, first.reason) == ("99_made", "") and "nor its parts" in second.reason
 
 
 def test_what_is_not_graded_has_a_reason_and_what_systems_add_has_no_line(tmp_path):
     files = {"ann/99_made.py": "", "ann/99_made.zip": "", "99_made.ipynb": RIGHT, "Copy of 99_made.ipynb": RIGHT,
              "ann/notes.ipynb": "x", "__MACOSX/ann/._99_made.ipynb": "x", "ann/.ipynb_checkpoints/99_made.ipynb": "x",
-             "/".join("abcdefghij") + "/99_made.ipynb": RIGHT, "ann/.DS_Store": ""}  # fmt: skip
+             "/".join("abcdefghij") + "/99_made.ipynb": RIGHT, "ann/.DS_Store": "",
+             "ann/99_made/timestamp.txt": "2026-11-30"}  # fmt: skip
     hand_in(tmp_path / "submitted", {"ann/real.txt": ""})
     os.symlink(tmp_path, tmp_path / "submitted" / "linked")
     os.symlink("real.txt", tmp_path / "submitted" / "ann" / "99_made link.ipynb")
     reasons = {name: about[2] for name, about in found(tmp_path, files).items()}
-    words = {"ann/99_made.py": "no notebook", "ann/99_made.zip": "unpack it", "99_made.ipynb": "nobody's name",
+    words = {"ann/99_made.py": "no notebook", "ann/99_made.zip": "not a zip file", "99_made.ipynb": "nobody's name",
              "Copy of 99_made.ipynb": "nobody's name", "ann/notes.ipynb": "is no notebook", "linked": "a link",
              "ann/99_made link.ipynb": "a link", "ann/real.txt": "no notebook",
              "a/b/c/d/e/f/g/h/i": "more than 8"}  # fmt: skip
@@ -143,13 +144,14 @@ def whole(tmp_path, monkeypatch, capsys):
 
 def test_the_sheets_show_who_is_missing_late_twice_or_not_recognised_and_keep_the_other_assignments(tmp_path, whole):
     files = {"Ann Lee/99_made.ipynb": RIGHT, "Ann Lee/99_made (1).ipynb": STUB, "ben_LATE_1_23456_99_made.ipynb": RIGHT,
-             "dora/99_made.ipynb": "x", "Carl/99_made.zip": ""}  # fmt: skip
+             "dora/99_made.ipynb": "x", "Carl/99_made.zip": "", "Ede/answer.pdf": ""}  # fmt: skip
     hand_in(tmp_path / "submitted", files)
     status, printed = whole("--roster", str(tmp_path / "class.csv"))
     assert status == 0 and "not graded:" in printed.out
     state = {row["student"]: (row["in_roster"], row["99_made"]) for row in sheet(tmp_path, "roster")}
     assert state["a1"] == ("yes", "graded, one of 2 files") and state["b2"] == ("yes", "graded, late")
-    assert state["c3"] == ("yes", "not graded: it is an archive: unpack it")
+    assert state["c3"] == ("yes", "not graded: this zip cannot be unpacked: File is not a zip file")
+    assert state["Ede"] == ("not recognised", "missing, but there is a file: it is no notebook (.ipynb)")
     assert state["dora"][0] == "not recognised" and "no notebook" in state["dora"][1]
     assert {row["file"] for row in sheet(tmp_path, "files")} == set(files)
 

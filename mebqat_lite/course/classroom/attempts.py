@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mebqat_lite.course.classroom.cells import defined, parsed
@@ -37,6 +37,17 @@ def choose(cells: Sequence[tuple[str, str]], function: str) -> Chosen:
     copied = _copied_stubs(sources) - {own}
     used = tuple("" if n in copied else text for n, text in enumerate(sources))
     return Chosen(used, own, kinds[own], note if len(several) > 1 else "")
+
+
+def answers(cells: Sequence[tuple[str, str]], functions: Iterable[str]) -> dict[str, str]:
+    """The source of the cell that counts for each function; of those that have one."""
+    found = {}
+    for function in functions:
+        try:
+            found[function] = cells[choose(cells, function).own][1]
+        except LookupError:
+            continue
+    return found
 
 
 def _kind(name: str, source: str, function: str) -> int | None:

@@ -8,16 +8,20 @@ from collections.abc import Iterator
 
 MAGIC = re.compile(r"^(\s*)(?:[%!?]|[\w.]+\s*=\s*[%!]|[\w.]+\?)")
 FOREIGN = re.compile(r"\s*%%(?!time|timeit|capture|prun|python)\w+")  # the cell is in another language, or a file
+MOST_MAGICS = 100  # of a cell
 KEPT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, SystemError)  # what Python makes of a spoiled cell
 
 
 def python(source: str) -> str:
-    """The source with ``pass`` for each magic and shell line, so that lines keep their numbers."""
+    """The source with ``pass`` for each magic and shell line, so that lines keep their numbers.
+
+    The cell is read once for each such line, so only the first `MOST_MAGICS` are replaced.
+    """
     if FOREIGN.match(source):
         return ""
     lines = source.splitlines()
-    for _ in range(len(lines)):
+    for _ in range(min(len(lines), MOST_MAGICS) + 1):
         try:
             ast.parse("\n".join(lines))
         except SyntaxError as error:

@@ -8,11 +8,17 @@ from html import escape
 from mebqat_lite.course.classroom.grading import Assignment, Outcome, Part
 
 STYLE = """
+:root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #111 }
 body { background: #fff } code { background: #f3f3f3; padding: 0 .2rem }
 table { border-collapse: collapse; width: 100% }
 td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-top: 1px solid #ccc }
 td.points { white-space: nowrap; width: 6rem } .ok { color: #00563f } .no { color: #8a2b00 }
+mark { background: #ffe9a8; color: inherit }
+@media (prefers-color-scheme: dark) {
+  body { color: #eee; background: #161616 } code { background: #303030 } td { border-top-color: #555 }
+  .ok { color: #7fd4ad } .no { color: #ffa47a } mark { background: #5a4600 }
+}
 """
 MOST_NOTES = 20
 HEAD = (

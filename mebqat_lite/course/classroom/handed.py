@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mebqat_lite.course.classroom.attempts import ATTEMPTED, choose
+from mebqat_lite.course.classroom.contents import File, files_in
 from mebqat_lite.course.classroom.grading import Assignment
-from mebqat_lite.course.classroom.names import LATE, assignment_in, key, readable, student_of, without_copy
+from mebqat_lite.course.classroom.names import LATE, assignment_in, key, owner_in, readable, student_of, without_copy
 from mebqat_lite.course.classroom.roster import Roster
 from mebqat_lite.course.classroom.submission import Submission, SubmissionError
-
-DEEPEST = 8  # folders within each other
-IGNORED = {"__MACOSX", ".ipynb_checkpoints", ".git", ".DS_Store", "Thumbs.db", "desktop.ini"}  # made by programs
+from mebqat_lite.course.classroom.zips import is_zip
 
 
 @dataclass(frozen=True)
 class Handed:
     """A file as it was found. ``reason`` is why it is not graded; "" if it is. ``remark``: late, or one of several.
 
-    ``origin`` is what the student's name was taken from.
+    ``place`` is where it lies in what was handed in, ``path`` where it is read; the two differ if it comes out of a
+    zip. ``origin`` is what the student's name was taken from.
     """
 
+    place: PurePosixPath
     path: Path
     student: str = ""
     assignment: str = ""
@@ -31,63 +31,61 @@ class Handed:
     remark: str = ""
     origin: str = ""
 
+    @property
+    def name(self) -> str:
+        """Its place, in words for the sheets."""
+        return readable(str(self.place))
 
-def find(folder: Path, assignments: Mapping[str, Assignment], roster: Roster | None = None) -> list[Handed]:
-    """Every file in the folder; at most one for each student and assignment is without a ``reason``.
 
-    The folder in ``folder`` is the student; of a file that lies directly in it, what stands before the assignment's
-    name. A notebook is known by its name, by that of a folder around it, or by its parts.
+def find(
+    submissions: Path, assignments: Mapping[str, Assignment], room: Path, roster: Roster | None = None
+) -> list[Handed]:
+    """Every file in a folder or a zip; at most one for each student and assignment is without a ``reason``.
+
+    The folder in it is the student; of a file or a zip that lies directly in it, what stands before the assignment's
+    name. A notebook is known by its name, by that of a folder or a zip around it, or by its parts. Zips are unpacked
+    into the folder ``room``.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder or zip.
+        ValueError: it is a zip that cannot be unpacked.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder} with submissions: STUDENT/NAME.ipynb each")
-    found = _told_apart([_recognised(folder, path, why, assignments) for path, why in _files(folder)])
+    found = _told_apart([_recognised(file, assignments) for file in files_in(submissions, room)])
     if roster is not None:
         found = [replace(file, student=roster.who(file.student) or file.student) for file in found]
     return _one_each(found, assignments)
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(path, why it cannot be taken or "") of all files, in the order of their names."""
-    for place, folders, files in os.walk(folder):
-        here = Path(place)
-        yield from ((here / name, "it is a link") for name in folders if (here / name).is_symlink())
-        folders[:] = sorted(name for name in folders if name not in IGNORED)
-        if len(here.relative_to(folder).parts) == DEEPEST and folders:
-            yield here / folders[0], f"it lies in more than {DEEPEST} folders"
-            folders.clear()
-        for name in sorted(files):
-            if name not in IGNORED and not name.startswith("._"):
-                yield here / name, _unfit(here / name)
-
-
-def _unfit(path: Path) -> str:
-    if path.is_symlink():
-        return "it is a link"
-    if path.suffix.casefold() == ".zip":
-        return "it is an archive: unpack it"
-    return "" if path.suffix.casefold() == ".ipynb" else "it is no notebook (.ipynb)"
-
-
-def _recognised(folder: Path, path: Path, why: str, assignments: Mapping[str, Assignment]) -> Handed:
+def _recognised(file: File, assignments: Mapping[str, Assignment]) -> Handed:
     """Whose file it is, and of which assignment."""
-    *around, _ = path.relative_to(folder).parts
-    name, start = assignment_in(path.stem, assignments)
+    *outer, last = file.place.parts
+    around, stem = [_stem(place) if is_zip(place) else place for place in outer], readable(_stem(last))
+    (name, start), why, inner = assignment_in(stem, assignments), file.why, around[1:]
     if around and key(around[0]) in map(key, assignments):  # a folder of one assignment, with its students in it
-        start = start if name else len(path.stem)
+        start = start if name else len(stem)
         name, around = name or assignment_in(around[0], assignments)[0], around[1:]
-    for place in reversed(around[1:]):
+    elif is_zip(file.place.parts[0]):  # of a student: it stands for the folder
+        inner, around = [*around], [_owner_of_zip((around or [stem])[0], assignments)]
+    for place in reversed(inner):
         name = name or assignment_in(place, assignments)[0]
     if not why and not name:
-        name, why = _by_contents(path, assignments)
-    before = without_copy(readable(path.stem)[: max(start, 0)])
+        name, why = _by_contents(file.path, assignments)
+    before = owner_in(stem, start)
     origin = without_copy(around[0]) if around else before
     if not why and not student_of(origin):
         why = "nobody's name stands in it: put it into a folder with the student's name"
     late = "late" if LATE.search(origin) or LATE.search(before) else ""
-    return Handed(path, student_of(origin), name, why, late, origin)
+    return Handed(file.place, file.path, student_of(origin), name, why, late, origin)
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _owner_of_zip(stem: str, assignments: Mapping[str, Assignment]) -> str:
+    """As of a file of that name; where no assignment and no platform stands in it, the whole name."""
+    start = assignment_in(stem, assignments)[1]
+    return owner_in(readable(stem), start) or (stem if start < 0 else "")
 
 
 def _told_apart(found: list[Handed]) -> list[Handed]:
@@ -130,7 +128,7 @@ def _one_each(found: list[Handed], assignments: Mapping[str, Assignment]) -> lis
     changed: dict[Path, Handed] = {}
     for files in filter(lambda files: len(files) > 1, groups.values()):
         best = max(files, key=lambda file: _rank(file, assignments))
-        other = f"{readable(best.path.name)} is graded, the newest in which something is written"
+        other = f"{readable(best.place.name)} is graded, the newest in which something is written"
         changed |= {file.path: replace(file, reason=other) for file in files}
         changed[best.path] = replace(best, remark=", ".join(filter(None, [best.remark, f"one of {len(files)} files"])))
     return [changed.get(file.path, file) for file in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import mebqat_lite
@@ -27,6 +27,7 @@ class Graded:
     notes: tuple[str, ...] = ()  # for the student: what of the cells counts
     file: str = ""  # its path in the folder of submissions
     remark: str = ""  # late, one of several files
+    code: Mapping[str, str] = field(default_factory=dict)  # the source of each part
 
     @property
     def points(self) -> int:
@@ -58,7 +59,11 @@ def keep(out: Path, graded: Graded, mark: str, by_hand: Sequence[str] = ()) -> N
     replace(out / "feedback" / folder / f"{name}.html", shown.encode())
     fields = {"fingerprint": mark, "student": graded.student, "problem": graded.problem, "notes": graded.notes}
     fields |= {"file": graded.file, "remark": graded.remark}
-    answers = {"written": dict(graded.written), "outcomes": [asdict(outcome) for outcome in graded.outcomes]}
+    answers = {
+        "written": dict(graded.written),
+        "code": dict(graded.code),
+        "outcomes": [asdict(outcome) for outcome in graded.outcomes],
+    }
     text = json.dumps({**fields, **answers}, indent=1, ensure_ascii=False)
     replace(out / "results" / folder / f"{name}.json", text.encode())
 
@@ -88,7 +93,7 @@ def _read(path: Path, assignment: Assignment, mark: str | None = None) -> Graded
         outcomes = tuple(Outcome(**outcome) for outcome in fields["outcomes"])
         if mark is None or fields["fingerprint"] == mark:
             about = (fields["written"], fields["problem"], tuple(fields["notes"]), fields["file"], fields["remark"])
-            return Graded(fields["student"], assignment, outcomes, *about)
+            return Graded(fields["student"], assignment, outcomes, *about, fields.get("code", {}))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     return None

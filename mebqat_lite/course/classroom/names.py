@@ -13,6 +13,13 @@ COPY = re.compile(r"(?i)^(copy of|kopie von|copie de|copia de)\b")
 MOODLE = re.compile(r"_\d+_assignsubmission_[a-z]+$")
 LATE = re.compile(r"[ _-]LATE(?=$|[ _-])")
 CANVAS = re.compile(r"_\d+_\d{5,}$")
+MARKED = re.compile(r"(.+?_\d+_(?:assignsubmission_[a-z]+|\d{5,}))_")  # what either platform puts before a file's name
+OF_PROGRAMS = {"__MACOSX", ".ipynb_checkpoints", ".git", ".DS_Store", "Thumbs.db", "desktop.ini", "timestamp.txt"}
+
+
+def is_of_a_program(parts: Iterable[str]) -> bool:
+    """Whether a program has made this file or a folder around it, so that no list needs a line for it."""
+    return any(part in OF_PROGRAMS or part.startswith("._") for part in parts)
 
 
 def readable(name: str) -> str:
@@ -30,6 +37,14 @@ def student_of(origin: str) -> str:
     Moodle adds ``_4711_assignsubmission_file_``, Canvas ``_LATE_123_45678``.
     """
     return LATE.sub("", CANVAS.sub("", MOODLE.sub("", origin))).strip(" _-.")
+
+
+def owner_in(stem: str, start: int) -> str:
+    """What says whose a file is that lies in no student's folder: what a platform has put before its name, or else what
+    stands before the assignment's name, which begins at ``start`` (-1: it is not there).
+    """
+    marked = MARKED.match(stem[:start] if start >= 0 else stem)
+    return without_copy(marked[1] if marked else stem[: max(start, 0)])
 
 
 def without_copy(text: str) -> str:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from mebqat_lite.course.classroom.submission import Submission
+
 VERSION = 4  # of the notebook format
+
+
+SOLUTION = re.compile(r"(?ms)^([ \t]*)### BEGIN SOLUTION.*?### END SOLUTION[^\n]*")
+STUB = "return ..."
+
+
+def handed_out(graders: Path, name: str) -> list[str]:
+    """The code cells of a hand-out, from its master beside the folder of the graders; none if it is not there."""
+    master = graders.parent / "source" / name / f"{name}.ipynb"
+    if not master.is_file():
+        return []
+    return [SOLUTION.sub(rf"\1{STUB}", text) for _, text in Submission.read(master, "").cells]
 
 
 def student_version(notebook: Any) -> Any:
@@ -16,7 +31,7 @@ def student_version(notebook: Any) -> Any:
     resources: dict[str, Any] = {}
     for step in (
         preprocessors.LockCells(),
-        preprocessors.ClearSolutions(code_stub={"python": "return ..."}),
+        preprocessors.ClearSolutions(code_stub={"python": STUB}),
         preprocessors.ClearOutput(),
         preprocessors.ClearHiddenTests(),
     ):

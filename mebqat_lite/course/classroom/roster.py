@@ -9,6 +9,8 @@ from pathlib import Path
 from mebqat_lite.course.classroom.names import assignment_in, key, readable
 from mebqat_lite.course.classroom.tables import read_table, write_table
 
+DAYS = ("extradays", "freedays")  # how the titles of columns begin that are no names, see `deadlines.days_of`
+AFTER = "after late days"  # ends the title of a column of a gradebook
 NOBODY = ("points possible", "student, test")  # lines of Canvas
 
 
@@ -16,14 +18,17 @@ class Roster:
     """Students in their order, of a table with a line of titles.
 
     What the sheets show is the column ``student``; without one, the first in which every line has a text of its own.
-    A folder's name means the student in whose line it stands, alone or as two texts together.
+    A folder's name means the student in whose line it stands, alone or as two texts together. ``days`` are the columns
+    of extensions and free days, which are no names: (title, text by student) each.
 
     Raises:
         ValueError: the table has no students, or no such column.
     """
 
     def __init__(self, table: Sequence[Sequence[str]]) -> None:
-        self.head, *self.lines = [list(line) for line in table] or [[]]
+        titles = table[0] if table else []
+        days = [at for at, title in enumerate(titles) if key(title).startswith(DAYS)]
+        self.head, *self.lines = [[text for n, text in enumerate(line) if n not in days] for line in table] or [[]]
         at = self._column()
         self.of_line = [self._student(line, at) for line in self.lines]
         self.students = list(filter(None, self.of_line))
@@ -31,10 +36,15 @@ class Roster:
             raise ValueError("no students in it: write a line of titles, then a line for each")
         if len(set(self.students)) < len(self.students):
             raise ValueError("a student stands in it twice: add a column student with a name for each")
+        self.days = [(titles[n], self._texts(table[1:], n)) for n in days]
         self._known: dict[str, set[str]] = {}
         for student, line in zip(self.of_line, self.lines, strict=True):
             for name in _spellings(line) if student else ():
                 self._known.setdefault(name, set()).add(student)
+
+    def _texts(self, lines: Sequence[Sequence[str]], at: int) -> dict[str, str]:
+        pairs = zip(self.of_line, lines, strict=True)
+        return {student: line[at].strip() for student, line in pairs if student and len(line) > at}
 
     @classmethod
     def read(cls, path: Path) -> Roster:
@@ -61,6 +71,11 @@ class Roster:
         found = self._known.get(key(name), set())
         return next(iter(found)) if len(found) == 1 else ""
 
+    def whose(self, line: Sequence[str]) -> str:
+        """The student of a line of another table; "" if none, or more than one."""
+        found = {self.who(name) for name in _spellings(line)} - {""}
+        return found.pop() if len(found) == 1 else ""
+
 
 def _spellings(line: Sequence[str]) -> Iterator[str]:
     """Each text of a line, "Lee, Ann" also turned, and each two of the first eight together."""
@@ -69,19 +84,39 @@ def _spellings(line: Sequence[str]) -> Iterator[str]:
     yield from map("".join, itertools.permutations(filter(None, map(key, line[:8])), 2))
 
 
-def write_gradebook(path: Path, roster: Roster, points: Mapping[tuple[str, str], float], names: Sequence[str]) -> None:
+def write_gradebook(
+    path: Path,
+    roster: Roster,
+    points: Mapping[tuple[str, str], float],
+    names: Sequence[str],
+    after: Mapping[tuple[str, str], float | None] | None = None,
+) -> None:
     """The roster with the points of each assignment, in the column whose title names it, else in one of its own.
 
-    ``points`` is by (student, assignment). Moodle and Canvas import the file if the roster is their own export.
+    ``points`` is by (student, assignment), and so is what a policy for late days leaves, ``after``, which has columns
+    of its own. Moodle and Canvas import the file if the roster is their own export.
     """
-    columns = {assignment_in(title, names)[0]: at for at, title in enumerate(roster.head)}
-    head = [*roster.head, *(name for name in names if name not in columns)]
-    columns = {name: columns.get(name, head.index(name) if name in head else 0) for name in names}
-    rows = []
-    for student, line in zip(roster.of_line, roster.lines, strict=True):
-        row: list[str | float] = [*line, *[""] * (len(head) - len(line))]
-        for name, at in columns.items():
-            if (student, name) in points:
-                row[at] = points[student, name]
-        rows.append(row)
+    head = list(roster.head)
+    rows: list[list[str | float]] = [[*line, *[""] * (len(head) - len(line))] for line in roster.lines]
+    for name in names:
+        of_points = [at for at, title in enumerate(head) if assignment_in(title, [name])[0] and AFTER not in title]
+        _fill(head, rows, of_points, name, [points.get((student, name)) for student in roster.of_line])
+        if after is not None:
+            title = f"{name} {AFTER}"
+            same = [at for at, other in enumerate(head) if other == title]
+            _fill(head, rows, same, title, [after.get((student, name)) for student in roster.of_line])
     write_table(path, head, rows)
+
+
+def _fill(
+    head: list[str], rows: list[list[str | float]], at: Sequence[int], title: str, values: Sequence[float | None]
+) -> None:
+    """Write values into the last of the columns ``at``, or into a new one."""
+    if not at:
+        head.append(title)
+        for row in rows:
+            row.append("")
+    place = at[-1] if at else len(head) - 1
+    for row, value in zip(rows, values, strict=True):
+        if value is not None:
+            row[place] = value

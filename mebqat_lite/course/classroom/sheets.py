@@ -11,7 +11,6 @@ from typing import Any
 from mebqat_lite.course.classroom.by_hand import Marks
 from mebqat_lite.course.classroom.handed import Handed
 from mebqat_lite.course.classroom.kept import Graded
-from mebqat_lite.course.classroom.names import readable
 from mebqat_lite.course.classroom.roster import Roster
 from mebqat_lite.course.classroom.tables import write_table
 
@@ -30,18 +29,28 @@ COLUMNS = (
 )
 
 
-def write_grades(out: Path, graded: Sequence[Graded], marks: Marks) -> None:
+def write_grades(
+    out: Path, graded: Sequence[Graded], marks: Marks, after: Mapping[tuple[str, str], float | None] | None = None
+) -> None:
     """``grades.csv``, a line for each student and assignment, and ``course.csv``, one for each student.
 
     Points in ``course.csv`` are those of the machine and, once all questions of the result are marked, those by hand.
+    What a policy for late days leaves, ``after``, has a column of its own, which is empty where it is not yet known.
     """
     write_table(out / "grades.csv", COLUMNS, (_row(result, marks) for result in graded))
     names, points = sorted({result.assignment.name for result in graded}), totals(graded, marks)
     rows = []
     for student in dict.fromkeys(result.student for result in graded):
         line = [points.get((student, name), "") for name in names]
-        rows.append([student, *line, sum(value for value in line if not isinstance(value, str))])
-    write_table(out / "course.csv", ["student", *names, "total"], rows)
+        total = sum(value for value in line if not isinstance(value, str))
+        rows.append([student, *line, total, *([] if after is None else [_left(student, after)])])
+    more = [] if after is None else ["total_after_late_days"]
+    write_table(out / "course.csv", ["student", *names, "total", *more], rows)
+
+
+def _left(student: str, after: Mapping[tuple[str, str], float | None]) -> float | str:
+    values = [value for (whose, _), value in after.items() if whose == student]
+    return "" if None in values else sum(filter(None, values))
 
 
 def totals(graded: Iterable[Graded], marks: Marks) -> dict[tuple[str, str], float]:
@@ -61,13 +70,13 @@ def _points(result: Graded, function: str) -> int:
     return sum(outcome.points for outcome in result.outcomes if outcome.part == function)
 
 
-def write_files(path: Path, folder: Path, found: Iterable[Handed]) -> None:
+def write_files(path: Path, found: Iterable[Handed]) -> None:
     """Every file of the last folder: whose, of which assignment, and whether it is graded, or why not."""
     head = ("file", "student", "assignment", "graded", "reason")
     rows = (
-        [readable(str(file.path.relative_to(folder))), file.student, file.assignment, "no" if file.reason else "yes",
-         file.reason or file.remark] for file in found
-    )  # fmt: skip
+        [file.name, file.student, file.assignment, "no" if file.reason else "yes", file.reason or file.remark]
+        for file in found
+    )
     write_table(path, head, rows)
 
 
@@ -77,9 +86,10 @@ def write_roster(path: Path, roster: Roster | None, graded: Sequence[Graded], fo
     names = sorted({name for _, name in states if name})
     listed = roster.students if roster else []
     there = [*(file.student for file in found if file.student), *(one.student for one in graded)]
+    other = {file.student: f"missing, but there is a file: {file.reason}" for file in found if not file.assignment}
     rows = [
         [student, "yes" if student in listed or roster is None else "not recognised"]
-        + [states.get((student, name), "missing") for name in names]
+        + [states.get((student, name)) or other.get(student, "missing") for name in names]
         for student in dict.fromkeys([*listed, *there])
     ]
     write_table(path, ["student", "in_roster", *names], rows)
@@ -117,4 +127,4 @@ def summary(graded: Sequence[Graded], found: Sequence[Handed]) -> str:
         + (f"  {result.problems}" if result.problems else "")
         for result in graded
     ]
-    return "\n".join([*lines, *(f"not graded: {readable(str(f.path))}: {f.reason}" for f in found if f.reason)])
+    return "\n".join([*lines, *(f"not graded: {f.name}: {f.reason}" for f in found if f.reason)])

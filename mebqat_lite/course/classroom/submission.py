@@ -11,10 +11,11 @@ from typing import Any
 
 EMPTY = re.compile(r"\s*(YOUR ANSWER HERE)?\s*")  # an answer in words as nbgrader hands it out
 LARGEST = 100 * 2**20  # bytes of a notebook, with all its pictures
+MOST_CODE = 2**20  # characters of its code, which Python reads here: a tree of it takes some hundred times as much
 
 
 class SubmissionError(ValueError):
-    """A file that is no notebook."""
+    """A file that is no notebook, or one with too much code."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Submission:
 
     @classmethod
     def read(cls, path: Path, student: str) -> Submission:
-        """Read a notebook; SubmissionError if it is none."""
+        """Read a notebook; SubmissionError if it is none, or has too much code."""
         try:
             notebook = json.loads(content(path))  # also with a byte order mark
             cells = [(cell["cell_type"], _about(cell), "".join(cell["source"])) for cell in notebook["cells"]]
@@ -39,6 +40,8 @@ class Submission:
             words = str(error) or type(error).__name__
             raise SubmissionError(printable(f"{path.name} is no notebook: {words}")) from None
         code = tuple((_name(about), text) for kind, about, text in cells if kind == "code")
+        if (size := sum(len(text) for _, text in code)) > MOST_CODE:
+            raise SubmissionError(f"{printable(path.name)} has {size:,} characters of code, more than {MOST_CODE:,}")
         answers = [(about, text) for kind, about, text in cells if kind == "markdown" and about.get("solution")]
         written = {_name(about): printable(text) for about, text in answers if _name(about)}
         opened = (_name(about) for kind, about, _ in cells if kind == "code" and about.get("solution"))

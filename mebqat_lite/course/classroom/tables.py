@@ -32,7 +32,8 @@ def read_table(path: Path) -> list[list[str]]:
 
 
 def _safe(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+    is_formula = isinstance(cell, str) and cell.startswith(FORMULAS) and cell != "-"  # a dash is Moodle's "no grade"
+    return f"'{cell}" if is_formula else cell
 
 
 def _plain(cell: str) -> str:
