@@ -1,5 +1,7 @@
 """The front page of the site: what it computes in the browser is what PyTorch computes, and a reader can move it."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from benchmarks.lab import SECONDS
 from mebqat_lite import datasets, paths
 from mebqat_lite.course.widgets.drawing import render
-from mebqat_lite.course.widgets.new_classes import CALIBRATION, shipped_networks
+from mebqat_lite.course.widgets.new_classes import CALIBRATION, Embedded, shipped_networks
 from mebqat_lite.deploy.codes import weight_codes
+from mebqat_lite.deploy.onnx_run import answers
 from mebqat_lite.experiments.demo import PAINTERS
 from mebqat_lite.experiments.painting import paint
 from mebqat_lite.learners import prototype_logits
@@ -74,21 +77,21 @@ def images(seed: int, count: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("title", "file"), [("PN + PTQ-MSE", "pn-ptq-mse.onnx"), ("MEBQAT-PN in turn", "mebqat-pn-in-turn.onnx")]
 )
-def test_the_embeddings_are_those_of_pytorch(front, title, file):
+def test_the_embeddings_are_those_of_the_file_and_the_answers_those_of_pytorch(front, site, title, file):
     data = datasets.load("glyphs")
     model, shown = shipped_networks(data)[title], images(0, 60)
     for pair in ("W2A2", "W3A8", "W8A32", "FP"):
+        words = front.evaluate(RUN, [file, shown.flatten().tolist(), list(shown.shape), pair])
+        theirs = torch.tensor(words).reshape(len(shown), -1)
+        of_file = answers(site / "_static" / "play" / file, shown, bits=pair)
+        far = (theirs - of_file).abs().amax(1) / of_file.abs().max()
+        assert (far < 1e-4).float().mean() >= 0.95  # the rest are values halfway between two levels
         if not is_recalibrated(model, pair):
             recalibrate(model, data.train.images[:CALIBRATION], pair)
         with torch.no_grad(), at(model, pair, "recalibrated"):
             ours = model(shown)
-        words = front.evaluate(RUN, [file, shown.flatten().tolist(), list(shown.shape), pair])
-        theirs = torch.tensor(words).reshape(ours.shape)
-        far = (theirs - ours).abs().amax(1) / ours.abs().max()
-        assert (far < 1e-4).float().mean() >= 0.95  # the rest are values halfway between two levels
-        support, query = (out[:20] for out in (ours, theirs)), (out[20:] for out in (ours, theirs))
-        classes = [prototype_logits(q, s).argmax(1) for q, s in zip(query, support, strict=True)]
-        assert (classes[0] == classes[1]).float().mean() >= 0.95
+        chosen = [prototype_logits(out[20:], out[:20]).argmax(1) for out in (ours, theirs)]
+        assert (chosen[0] == chosen[1]).float().mean() >= 0.95
 
 
 def test_the_arithmetic_of_a_weight_is_that_of_the_package(front):
@@ -125,10 +128,10 @@ def test_strokes_become_the_image_of_the_lessons_pad(front):
 def test_a_reader_who_knows_all_characters_again_gets_all_points(front):
     front.get_by_role("button", name="Start").click()
     labels = front.evaluate("""async () => {
-      const { random } = await import("./_static/play/dom.js"), { Glyphs } = await import("./_static/play/glyphs.js");
-      const glyphs = new Glyphs({ classes: 126, images: 4 }, null), draw = random(3);
+      const { tasksOf } = await import("./_static/play/task.js"), { Glyphs } = await import("./_static/play/glyphs.js");
+      const glyphs = new Glyphs({ classes: 126, images: 4 }, null);
       glyphs.image = () => null;
-      return [[5, 5], [20, 10]].map(([ways, count]) => glyphs.task(ways, count, draw).questions.map(one => one.label));
+      return tasksOf(glyphs, 3).map(task => task.questions.map(one => one.label));
     }""")
     assert [len(some) for some in labels] == [5, 10]
     for label in labels[0] + labels[1]:
@@ -138,13 +141,16 @@ def test_a_reader_who_knows_all_characters_again_gets_all_points(front):
     assert rows[0].split("\t") == ["You", "5 of 5", "10 of 10"] and len(rows) == 5
     front.get_by_role("button", name="Other characters").first.click()
     assert front.get_by_text("Question 1 of 5: which is this one?").is_visible()
+    front.locator(".play-examples button").nth(4).click()
+    said = front.locator(".play-asked").inner_text()
+    assert re.match(r"That was (right|number [1-4])\. Question 2 of 5: which is this one\?", said), said
 
 
 def test_answers_follow_the_sliders_and_what_is_drawn(front):
     grid, words = front.locator(".play-answers"), front.locator(".play-words")
-    assert grid.locator("thead th").all_inner_texts() == ["bits", "FP", "8", "6", "4", "3", "2"]
+    assert grid.locator("thead th").all_inner_texts() == ["bits", "2", "FP", "8", "6", "4", "3", "2"]
     front.get_by_label("Bits of activations").press("End")
-    grid.locator("thead th", has_text="2 / FP").wait_for()
+    grid.locator("thead th.play-chosen", has_text="2 / FP").wait_for()
     before = grid.locator("tbody").inner_text()
     box = front.get_by_label("E again, drawn")
     area = box.bounding_box()
@@ -153,9 +159,24 @@ def test_answers_follow_the_sliders_and_what_is_drawn(front):
     front.mouse.move(area["x"] + 70, area["y"] + 75, steps=5)
     front.mouse.up()
     front.wait_for_function("text => document.querySelector('.play-answers tbody').innerText !== text", arg=before)
-    front.get_by_role("button", name="Empty boxes").click()
+    front.get_by_role("button", name="Clear all").click()
     words.get_by_text("Draw examples of at least two characters").wait_for()
     assert grid.count() == 0
+
+
+def test_many_tasks_are_counted_at_the_bits_of_the_sliders(front):
+    front.get_by_role("button", name="Count over 40 tasks of 20 real characters").click()
+    told = front.get_by_text("of the characters right at 2 bits, chance is 5 %")
+    told.wait_for(timeout=120 * SECONDS)
+    words = told.inner_text()
+    rounded, ours = map(float, re.findall(r"(\d+) %(?=,| of)", words))
+    gap, half = map(float, re.search(r"Difference (\S+) ±(\S+) points", words).groups())
+    assert gap == pytest.approx(ours - rounded, abs=1.1)
+    data = datasets.load("glyphs")
+    embedded = Embedded(shipped_networks(data), data.test, data.train.images[:CALIBRATION])
+    expected = [float(embedded.scores(title, "W2A2").mean()) for title in ("PN + PTQ-MSE", "MEBQAT-PN in turn")]
+    assert [rounded, ours] == pytest.approx(expected, abs=5)  # other tasks of the same classes
+    assert 0 < half < gap
 
 
 def test_a_weight_is_explained_by_keys(front):

@@ -7,6 +7,7 @@ import { FULL } from "./networks.js";
 import pad from "./drawing.js";
 
 const NAMES = ["A", "B", "C", "D", "E"];
+const TASKS = 40, WAYS = 20, T = 2.023; // T: of Student's distribution, 95 %, for 39 degrees of freedom
 
 // What the pad of lesson 06 expects to talk to: boxes, and who wants to know when they change.
 class Boxes {
@@ -31,7 +32,7 @@ class Draw {
     this.widths = [...about.widths, FULL];
     child(parent, "p", { textContent: "An example of each character, which the networks learn from:" });
     this.examples = new Boxes(child(parent, "div", { className: "play-pad" }), NAMES, "");
-    child(parent, "p", { textContent: "The same characters once more, each beneath its example:" });
+    child(parent, "p", { textContent: "The same characters once more, in the same order:" });
     this.queries = new Boxes(child(parent, "div", { className: "play-pad" }), NAMES.map((name) => `${name} again`),
       "Draw with mouse, finger or pen; × empties a box. By keys: Tab to a box, arrows move the pen, Space sets it " +
       "down and lifts it, Delete empties the box.");
@@ -39,10 +40,13 @@ class Draw {
     const button = (words, act) => child(row, "button", { type: "button", textContent: words, onclick: act,
       className: "play-button" });
     button("Other characters", () => this.fill());
-    button("Empty boxes", () => this.empty());
+    button("Clear all", () => this.empty());
     this.sliders(child(parent, "div", { className: "play-sliders" }));
+    child(parent, "p", { textContent: "The activations follow the weights; move them afterwards. Where weights are at full " +
+      "precision, so are activations." });
     this.words = child(parent, "p", { className: "play-words" }, { "aria-live": "polite" });
     this.grid = child(parent, "div", { className: "play-wide" });
+    new Count(child(parent, "div"), this);
     this.kernels = kernels(parent, about.kernels);
     this.draw = random(glyphs.seed);
     this.fill();
@@ -67,9 +71,8 @@ class Draw {
   }
 
   fill() {
-    const { examples, questions } = this.glyphs.task(NAMES.length, NAMES.length, this.draw);
-    const again = examples.map((_, i) => questions.find(({ label }) => label === i).image);
-    this.put(examples.map(boxOf), again.map(boxOf));
+    const { examples, questions } = this.glyphs.whole(NAMES.length, this.draw);
+    this.put(examples.map(boxOf), questions.map(({ image }) => boxOf(image)));
   }
 
   empty() {
@@ -88,7 +91,8 @@ class Draw {
     const learned = NAMES.map((_, i) => i).filter((i) => examples[i]);
     const asked = learned.filter((i) => queries[i]);
     const images = [...learned.map((i) => examples[i]), ...asked.map((i) => queries[i])];
-    this.task = { learned, asked, images, answers: new Map() };
+    const lost = NAMES.filter((_, i) => queries[i] && !examples[i]).map((name) => ` ${name} again has no example.`);
+    this.task = { learned, asked, images, lost: lost.join(""), answers: new Map() };
   }
 
   // Ask each network at each pair, once: a letter for each character that is asked for.
@@ -122,38 +126,29 @@ class Draw {
     this.kernels.show(bits.w);
     if (task.learned.length < 2 || !task.asked.length) {
       this.grid.replaceChildren();
-      this.words.textContent = "Draw examples of at least two characters, and one of them again.";
+      this.words.textContent = `Draw examples of at least two characters, and one of them again.${task.lost}`;
       return;
     }
-    const columns = this.widths.toReversed().map((width) => ({ w: width, a: width }));
-    if (bits.w !== bits.a) columns.push(bits);
-    await this.ask(task, columns);
+    const equal = this.widths.toReversed().map((width) => ({ w: width, a: width }));
+    await this.ask(task, [bits, ...equal]);
     const truth = task.asked.map((i) => NAMES[i]);
-    this.table(columns, task.answers, truth);
-    this.words.textContent = this.titles.map((title) => this.sentence(title, columns, task.answers)).join(" ");
-  }
-
-  // Where the answers of a network first differ from its own at full precision.
-  sentence(title, columns, answers) {
-    const [full, ...equal] = columns.filter(({ w, a }) => w === a);
-    const before = answers.get(key(title, full)).join();
-    const first = equal.find((bits) => answers.get(key(title, bits)).join() !== before);
-    if (!first) return `${title} answers at every width as at full precision.`;
-    return `${title} answers otherwise than at full precision for the first time at ${first.w} bits.`;
+    this.table([bits, ...equal], task.answers, truth);
+    const said = this.titles.map((title) => firstChange(title, equal, task.answers, truth));
+    this.words.textContent = `${said.join(" ")}${task.lost}`;
   }
 
   table(columns, answers, truth) {
     const grid = child(new DocumentFragment(), "table", { className: "play-answers" });
     const head = child(child(grid, "thead"), "tr");
     child(head, "th", { textContent: "bits" });
-    const chosen = ({ w, a }) => (w === this.bits.w && a === this.bits.a ? "play-chosen" : "");
-    for (const bits of columns) child(head, "th", { textContent: named(bits), className: chosen(bits) });
+    const chosen = (i) => (i ? "" : "play-chosen"); // the first column is that of the sliders
+    columns.forEach((bits, i) => child(head, "th", { textContent: named(bits), className: chosen(i) }));
     const body = child(grid, "tbody");
     for (const title of this.titles) {
       const row = child(body, "tr"), { color, bytes } = this.about.networks[title];
       child(row, "th", { textContent: title }, { scope: "row" }).style.borderColor = color;
-      for (const bits of columns) {
-        const cell = child(row, "td", { className: chosen(bits) });
+      for (const [i, bits] of columns.entries()) {
+        const cell = child(row, "td", { className: chosen(i) });
         const said = answers.get(key(title, bits)), right = said.filter((name, i) => name === truth[i]).length;
         said.forEach((name, i) => child(cell, name === truth[i] ? "span" : "mark", { textContent: name }));
         child(cell, "small", { textContent: `${right} of ${truth.length}` });
@@ -162,6 +157,61 @@ class Draw {
     }
     this.grid.replaceChildren(grid);
   }
+}
+
+// Both networks on many tasks of twenty real characters each, at the bits of the sliders.
+class Count {
+  constructor(parent, draw) {
+    this.draw = draw;
+    const act = () => this.run().finally(() => { this.button.disabled = false; });
+    this.button = child(parent, "button", { type: "button", className: "play-button", onclick: act,
+      textContent: `Count over ${TASKS} tasks of ${WAYS} real characters` });
+    this.words = child(parent, "p", {}, { "aria-live": "polite" });
+  }
+
+  async run() {
+    const { titles, bits } = this.draw, scores = titles.map(() => []), random20 = random(0);
+    this.button.disabled = true;
+    for (let n = 1; n <= TASKS; n++) {
+      const task = this.draw.glyphs.whole(WAYS, random20);
+      const found = await Promise.all(titles.map((title) => this.score(title, bits, task)));
+      found.forEach((score, i) => scores[i].push(score));
+      this.words.textContent = `${n} of ${TASKS} tasks are done.`;
+    }
+    this.words.textContent = compared(titles, bits, scores);
+  }
+
+  // The right answers of a network in percent.
+  async score(title, bits, { examples, questions }) {
+    const { networks, about } = this.draw, url = await networks.load(about.networks[title].file);
+    const images = [...examples, ...questions.map(({ image }) => image)];
+    const answers = nearest(await networks.run(url, ...batch(images), bits), WAYS, WAYS);
+    return (100 * answers.filter((answer, i) => answer === questions[i].label).length) / WAYS;
+  }
+}
+
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+// The mean scores in words, and the paired difference with its 95 % interval over the tasks.
+function compared(titles, bits, scores) {
+  const gaps = scores[1].map((score, i) => score - scores[0][i]), gap = mean(gaps);
+  const half = T * Math.sqrt(mean(gaps.map((one) => (one - gap) ** 2)) / (TASKS - 1));
+  const each = titles.map((title, i) => `${title} ${mean(scores[i]).toFixed(0)} %`).join(", ");
+  const told = Math.abs(gap) > half ? "" : ": they are not told apart";
+  const words = `${gap > 0 ? "+" : ""}${gap.toFixed(1)} ±${half.toFixed(1)} points`;
+  return `${each} of the characters right at ${named(bits)} bits, chance is 5 %. Difference ${words}${told}.`;
+}
+
+// Where the answers of a network first differ from its own at full precision, and how.
+function firstChange(title, [full, ...others], answers, truth) {
+  const before = answers.get(key(title, full)), said = (bits) => answers.get(key(title, bits));
+  const first = others.find((bits) => said(bits).join() !== before.join());
+  if (!first) return `${title} answers at every width as at full precision.`;
+  const how = truth.flatMap((name, i) => {
+    const [was, is] = [before[i], said(first)[i]];
+    return was === is ? [] : [`${name} turns ${is === name ? "right" : was === name ? "wrong" : "into another mistake"}`];
+  });
+  return `${title} changes its answers first at ${first.w} bits: ${how.join(", ")}.`;
 }
 
 const key = (title, { w, a }) => `${title} W${w}A${a}`;

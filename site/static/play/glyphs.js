@@ -31,15 +31,19 @@ export class Glyphs {
     });
   }
 
-  // A task of `ways` classes: an example of each, and `count` questions { image, label }, no two of the same class.
-  task(ways, count, draw) {
+  // A task of `ways` classes: an example of each, and a question { image, label } for each number of a class in `asked`.
+  task(ways, asked, draw) {
     const classes = shuffled(this.classes, draw).slice(0, ways);
-    const asked = shuffled(ways, draw).slice(0, count);
     const other = () => 1 + Math.floor(draw() * (this.images - 1));
     return {
       examples: classes.map((label) => this.image(label, 0)),
       questions: asked.map((label) => ({ label, image: this.image(classes[label], other()) })),
     };
+  }
+
+  // A task that asks once for each class, in order.
+  whole(ways, draw) {
+    return this.task(ways, Array.from({ length: ways }, (_, label) => label), draw);
   }
 }
 

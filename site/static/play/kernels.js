@@ -17,14 +17,16 @@ export function spoken(weight, bits, grid) {
   const { code, steps, value } = quantized(weight, bits, grid), exact = weight / grid[0];
   const act = Math.round(exact) === steps ? "rounded to" : "clipped to";
   return `The weight ${weight.toFixed(4)} is ${exact.toFixed(2)} steps of ${grid[0].toFixed(4)}, ${act} ${steps}: ` +
-    `code ${code}, in bits ${code.toString(2).padStart(bits, "0")}. The layer multiplies with ${value.toFixed(4)}.`;
+    `code ${code} (codes begin at 0), in bits ${code.toString(2).padStart(bits, "0")}. ` +
+    `The layer multiplies with ${value.toFixed(4)}.`;
 }
 
 export function kernels(parent, { weights, grids }) {
   const width = ACROSS * (3 * CELL + GAP), height = (weights.length / ACROSS) * (3 * CELL + GAP);
   const most = Math.max(...weights.flat().map(Math.abs));
   child(parent, "p", { textContent: `Weights of MEBQAT-PN in turn at these bits, ${weights.length} kernels of its last ` +
-    "layer. Point at one, or move the frame with the arrow keys." });
+    "quantized layer: blue is positive, orange is negative, and the paler the smaller. Point at one, or move the frame " +
+    "with the arrow keys. How many different values are left?" });
   const canvas = child(parent, "canvas", { width, height, className: "play-kernels", tabIndex: 0 }, { role: "img" });
   const words = child(parent, "p", { className: "play-arithmetic" }, { "aria-live": "polite" });
   const draw = canvas.getContext("2d"), at = { column: 1, row: 1 };

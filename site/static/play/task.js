@@ -7,8 +7,9 @@ import { bitsOf } from "./networks.js";
 const ROUNDS = [{ ways: 5, count: 5 }, { ways: 20, count: 10 }];
 const PAIRS = ["FP", "W2A2"];
 
-// One question after another about `task`; it returns the reader's answers, a number of an example for each.
-async function ask(parent, task) {
+// One question after another about `task`, beneath what was said before; it returns the reader's answers, each the
+// number of an example.
+async function ask(parent, task, before) {
   const { examples, questions } = task, answers = [];
   const asked = child(parent, "p", { className: "play-asked" }, { "aria-live": "polite" });
   const shown = child(parent, "div", { className: "play-question" });
@@ -18,15 +19,20 @@ async function ask(parent, task) {
     const button = child(buttons, "button", { type: "button", onclick: () => answered(i) });
     button.setAttribute("aria-label", `example ${i + 1}`);
     picture(button, image);
+    child(button, "small", { textContent: i + 1 });
   });
   for (const [number, { image }] of questions.entries()) {
-    const before = number ? ` ${right(answers, task)} of ${number} right so far.` : "";
-    asked.textContent = `Question ${number + 1} of ${questions.length}: which is this one?${before}`;
+    const said = number ? verdict(answers.at(-1), questions[number - 1].label) : before;
+    asked.textContent = `${said} Question ${number + 1} of ${questions.length}: which is this one?`;
     shown.replaceChildren();
     picture(shown, image, { role: "img", "aria-label": "the character that is asked for" });
     answers.push(await new Promise((resolve) => { answered = resolve; }));
   }
   return answers;
+}
+
+function verdict(answer, label) {
+  return answer === label ? "That was right." : `That was number ${label + 1}.`;
 }
 
 // What a network answers at a pair.
@@ -53,12 +59,22 @@ function table(parent, rows) {
   }
 }
 
+// The tasks of both rounds; a character may be asked for twice, so that the last one is no matter of elimination.
+export function tasksOf(glyphs, seed) {
+  const draw = random(seed);
+  return ROUNDS.map(({ ways, count }) => {
+    const asked = Array.from({ length: count }, () => Math.floor(draw() * ways));
+    return glyphs.task(ways, asked, draw);
+  });
+}
+
 async function play(parent, glyphs, about, networks, seed) {
-  const draw = random(seed), tasks = ROUNDS.map(({ ways, count }) => glyphs.task(ways, count, draw));
-  const yours = [];
-  for (const task of tasks) {
+  const tasks = tasksOf(glyphs, seed), yours = [];
+  for (const [i, task] of tasks.entries()) {
+    const last = tasks[i - 1];
+    const before = last ? `${right(yours[i - 1], last)} of ${last.questions.length} were right. Now there are twenty.` : "";
     parent.replaceChildren();
-    yours.push(await ask(parent, task));
+    yours.push(await ask(parent, task, before));
   }
   parent.replaceChildren();
   const score = (answers) => answers.map((some, i) => right(some, tasks[i]));
@@ -75,6 +91,8 @@ async function play(parent, glyphs, about, networks, seed) {
     child(parent, "p", { textContent: `The networks cannot answer here: ${error.message}.` });
   }
   table(parent, rows);
+  child(parent, "p", { textContent: "Ten questions are few: one answer is ten points. The networks over many tasks stand " +
+    "beneath the next figure." });
   const again = child(parent, "button", { type: "button", className: "play-button", textContent: "Other characters" });
   again.onclick = () => play(parent, glyphs, about, networks, seed + 1);
   if (yours.length) again.focus({ preventScroll: true });
