@@ -5,15 +5,15 @@ Nothing here may be run without all layers of the sandbox: it does what it says.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.classroom.made import FOLDER, ONE, TIGHT, Case, solved, written
 from benchmarks.classroom.outside import KEY, MARK, Outside
 
-HEAD = "def sqnr(x, y):\n    "
-OTHER = "def affine_range(x, bits):\n    "
-IMPORTS = (
-    "import ctypes, math, mmap, multiprocessing, os, re, resource, signal, socket, struct, subprocess, sys, threading"
-)
-IMPORTS += f"\nimport time, torch\nfrom multiprocessing.shared_memory import SharedMemory\nMARK, KEY = {MARK!r}, {KEY}"
+IMPORTS = f"""import ctypes, math, mmap, multiprocessing, os, re, resource, signal, socket, struct, subprocess, sys
+import threading, time, torch
+from multiprocessing.shared_memory import SharedMemory
+MARK, KEY = {MARK!r}, {KEY}"""
 ATTEMPTS = '''
 GOT = []
 
@@ -40,7 +40,7 @@ ENDLESS = {
     "loop": "while True:\n        pass",
     "sleep": "time.sleep(10_000)",
     "prints_on": "while True:\n        print('x' * 10_000)",
-    "catches_all": "while True:\n        try:\n            time.sleep(1)\n        except BaseException:\n            pass",
+    "catches_all": "while True:\n        try:\n            time.sleep(1)\n        except BaseException: pass",
     "deaf": "ctypes.CDLL(None).prctl(1, 0)\n    ctypes.CDLL(None).setsid()\n    while True:\n        pass",
     "stops_clocks": "time.perf_counter = time.monotonic = time.time = lambda: 0.0\n    while True:\n        pass",
     "half_a_reply": "[write(end, b'\\0' * 4) for end in range(3, 64)]\n    time.sleep(10_000)",
@@ -62,9 +62,9 @@ FORGED = {
     "garbage": ("[write(end, b'\\xff' * 64) for end in range(3, 64)]", "cannot be read"),
     "brackets": ("reply('[' * 100_000)", "cannot be read"),
     "another_value": ("reply('{\"dict\": [[\"value\", 1], [\"args\", 3]]}')", "cannot be read"),
-    "error": ("reply('{\"dict\": [[\"error\", {\"dict\": [[\"type\", \"\\\\ud800\\\\u0000\"]]}]]}')", "stops with|sqnr"),
-    "patched": ("from mebqat_lite.course.classroom import worker; worker.framed = lambda value: b'\\0' * 99; return 1.0",
-                "no message|cannot be read"),
+    "error": ("reply('{\"dict\": [[\"error\", {\"dict\": [[\"type\", \"\\\\ud800\\\\u0000\"]]}]]}')", "stops with"),
+    "patched": ("from mebqat_lite.course.classroom import worker\n    worker.framed = lambda value: b'\\0' * 99\n"
+                "    return 1.0", "no message|cannot be read"),
     "script": ("return type('<script>alert(1)</script>', (), {})()", "script"),
     "huge": ("return 10**9000", "too large"),
 }  # fmt: skip
@@ -111,7 +111,7 @@ def attempts(outside: Outside) -> dict[str, list[str]]:
         ],
         "start_processes": [
             "os.fork()", "call('vfork')", "os.forkpty()", "subprocess.Popen([sys.executable, '-c', 'pass'])",
-            "os.posix_spawn(sys.executable, ['a'], {})", "os.execv(sys.executable, ['a'])", "1 - os.system('true') or 1",
+            "os.posix_spawn(sys.executable, ['a'], {})", "os.execv(sys.executable, ['a'])", "-abs(os.system('true')) or 1",
             "multiprocessing.get_context('fork').Process(target=print).start()",
             "call('syscall', 56, 17, 0, 0, 0, 0)", "call('syscall', 435, ctypes.create_string_buffer(88), 88)",
         ],
@@ -125,41 +125,51 @@ def attempts(outside: Outside) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def hostile(
-    name: str, assignment: str, parts: dict[str, str], loses: dict[str, int], *says: str, more: str = ""
-) -> Case:
-    """A notebook whose first cell has what the attack needs."""
-    return Case("hostile", name, assignment, written(solved(assignment, parts, [IMPORTS + more])), loses, says)
+HEADS = {"affine_range": "def affine_range(x, bits):\n    ", "sqnr": "def sqnr(x, y):\n    "}
+ANSWERS = {
+    "affine_range": "low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)\n"
+    "    step = (high - low) / (2**bits - 1)\n    return step, round(-low / step)",
+    "sqnr": "return 10 * math.log10(x.pow(2).sum() / (x - y).pow(2).sum())",
+}
 
 
-def refused(outside: Outside) -> list[Case]:
-    """Attempts that are refused, each by each: the answer after them is right, and gets its points."""
-    found = []
-    right = "    return 10 * math.log10(x.pow(2).sum() / (x - y).pow(2).sum())"
-    for name, lines in attempts(outside).items():
-        tried = f"def sqnr(x, y):\n    for line in {lines!r}:\n        attempt(line)\n    if GOT:\n"
-        tried += f"        raise RuntimeError(f'not refused: {{GOT}}')\n{right}"
-        found.append(hostile(name, ONE, {"sqnr": tried}, {}, more=ATTEMPTS))
+def by_two(kind: str, assignment: str, attacks: Mapping[str, tuple[str, str]], more: str) -> list[Case]:
+    """Notebooks with two attacks each, (body, words of the message), one in either part."""
+    left, found = list(attacks), []
+    while left:
+        names = dict(zip(HEADS, left[:2], strict=False))
+        parts = {part: HEADS[part] + attacks[name][0] for part, name in names.items()}
+        notebook = written(solved(assignment, parts, [IMPORTS + more]))
+        says = tuple(attacks[name][1] for name in names.values())
+        found.append(Case("hostile", "_".join([kind, *left[:2]]), assignment, notebook, dict.fromkeys(names, 0), says))
+        left = left[2:]
     return found
 
 
-def ended() -> list[Case]:
-    """Two parts of a notebook, each of which ends its process in its own way."""
-    pairs = zip(ENDS[::2], ENDS[1::2], strict=True)
-    lost = {"affine_range": 0, "sqnr": 0}
-    return [
-        hostile(f"ends_{number}", ONE, {"affine_range": OTHER + one, "sqnr": HEAD + two}, lost)
-        for number, (one, two) in enumerate(pairs)
-    ]
+def refused(outside: Outside) -> list[Case]:
+    """Attempts that are refused, one by one: the answer after them is right, and gets its points."""
+    groups, found = attempts(outside), []
+    names = list(groups)
+    for pair in zip(names[::2], names[1::2], strict=True):
+        parts = {}
+        for part, name in zip(HEADS, pair, strict=True):
+            tried = f"for line in {groups[name]!r}:\n        attempt(line)\n    if GOT:\n"
+            tried += "        raise RuntimeError(f'not refused: {GOT}')\n    "
+            parts[part] = HEADS[part] + tried + ANSWERS[part]
+        notebook = written(solved(ONE, parts, [IMPORTS + ATTEMPTS]))
+        found.append(Case("hostile", "_".join(pair), ONE, notebook))
+    return found
 
 
 def cases(outside: Outside) -> list[Case]:
     """All hostile ones."""
-    found = [*refused(outside), *ended()]
-    for name, body in ENDLESS.items():
-        found.append(hostile(name, TIGHT, {"sqnr": HEAD + body}, {"sqnr": 0}, "longer than", more=REPLY))
-    for name, (body, words) in GREEDY.items():
-        found.append(hostile(f"takes_{name}", TIGHT, {"sqnr": f"{HEAD}return {body}"}, {"sqnr": 0}, words))
-    for name, (body, words) in FORGED.items():
-        found.append(hostile(f"forges_{name}", ONE, {"sqnr": HEAD + body}, {"sqnr": 0}, words, more=REPLY))
-    return found
+    ended = {f"end_{number}": (body, "") for number, body in enumerate(ENDS)}
+    endless = {name: (body, "longer than") for name, body in ENDLESS.items()}
+    greedy = {name: (f"return {body}", words) for name, (body, words) in GREEDY.items()}
+    return [
+        *refused(outside),
+        *by_two("ends", ONE, ended, REPLY),
+        *by_two("endless", TIGHT, endless, REPLY),
+        *by_two("takes", TIGHT, greedy, REPLY),
+        *by_two("forges", ONE, FORGED, REPLY),
+    ]

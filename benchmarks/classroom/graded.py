@@ -18,7 +18,7 @@ from mebqat_lite.course.classroom.grading import Assignment
 from mebqat_lite.course.classroom.kept import Graded
 from mebqat_lite.course.classroom.sandbox import LAYERS, Limits, layers
 
-# For the endless and the greedy, in `sqnr` alone: a slow machine would stop a right answer too.
+# For the endless and the greedy alone: a slow machine would stop a right answer too.
 SHORT = Limits(seconds=3.0, memory=2**29, folder_bytes=2**25, files=200)
 GRADER = "from benchmarks.classroom.graded import assignment\nASSIGNMENT = assignment({name!r}, {parts!r})\n"
 
@@ -28,7 +28,7 @@ def assignment(name: str, parts: Sequence[str]) -> Assignment:
     whole = load_assignments(FOLDER / "graders")[ONE if name == TIGHT else name]
     kept = [part for part in whole.parts if part.function in parts or not parts]
     if name == TIGHT:
-        kept = [replace(part, limits=SHORT) if part.function == "sqnr" else part for part in kept]
+        kept = [replace(part, limits=SHORT) for part in kept]
     return replace(whole, name=name, parts=tuple(kept))
 
 

@@ -112,7 +112,6 @@ def in_other_order() -> Case:
 
 def of_cells() -> list[Case]:
     """Other cells: magics, shells, plots, what raises, what runs on, what is written again."""
-    missing = "from google.colab import drive\nimport numpy as np\ndrive.mount('/content')"
     later = "LEVELS = 2\nTEN = 1\ndef power(x):\n    return 0.0"
     constants = "TEN: int = 2 * 5\nA, B = 10, 1\nLEVELS = lambda bits: 2**bits - 1"
     uses = "def sqnr(x, y):\n    return TEN * B * math.log10(power(x) / power(x - y))"
@@ -120,22 +119,22 @@ def of_cells() -> list[Case]:
     levels = RANGE.replace("(2**bits - 1)", "LEVELS(bits)")
     magics = ["%matplotlib inline\n!pip install seaborn\nfiles = !ls\n%load_ext x", "%%bash\nrm -r *", "%%time\nA = 3",
               "%%writefile answer.py\nimport nothing", "?sqnr", "display(3)"]  # fmt: skip
-    plots = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-    raises = ["bits = {[2, 4, 8]}", "name = input('who?')", "open('data.csv')", "def f(x, y=unknown): ...", "x = ="]
-    stub = "def sqnr(x, y):\n    return ..."
-    first = "def sqnr(x, y):\n    return 10 * torch.log(x.sum() / y.sum())"
+    raises = ["import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()", "bits = {[2, 4, 8]}", "x =",
+              "from google.colab import drive\nimport numpy as np\ndrive.mount('/content')", "name = input('who?')",
+              "open('data.csv')", "def f(x, y=unknown): ..."]  # fmt: skip
+    said = ("google", "EOFError", "FileNotFoundError", "NameError", "TypeError")
+    first, stub = "def sqnr(x, y):\n    return 10 * torch.log(x.sum() / y.sum())", "def sqnr(x, y):\n    return ..."
+    prints = f"print('x' * 10**6)\n{SQNR}print(sqnr(torch.ones(2), torch.zeros(2)))"
+    windows = RANGE.replace("    ", "\t").replace("\n", "\r\n")
     return [
         right("magics", ONE, {"sqnr": "%%time\n" + SQNR, "affine_range": "%%capture out\n" + RANGE}, magics),
-        right("plots", ONE, {}, [plots]),
-        right("raises", ONE, {}, raises, says=("EOFError", "FileNotFoundError", "NameError", "TypeError")),
-        right("colab", ONE, {"sqnr": SQNR.replace("torch.log10", "np.log10")}, [missing], says=("google",)),
+        right("raises", ONE, {"sqnr": SQNR.replace("torch.log10", "np.log10")}, raises, says=said),
         right("constants", ONE, {"sqnr": uses, "affine_range": levels}, [constants, helper], [later]),
         right("helper_below", ONE, {"sqnr": uses, "affine_range": levels}, [constants], [helper]),
         right("attempts", ONE, {"sqnr": first + "\n"}, below=[SQNR, stub], says=("number .* counts",)),
         right("runs_on", ONE, {}, ["while True:\n    pass"], says=("takes? longer",)),
         right("exits", ONE, {}, ["import os\nos._exit(0)"], says=("only imports",)),
-        right("prints", ONE, {"sqnr": f"print('x' * 10**6)\n{SQNR}print(sqnr(torch.ones(2), torch.zeros(2)))"}),
-        right("windows", ONE, {"sqnr": SQNR.replace("\n", "\r\n"), "affine_range": RANGE.replace("    ", "\t")}),
+        right("prints", ONE, {"sqnr": prints, "affine_range": windows}),
         in_other_order(),
     ]
 
@@ -147,23 +146,23 @@ def of_functions() -> list[Case]:
     in_lambda = "sqnr = lambda x, y: [10 * torch.log10(v) for v in [x.pow(2).sum() / (x - y).pow(2).sum()]][0]"
     partly = "from functools import partial\nfull = lambda base, x, bits: _range(x, bits)\n"
     partly += RANGE.replace("affine_range", "_range") + "affine_range = partial(full, 10)"
-    inside = f"if torch.__version__:\n    {SQNR.replace(chr(10), chr(10) + '    ')}\nelse:\n    def sqnr(x, y): ..."
+    inside = (
+        f"if torch.__version__:\n    {RANGE.replace(chr(10), chr(10) + '    ')}\nelse:\n    def affine_range(): ..."
+    )
+    inside = inside.replace("(x, bits):", "(x: torch.Tensor, bits: 'int' = 8, *, size: Real | None = None) -> tuple:")
     wrapped = "import functools\n\ndef logged(f):\n    @functools.wraps(f)\n    def g(*a):\n        print(a)\n"
     wrapped += f"        return f(*a)\n    return g\n\n@logged\n@torch.no_grad()\n{SQNR}"
-    typed = RANGE.replace("(x, bits):", "(x: torch.Tensor, bits: 'int' = 8, *, size: Real | None = None) -> tuple:")
-    numbers = RANGE.replace(
-        "return step, round(-low / step)", "return [np.float32(step), torch.tensor(-low / step).round()]"
-    )
-    recursive = "def sqnr(x, y, depth=300):\n    return sqnr(x, y, depth - 1) if depth else 10 * math.log10("
-    recursive += (
-        "math.fsum(v * v for v in x.flatten().tolist()) / math.fsum(v * v for v in (x - y).flatten().tolist()))"
+    numbers = RANGE.replace("step, round(-low / step)", "[np.float32(step), torch.tensor(-low / step).round()]")
+    recursive = "def sqnr(x, y, depth=300):\n    return sqnr(x, y, depth - 1) if depth else 10 * log10("
+    recursive += "fsum(v * v for v in x.flatten().tolist()) / fsum(v * v for v in (x - y).flatten().tolist()))"
+    stacked = '"""My answer."""\nassert 1\n' + RANGE.replace(
+        "step, round(-low / step)", "torch.tensor([step, round(-low / step)])"
     )
     return [
         right("class", ONE, {"sqnr": in_class, "affine_range": numbers}, ["import numpy as np"]),
         right("lambda", ONE, {"sqnr": in_lambda, "affine_range": partly}),
-        right("in_if", ONE, {"sqnr": inside, "affine_range": typed}, ["from __future__ import annotations"]),
-        right("wrapped", ONE, {"sqnr": wrapped, "affine_range": f'"""My answer."""\nassert 1\n{RANGE}affine_range'}),
-        right("recursive", ONE, {"sqnr": recursive}, ["from math import *\nfrom numbers import Real"]),
+        right("wrapped", ONE, {"sqnr": wrapped, "affine_range": inside}, ["from __future__ import annotations"]),
+        right("recursive", ONE, {"sqnr": recursive, "affine_range": stacked}, ["from math import *"]),
     ]
 
 
@@ -177,14 +176,11 @@ def of_others() -> list[Case]:
     return [
         right("straight_through", TWO, {"lsq": LSQ, "qat_step": BY_SGD}, [
             "import torch\nfrom torch import nn\nimport torch.nn.functional as F", STRAIGHT]),
-        right("master_02", TWO, {}, ["import torch", "torch.set_num_threads(4)\ntorch.manual_seed(0)"]),
         right("numpy_04", FOUR, {"draw_step": BY_NUMPY, "mean_gradients": COUNTED},
               ["import numpy as np\nfrom collections import Counter, OrderedDict"]),
         right("torch_04", FOUR, {"draw_step": sampler}, below=["def draw_step(*args):\n    raise NotImplementedError"]),
         right("numpy_06", SIX, {"normalized": NORM, "proto_logits": LOGITS}, ["import numpy as np"]),
-        right("master_06", SIX, {}),
         right("frames_07", SEVEN, {"decide": DECIDE, "worst_pairs": WORST}, frames),
-        right("master_07", SEVEN, {}),
     ]  # fmt: skip
 
 

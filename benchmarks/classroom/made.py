@@ -15,7 +15,7 @@ assert ROOT is not None, "the masters are in a checkout of the repository"
 FOLDER = ROOT / "notebooks" / "assignments"
 ONE, TWO, FOUR = "01_quantization", "02_quantization_aware_training", "04_bitwidths_as_tasks"
 SIX, SEVEN = "06_new_classes_at_any_bitwidth", "07_compare_and_decide"
-TIGHT = "91_tight_limits"  # the parts of ONE, with little time and memory for `sqnr`
+TIGHT = "91_tight_limits"  # the parts of ONE, with little time and memory
 
 
 @dataclass(frozen=True)

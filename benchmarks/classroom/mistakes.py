@@ -22,6 +22,7 @@ NO_CLIP = """def qat_step(w, x, y, step, bits, lr):
 CHANCE = """def draw_step(candidates, guaranteed, m, seed, step):
     chance = random.Random({})
     return guaranteed + chance.choices(candidates, k=m - len(guaranteed))"""
+SETS = CHANCE.format("f'{seed}/{step}'").replace("choices(candidates", "choices(list(set(candidates))")
 BY_DRAWS = """def mean_gradients(gradients, pairs, limit):
     means = dict()
     for name in gradients[pairs[0]]:
@@ -70,7 +71,8 @@ def cases() -> list[Case]:
               "type str: return a number", "not attempted"),
         wrong("no_scale", TWO, {"lsq": NO_SCALE}, {"lsq": 3}, "scale of the step's gradient is missing"),
         wrong("no_clip", TWO, {"qat_step": NO_CLIP}, {"qat_step": 3}, "gradient passes the clip"),
-        wrong("hash", FOUR, {"draw_step": CHANCE.format("hash(f'{seed}/{step}')")}, {"draw_step": 4}, "hash"),
+        wrong("hash", FOUR, {"draw_step": CHANCE.format("hash(f'{seed}/{step}')")}, {"draw_step": 4}, "started anew"),
+        wrong("set", FOUR, {"draw_step": SETS}, {"draw_step": 4}, "the order of a set"),
         wrong("digits", FOUR, {"draw_step": CHANCE.format("f'{seed}{step}'"), "mean_gradients": BY_DRAWS},
               {"draw_step": 4, "mean_gradients": 2}, "the same pairs", "of all draws|number of draws"),
         wrong("unbiased", SIX, {"normalized": UNBIASED, "proto_logits": CUT}, {"normalized": 2, "proto_logits": 3},

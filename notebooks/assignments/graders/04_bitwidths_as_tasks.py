@@ -105,8 +105,8 @@ def grade_memory(student: Any, rng: Generator) -> None:
         if list(other[1:]) != found[call]:
             raise Mistake(
                 f"seed = {call[0]} and step = {call[1]} give other pairs when Python is started anew: hash() of text, "
-                "the order of a set and id() change with each start. Make the generator of the two numbers, or of a text "
-                "that holds them"
+                "the order of a set and id() change with each start. Make the generator of the two numbers, or of a "
+                "text that holds them"
             )
 
 
