@@ -50,7 +50,7 @@ def layers(rng: Generator) -> list[tuple[Tensor, int]]:
     found = []
     for bits, side in ((whole(4, 8, rng), -1.0), (3, 1.0), (2, -1.0)):
         levels = 2**bits - 1
-        bounds = (0.1, 0.8 * levels) if side < 0 else (0.2 * levels, levels - 0.1)
+        bounds = (0.1, int(0.8 * levels) + 0.2) if side < 0 else (0.2 * levels, levels - 0.1)
         free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(*bounds)
         u = 2 * free / levels - 1
         u[whole(0, 4, rng), whole(0, 23, rng)] = side
@@ -468,6 +468,7 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
     free = down(rounded(w))
     right, top = free * inside, 2**bits - 1
     kept = "the quantized weights are kept: "
+    clipped = "the float weights are clipped to the range: they start at w, and end where the step leads"
     return [
         ("no weight moves: torch.round has no gradient. Take it straight through", 0 * w),
         (kept + "return w minus lr times the gradient, not rounded", w - rounded(w)),
@@ -484,9 +485,9 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
         ("weights that round to the lowest or the highest code do not move: clipped is only what lies beyond n .. p",
          free * (rounded(w) > low * step) * (rounded(w) < high * step)),
         ("the gradient passes from -p to p: the range begins at n, which is one less", free * (w.abs() < high * step)),
-        ("the new weights are clipped to the range: they stay where the step leads",
+        (clipped,
          w - (w - right).clamp(low * step, high * step)),
-        ("the step is taken from clipped weights: it starts at w", w - w.clamp(low * step, high * step) + right),
+        (clipped, w - w.clamp(low * step, high * step) + right),
         ("the forward pass rounds down (floor): use torch.round",
          down(step * (w / step).floor().clamp(low, high)) * inside),
         ("the error has the wrong sign: it is x times the weights, less y",

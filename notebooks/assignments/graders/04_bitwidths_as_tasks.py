@@ -543,7 +543,7 @@ def rules(lr: float, batch: int) -> list[tuple[str, Rule]]:
         (zero, with_(through="cut")),
         ("the teacher has a gradient: it must not be pulled towards its pupils (detach)",
          with_(teacher=lambda w, x, *_: x @ w.T)),
-        ("the teachers' term is missing, or each pair teaches itself, which pulls at nothing: full precision teaches",
+        ("the teachers' term is missing, which steps without FP have too, or each pair teaches itself: FP teaches them",
          with_(taught=lambda pair: False)),
         ("the teacher's answer is taken as a hard label (argmax): use its probabilities",
          with_(teacher=lambda w, x, *_: 1e4 * torch.eye(len(w)).to(w)[(x @ w.detach().T).argmax(1)])),
