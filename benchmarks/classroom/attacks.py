@@ -111,7 +111,8 @@ def attempts(outside: Outside) -> dict[str, list[str]]:
         ],
         "start_processes": [
             "os.fork()", "call('vfork')", "os.forkpty()", "subprocess.Popen([sys.executable, '-c', 'pass'])",
-            "os.posix_spawn(sys.executable, ['a'], {})", "os.execv(sys.executable, ['a'])", "-abs(os.system('true')) or 1",
+            "os.posix_spawn(sys.executable, ['a'], {})", "os.execv(sys.executable, ['a'])",
+            "-abs(os.system('true')) or 1",
             "multiprocessing.get_context('fork').Process(target=print).start()",
             "call('syscall', 56, 17, 0, 0, 0, 0)", "call('syscall', 435, ctypes.create_string_buffer(88), 88)",
         ],

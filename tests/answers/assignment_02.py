@@ -345,8 +345,8 @@ WRONG = {
             w.abs() < low_high(b)[1] * s)),
         ("float weights are clipped", lambda w, x, y, s, b, lr: (w - lr * gradient(w, x, y, s, b)).clamp(
             *(end * s for end in low_high(b)))),
-        ("float weights are clipped", lambda w, x, y, s, b, lr: w.clamp(*(end * s for end in low_high(b))) - lr * gradient(
-            w, x, y, s, b)),
+        ("float weights are clipped", lambda w, x, y, s, b, lr: (
+            w.clamp(*(end * s for end in low_high(b))) - lr * gradient(w, x, y, s, b))),
         ("rounds down", lambda w, x, y, s, b, lr: w - lr * gradient(
             w, x, y, s, b, lambda w, s, b: s * (w / s).floor().clamp(*low_high(b)))),
         ("error has the wrong sign", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, -y, s, b)),
