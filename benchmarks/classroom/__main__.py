@@ -1,4 +1,4 @@
-"""Grade a class of more than ninety submissions, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
+"""Grade a class of some seventy submissions, which takes some minutes: ``python -m benchmarks.classroom [FOLDER]``.
 
 All parts are graded, but for the plan of assignment 07. The command prints each result, the time, and what is not as it
 must be; it fails if there is such a thing. ``tests/course/test_class.py`` grades two parts of each.

@@ -58,19 +58,18 @@ def wrong(name: str, assignment: str, parts: Mapping[str, str], loses: Mapping[s
 
 def cases() -> list[Case]:
     """All wrong ones."""
-    twenty, natural = SQNR.format(20, "log10"), SQNR.format(10, "log")
+    natural = SQNR.format(10, "log")
     stop, text = "def sqnr(x, y):\n    return 10 * log10(x)", "def sqnr(x, y):\n    return '12 dB'"
     stub = "def affine_range(x, bits):\n    ..."
     return [
         wrong("cut_off", ONE, {"affine_range": CUT_OFF, "sqnr": natural}, {"affine_range": 3, "sqnr": 0},
               "it is cut off", "natural logarithm"),
-        wrong("twice", ONE, {"sqnr": twenty}, {"sqnr": 0}, "20 log10 is for amplitudes"),
         wrong("in_place", ONE, {"sqnr": IN_PLACE}, {"sqnr": 0}, "changes its input x in place"),
         wrong("name_error", ONE, {"sqnr": stop}, {"sqnr": 0}, r"'log10' is not defined, in line 2 of your cell"),
         wrong("text_and_stub", ONE, {"sqnr": text, "affine_range": stub}, {"sqnr": 0, "affine_range": 0},
               "type str: return a number", "not attempted"),
-        wrong("no_scale", TWO, {"lsq": NO_SCALE}, {"lsq": 3}, "scale of the step's gradient is missing"),
-        wrong("no_clip", TWO, {"qat_step": NO_CLIP}, {"qat_step": 3}, "gradient passes the clip"),
+        wrong("slopes", TWO, {"lsq": NO_SCALE, "qat_step": NO_CLIP}, {"lsq": 3, "qat_step": 3},
+              "scale of the step's gradient is missing", "gradient passes the clip"),
         wrong("hash", FOUR, {"draw_step": CHANCE.format("hash(f'{seed}/{step}')")}, {"draw_step": 4}, "started anew"),
         wrong("set", FOUR, {"draw_step": SETS}, {"draw_step": 4}, "the order of a set"),
         wrong("digits", FOUR, {"draw_step": CHANCE.format("f'{seed}{step}'"), "mean_gradients": BY_DRAWS},

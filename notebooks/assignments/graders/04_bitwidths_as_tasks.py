@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mebqat_lite.bits import candidates as all_pairs
 from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.classroom.sandbox import Limits
 from mebqat_lite.course.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
@@ -702,7 +703,7 @@ ASSIGNMENT = Assignment(
     (
         Part("draw_step", ("candidates", "guaranteed", "m", "seed", "step"), "A sampler without memory", 25, (
             Check("the guaranteed pairs", 2, grade_form), Check("seed and step", 2, grade_memory),
-            Check("chance", 2, grade_chance))),
+            Check("chance", 2, grade_chance)), Limits(seconds=60.0)),  # thousands of calls, which a busy machine delays
         Part("task_losses", ("logits", "labels", "teachers"), "Losses and teachers", 25, (
             Check("the losses", 3, grade_values), Check("the gradient", 2, grade_flow))),
         Part("mean_gradients", ("gradients", "pairs", "limit"), "The mean gradient", 15, (
