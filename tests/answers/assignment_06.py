@@ -406,8 +406,6 @@ WRONG = {
         ("return 2 tensors", lambda *args: by_batch_norm(*args)[1]),
         ("are exchanged", norm_with(lambda s, q, p, t, b: (
             t[b][::-1] if p == "stored" else right_stats(s, q, p, t, b),) * 2)),
-        ("for the standard deviation", norm_with(lambda s, q, p, t, b: (
-            (t[b][0], t[b][1] ** 2) if p == "stored" else right_stats(s, q, p, t, b),) * 2)),
         ("first class", norm_with(lambda s, q, p, t, b: (right_stats(s[:1], q, "support", t, b),) * 2)),
         ("over its channels", lambda s, q, *_: (F.layer_norm(s, s.shape[-3:]), F.layer_norm(q, q.shape[-3:]))),
     ],

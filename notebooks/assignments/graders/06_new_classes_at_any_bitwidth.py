@@ -275,8 +275,6 @@ def wrong_norms(part: Tensor, support: Tensor, query: Tensor, stored: Stored, bi
         ("these are means of two statistics: take those of all values together", scaled(part, *half)),
         ("mean and variance are exchanged: `stored` has (mean, variance)", turned),
         ("these are the statistics of the first class: take those of all", scaled(part, *statistics(support[:1]))),
-        ("the variance is taken for the standard deviation: its root is missing",
-         far / (wide.square() + 1e-5).sqrt()),
     ]  # fmt: skip
     examples = part.flatten(0, -4).double()  # (examples, C, H, W)
     own = torch.stack([scaled(x, *statistics(x)) for x in examples]).reshape(part.shape)

@@ -365,7 +365,8 @@ def budgets(rng: Generator) -> list[Case]:
 
     found = [({"m": draw(3, 7), "steps": draw(50, 90), "warm_steps": draw(20, 60)}, draw(61, 100), 7) for _ in range(2)]
     found.append(({"m": 4, "steps": 7 * draw(9, 12), "warm_steps": 0}, draw(10, 60), draw(3, 6)))
-    found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 20}, 6 * draw(5, 9), 6))  # leaves a remainder of 2
+    for rest in (2, 5):  # of 6: one to round down, and one to round up
+        found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 18 + rest}, 6 * draw(5, 9), 6))
     start, k = draw(30, 60), draw(3, 6)
     found.append(({"m": k, "steps": draw(50, 90), "warm_steps": start}, start, k))  # the same start; it divides
     found.append(({"m": 2, "steps": draw(10, 20), "warm_steps": 5}, draw(60, 90), 3))  # the start alone costs more
@@ -507,6 +508,9 @@ def grade_allowed(student: Any, rng: Generator) -> None:
     """Only methods within the budget that were measured at all needed pairs."""
     for _ in range(2):
         low, cost = 4 * drawn(160, 180, rng) / 8, 100 * drawn(5, 9, rng)
+        Offer(rng).add("", 3 * cost, low + 9).add(ALONE, cost, low).add(LESS, 1, low - 9).ask(
+            student, 3 * cost + 1, 2.0
+        )
         Offer(rng).add("", cost, low + 6).add(OVER, cost + 11, low + 9).add(LESS, 10, low).ask(student, cost + 10, 1.0)
         Offer(rng).add("", cost, low).add(ONE, cost // 2, low + 6, dedicated=True).add(LESS, cost // 4, low - 9).ask(
             student, cost + 10, 1.0
@@ -514,7 +518,6 @@ def grade_allowed(student: Any, rng: Generator) -> None:
         Offer(rng).add("", cost, low).add(LACKS, 20, low + 4, lacks=True).add(JUST, 0, low - 7).ask(
             student, cost, 1.0
         )  # which costs just the budget
-        Offer(rng).add("", 3 * cost, low + 9).add(ALONE, cost, low, dedicated=False).ask(student, 3 * cost + 1, 2.0)
         Offer(rng).add("", 0, low).add(OVER, cost, low + 9).add(ONE, cost, low + 9, dedicated=True).ask(student, 0, 1.0)
         Offer(rng).add("", cost, low, dedicated=True).add(LESS, 3 * cost - 1, low - 5).ask(student, 3 * cost, 1.0)
         Offer(rng).add(OVER, cost, low).add(ONE, cost // 2 - 1, low, dedicated=True).add(LACKS, 0, low, lacks=True).ask(
