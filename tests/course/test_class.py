@@ -36,4 +36,6 @@ def test_nothing_is_left_outside_and_everybody_has_a_row(made):
 
 
 def test_there_are_many_of_all_assignments(made):
+    if layers() != LAYERS:
+        pytest.skip(f"this machine grants {layers()} alone: no hostile one was handed in")
     assert len(made.cases) >= 60 and {case.assignment for case in made.cases.values()} == set(PARTS)
