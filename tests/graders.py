@@ -5,6 +5,7 @@ wrong ones that it accepts, and mistakes that it does not name as ``answers/NAME
 the command fails if there is one.
 """
 
+import builtins
 import collections
 import contextlib
 import importlib
@@ -12,7 +13,8 @@ import io
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable
+import unittest.mock
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from guide import ASSIGNMENTS
@@ -69,7 +71,14 @@ def messages(function: Callable[..., Any], part: Part, seed: int) -> list[str]:
         answer = worker.call(function, list(args), upstream)
         return answer["value"] if upstream is None else (answer["value"], answer["grads"])
 
-    return [outcome.message for outcome in grade_function(call, part, seed)]
+    @contextlib.contextmanager
+    def anew() -> Iterator[Callable[..., Any]]:
+        """As another process would call it, in which the hash of a text is another one."""
+        plain = builtins.hash
+        with unittest.mock.patch("builtins.hash", lambda value: plain(f"+{value}" if type(value) is str else value)):
+            yield call
+
+    return [outcome.message for outcome in grade_function(call, part, seed, anew)]
 
 
 def line(result: exercises.Result) -> str:

@@ -140,6 +140,12 @@ def by_bits(x, step, bits, signed):
     return with_scale(x, step, bits, signed, count=x.numel() * bits / low_high(bits, signed)[1])
 
 
+def half_scaled(x, step, bits, signed):
+    """The step with its gradient scaled."""
+    g = (x.numel() * low_high(bits, signed)[1]) ** -0.5
+    return step * g + (step - step * g).detach()
+
+
 def clip_last(x, step, bits, signed):
     low, high = low_high(bits, signed)
     g = (x.numel() * high) ** -0.5
@@ -204,6 +210,12 @@ def wide_gate(w, x, y, step, bits, lr):
     return w - lr * gradient(w, x, y, step, bits, gate=False) * ((codes >= low) & (codes <= high))
 
 
+def narrow_gate(w, x, y, step, bits, lr):
+    """Passes where the codes are neither the lowest nor the highest."""
+    (low, high), codes = low_high(bits), (w / step).round()
+    return w - lr * gradient(w, x, y, step, bits, gate=False) * ((codes > low) & (codes < high))
+
+
 def unclipped(w, step, bits):
     return step * (w / step).round()
 
@@ -255,6 +267,20 @@ WRONG = {
         ("not of .tanh", lambda w, b: w.detach().abs().mean() * (2 * q((w.tanh() / w.tanh().max() + 1) / 2, b) - 1)),
         ("slope of tanh is missing", past_tanh),
         ("it does not round", lambda w, b: w.detach().abs().mean() * unit(w)),
+        ("m is that of each row", lambda w, b: w.detach().abs().mean() * (
+            2 * q((w.tanh() / w.tanh().abs().amax(1, True) + 1) / 2, b) - 1)),
+        ("mean.w. is that of each row", lambda w, b: w.detach().abs().mean(1, True) * (
+            2 * q((unit(w) + 1) / 2, b) - 1)),
+        ("tanh is taken of w / max", lambda w, b: w.detach().abs().mean() * (
+            2 * q((torch.tanh(w / w.abs().max()) + 1) / 2, b) - 1)),
+        ("rounds up", lambda w, b: w.detach().abs().mean() * (
+            2 * ((unit(w) + 1) / 2 * (2**b - 1)).ceil() / (2**b - 1) - 1)),
+        ("root of the mean square", lambda w, b: w.detach().square().mean().sqrt() * (2 * q((unit(w) + 1) / 2, b) - 1)),
+        ("one bit less", lambda w, b: w.detach().abs().mean() * (2 * q((unit(w) + 1) / 2, b - 1) - 1)),
+        ("the half is missing", lambda w, b: w.detach().abs().mean() * (2 * q(unit(w) + 1, b) - 1)),
+        ("stands inside q_b", lambda w, b: 2 * q((w.detach().abs().mean() * unit(w) + 1) / 2, b) - 1),
+        ("gradient is mean", lambda w, b: (size := w.detach().abs().mean() * w) + (
+            in_double(w, b).float() - size).detach()),
     ],
     "lsq": [
         ("scale of the step's gradient is missing", own_lsq(scaled=False)),
@@ -286,6 +312,16 @@ WRONG = {
             (x / s).clamp(*low_high(b, signed)))),
         ("these are the codes", lambda x, s, b, signed: with_scale(x, s, b, signed) / s),
         ("does not clip", lambda x, s, b, signed: s * through(x / s)),
+        ("x itself is clipped", lambda x, s, b, signed: with_scale(x.clamp(*low_high(b, signed)), s, b, signed)),
+        ("one bit too many", lambda x, s, b, signed: with_scale(x, s, b + 1, signed)),
+        ("number of columns", lambda x, *args: with_scale(x, *args, count=x.shape[1])),
+        ("1 / sqrt.N 2", lambda x, s, b, signed: with_scale(
+            x, s, b, signed, count=x.numel() * 2 ** (b - 1) / low_high(b, signed)[1])),
+        ("is cut off: both", lambda x, s, b, signed: s.detach() * through((x / s).clamp(*low_high(b, signed)))),
+        ("in one place", lambda x, s, b, signed: s * through(
+            (x / half_scaled(x, s, b, signed)).clamp(*low_high(b, signed)))),
+        ("in one place", lambda x, s, b, signed: half_scaled(x, s, b, signed) * through(
+            (x / s).clamp(*low_high(b, signed)))),
     ],
     "qat_step": [
         ("no weight moves", no_straight_through),
@@ -304,6 +340,16 @@ WRONG = {
         ("float weights: x times", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, y, s, b, lambda w, s, b: w)),
         ("does not clip", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, y, s, b, unclipped)),
         ("one level too many", one_more),
+        ("round to the lowest or the highest", narrow_gate),
+        ("from -p to p", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, y, s, b, gate=False) * (
+            w.abs() < low_high(b)[1] * s)),
+        ("float weights are clipped", lambda w, x, y, s, b, lr: (w - lr * gradient(w, x, y, s, b)).clamp(
+            *(end * s for end in low_high(b)))),
+        ("float weights are clipped", lambda w, x, y, s, b, lr: (
+            w.clamp(*(end * s for end in low_high(b))) - lr * gradient(w, x, y, s, b))),
+        ("rounds down", lambda w, x, y, s, b, lr: w - lr * gradient(
+            w, x, y, s, b, lambda w, s, b: s * (w / s).floor().clamp(*low_high(b)))),
+        ("error has the wrong sign", lambda w, x, y, s, b, lr: w - lr * gradient(w, x, -y, s, b)),
         ("in place", lambda w, x, y, s, b, lr: w.sub_(lr * gradient(w, x, y, s, b))),
         ("should be", lambda w, x, y, s, b, lr: (w - lr * gradient(w, x, y, s, b)).T),
     ],

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from answers import assignment_04_train
+
 # --- draw_step
 
 
@@ -45,6 +47,13 @@ def seeded(number, shift=lambda seed, step: 0):
         return [*sure, *[chance.choice(pool) for _ in range(skipped + m - len(sure))][skipped:]]
 
     return answer
+
+
+def no_neighbours(pool, count, chance):
+    found = [chance.choice(pool) for _ in range(min(count, 1))]
+    while len(found) < count:
+        found.append(chance.choice([pair for pair in pool if pair != found[-1]]))
+    return found
 
 
 def apart(pool, count, chance):
@@ -176,6 +185,15 @@ def plain(draws, once, count):
     return sum(draws) / len(draws)
 
 
+def adds_in_place(gradients, pairs, limit):
+    out = dict(gradients[pairs[0]])
+    for pair in pairs[1:]:
+        for name, g in gradients[pair].items():
+            out[name] = g if out[name] is None else out[name] if g is None else out[name].add_(g)
+    uses = {name: sum(gradients[pair][name] is not None for pair in pairs) for name in out}
+    return {name: None if g is None else (g / uses[name]).clamp(-limit, limit) for name, g in out.items()}
+
+
 def without_unused(gradients, pairs, limit):
     return {name: g for name, g in by_counting(gradients, pairs, limit).items() if g is not None}
 
@@ -185,155 +203,20 @@ def without_zeros(draws, once, count):
     return sum(kept) / len(kept)
 
 
-# --- mebqat_train
-
-
-def widths(pair):
-    return (32, 32) if pair == "FP" else tuple(int(bits) for bits in pair[1:].split("A"))
-
-
-def quantize_weights(w, pair):
-    bits, _ = widths(pair)
-    if bits == 32:
-        return w
-    if bits == 1:
-        return w.sign() * w.abs().mean()
-    top = 2 ** (bits - 1) - 1
-    step = 2 * w.abs().mean() / top**0.5
-    return step * torch.round(w / step).clamp(-top, top)
-
-
-def quantize_input(x, pair):
-    _, bits = widths(pair)
-    return x if bits == 32 else torch.round(x * (2**bits - 1)) / (2**bits - 1)
-
-
-def through(w, pair):
-    return w + (quantize_weights(w, pair) - w).detach()
-
-
-def loss_at(w, x, labels, pair, teacher, weights=through, inputs=quantize_input):
-    logits = inputs(x, pair) @ weights(w, pair).T
-    loss = F.cross_entropy(logits, labels)
-    return loss if pair == "FP" else loss + F.cross_entropy(logits, teacher.softmax(1))
-
-
-def by_autograd(w, x, labels, steps, lr):
-    w = w.clone().requires_grad_()
-    for pairs in steps:
-        loss = sum(loss_at(w, x, labels, pair, (x @ w.T).detach()) for pair in pairs) / len(pairs)
-        w = (w - lr * torch.autograd.grad(loss, w)[0]).detach().requires_grad_()
-    return w
-
-
-def by_sgd(w, x, labels, steps, lr):
-    layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
-    layer.weight.data = w.clone()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
-    for pairs in steps:
-        optimizer.zero_grad()
-        with torch.no_grad():
-            teacher = layer(x)
-        for pair in pairs:
-            (loss_at(layer.weight, x, labels, pair, teacher) / len(pairs)).backward()
-        optimizer.step()
-    return layer.weight.detach()
-
-
-def by_hand(w, x, labels, steps, lr):
-    w, x, hot = w.double(), x.double(), F.one_hot(labels, len(w)).double()
-    for pairs in steps:
-        teacher = torch.softmax(x @ w.T, 1)
-        seen = torch.stack([quantize_input(x, pair) for pair in pairs])  # (pairs, batch, features)
-        said = (seen @ torch.stack([quantize_weights(w, pair) for pair in pairs]).mT).softmax(2)
-        wanted = torch.stack([hot if pair == "FP" else hot + teacher for pair in pairs])
-        pull = wanted.sum(2, keepdim=True) * said - wanted
-        w = w - lr * torch.einsum("pbc,pbf->cf", pull, seen) / (len(pairs) * len(x))
-    return w
-
-
-def run(count=len, choose=lambda pairs: pairs, sign=1.0, first=False, **how):
-    """An answer with another count, other pairs, another sign, a teacher that ``first`` sets, or another loss."""
-
-    def answer(w, x, labels, steps, lr):
-        start = w
-        for pairs in steps:
-            w = w.detach().requires_grad_()
-            teacher = (x @ (start if first else w).T).detach()
-            loss = sum(loss_at(w, x, labels, pair, teacher, **how) for pair in choose(pairs)) / count(choose(pairs))
-            w = w - sign * lr * torch.autograd.grad(loss, w)[0]
-        return w.detach()
-
-    return answer
-
-
-def lost(w, pair):
-    return w if pair == "FP" else quantize_weights(w, pair).detach() + 0 * w
-
-
-def teacher_moves(w, x, labels, steps, lr):
-    for pairs in steps:
-        w = w.detach().requires_grad_()
-        loss = sum(loss_at(w, x, labels, pair, x @ w.T) for pair in pairs) / len(pairs)
-        w = w - lr * torch.autograd.grad(loss, w)[0]
-    return w
-
-
-def one_by_one(w, x, labels, steps, lr):
-    return by_autograd(w, x, labels, [[pair] for pairs in steps for pair in pairs], lr)
-
-
-def with_inner_step(w, x, labels, steps, lr):
-    for pairs in steps:
-        moved = [by_autograd(w, x, labels, [[pair]], lr) for pair in pairs]
-        again = [by_autograd(v, x, labels, [[pair]], lr) for v, pair in zip(moved, pairs, strict=True)]
-        w = w - sum(a - b for a, b in zip(moved, again, strict=True)) / len(pairs)
-    return w
-
-
-def overwrites(w, x, labels, steps, lr):
-    hot = torch.eye(len(w))[labels]
-    for pairs in steps:
-        soft, total = (x @ w.T).softmax(1), 0
-        for pair in pairs:
-            w, seen = quantize_weights(w, pair), quantize_input(x, pair)
-            said = (seen @ w.T).softmax(1)
-            total += ((said - hot) + (said - soft if pair != "FP" else 0)).T @ seen / len(x)
-        w = w - lr * total / len(pairs)
-    return w
-
-
-def float_backward(w, x, labels, steps, lr):
-    hot = torch.eye(len(w))[labels]
-    for pairs in steps:
-        soft = (x @ w.T).softmax(1)
-        said = sum(2 * (quantize_input(x, pair) @ quantize_weights(w, pair).T).softmax(1) for pair in pairs)
-        w = w - lr * (said / len(pairs) - hot - soft).T @ x / len(x)
-    return w
-
-
-def labels_only(w, x, labels, steps, lr):
-    hot = torch.eye(len(w))[labels]
-    for pairs in steps:
-        seen = [(quantize_input(x, pair), quantize_weights(w, pair)) for pair in pairs]
-        w = w - lr * sum(((s @ q.T).softmax(1) - hot).T @ s for s, q in seen) / len(x) / len(pairs)
-    return w
-
-
-def first_teaches(w, x, labels, steps, lr):
-    for pairs in steps:
-        w = w.detach().requires_grad_()
-        teacher = (quantize_input(x, pairs[0]) @ quantize_weights(w, pairs[0]).T).detach()
-        loss = sum(loss_at(w, x, labels, pair, teacher) for pair in pairs) / len(pairs)
-        w = w - lr * torch.autograd.grad(loss, w)[0]
-    return w
-
-
 RIGHT = {
-    "draw_step": [by_torch, by_numpy, all_steps_before, one_table],
+    "draw_step": [
+        by_torch,
+        by_numpy,
+        all_steps_before,
+        one_table,
+        seeded(lambda seed, step: 10_000 * seed + step),
+        seeded(lambda seed, step: f"{seed}{step:04}"),
+        seeded(lambda seed, step: hash((seed, step))),
+        seeded(lambda seed, step: random.Random(seed).getrandbits(60) + step),
+    ],
     "task_losses": [by_loops, at_once, with_kl],
     "mean_gradients": [by_counting, by_weights],
-    "mebqat_train": [by_autograd, by_sgd, by_hand],
+    "mebqat_train": assignment_04_train.RIGHT,
 }
 WRONG = {
     "draw_step": [
@@ -344,7 +227,17 @@ WRONG = {
         ("draw the same pairs", seeded(lambda seed, step: seed * step)),
         ("step 1000 .* draw the same pairs", seeded(lambda seed, step: 1000 * seed + step)),
         ("draw the same pairs", seeded(lambda seed, step: 1009 * seed + step)),
-        ("draw the same pairs", seeded(lambda seed, step: 10**4 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: 5003 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: 9_999 * seed + step)),
+        ("draw the same pairs", seeded(lambda seed, step: seed + 7919 * step)),
+        ("draw the same pairs", seeded(lambda seed, step: 31 * seed + 17 * step)),
+        ("draw the same pairs", seeded(lambda seed, step: seed + step / 1000)),
+        ("draw the same pairs", seeded(lambda seed, step: seed ^ step)),
+        ("draw the same pairs", seeded(lambda seed, step: (seed + 1) * (step + 1))),
+        ("draw the same pairs", seeded(lambda seed, step: seed**2 + step**2)),
+        ("draw the same pairs", seeded(lambda seed, step: (10_007 * seed + step) % 2**10)),
+        ("hash.. of text", seeded(lambda seed, step: hash(f"{seed}/{step}"))),
+        ("hash.. of text", seeded(lambda seed, step: hash(str(seed)) + step)),
         ("draw the same pairs", seeded(lambda seed, step: f"{seed}{step}")),
         ("draw the same pairs", seeded(lambda seed, step: f"{step}{seed}")),
         ("moved by", seeded(lambda seed, step: seed, lambda seed, step: step)),
@@ -355,6 +248,7 @@ WRONG = {
         ("come first", lambda *a: by_torch(*a)[::-1]),
         ("never FP|never comes", lambda pool, sure, *a: [*sure, *by_torch(
             [b for b in pool if b not in ("FP", "W1A1")], [], a[0] - len(sure), *a[1:])]),
+        ("follows itself", free(no_neighbours)),
         ("with replacement", free(lambda pool, count, chance: chance.sample(pool, count))),
         ("the first of candidates, never", free(lambda pool, count, chance: chance.choices(pool[1:], k=count))),
         ("the last of candidates, never", free(lambda pool, count, chance: chance.choices(pool[:-1], k=count))),
@@ -375,6 +269,12 @@ WRONG = {
         ("teaches itself", losses(by=lambda ts: [None if t is None else i for i, t in enumerate(ts)])),
         ("no teacher teaches all", losses(by=lambda ts: [None if t is None else ts.index(None) for t in ts])),
         ("labels' term is missing", losses(hard=0.0)),
+        ("labels' term counts half", losses(hard=0.5)),
+        ("teacher's term counts half", losses(lambda z, q: F.cross_entropy(z, q) / 2)),
+        ("half of its gradient", losses(lambda z, q: F.cross_entropy((z + z.detach()) / 2, q))),
+        ("logarithm is missing", losses(lambda z, q: -(q * z.softmax(1)).sum(1).mean())),
+        ("logits for log-prob", losses(lambda z, q: -(q * z).sum(1).mean())),
+        ("squared error", losses(lambda z, q: F.mse_loss(z.softmax(1), q))),
         ("averaged", losses(lambda z, q: F.cross_entropy(z, q) / 2, hard=0.5)),
         ("sum over the batch", lambda z, y, ts: len(y) * by_loops(z, y, ts)),
         ("teacher's term is a sum", losses(lambda z, q: F.cross_entropy(z, q, reduction="sum"))),
@@ -401,6 +301,9 @@ WRONG = {
         ("zeros is left out", means(without_zeros)),
         ("sum over the draws", means(lambda draws, once, count: sum(draws))),
         ("last draw alone", means(lambda draws, once, count: draws[-1])),
+        ("sizes of the gradients", means(lambda draws, once, count: torch.stack(draws).abs().mean(0))),
+        ("gradient that it was given", adds_in_place),
+        ("largest element", means(plain, clip=lambda g, limit: g * min(1.0, limit / float(g.abs().max())))),
         ("return None", means(plain, none=torch.zeros(2, 3))),
         ("is missing in what it returns", without_unused),
         ("return a dictionary", lambda *a: list(by_counting(*a).values())),
@@ -416,34 +319,6 @@ WRONG = {
         ("the upper limit", means(plain, clip=lambda g, limit: g.clamp(min=-limit))),
         ("become 0", means(plain, clip=lambda g, limit: torch.where(g.abs() > limit, 0, g))),
     ],
-    "mebqat_train": [
-        ("lost in rounding", run(weights=quantize_weights)),
-        ("lost in rounding", run(weights=lost)),
-        ("teacher has a gradient", teacher_moves),
-        ("teachers' term is missing", labels_only),
-        ("first pair of the step teaches", first_teaches),
-        ("input is not quantized", run(inputs=lambda x, pair: x)),
-        ("with the float input", float_backward),
-        ("sums of the gradients", run(count=lambda pairs: 1)),
-        ("drawn twice counts once", run(choose=lambda pairs: list(dict.fromkeys(pairs)))),
-        ("FP is not counted", run(count=lambda pairs: len([b for b in pairs if b != "FP"]))),
-        ("only the first pair", run(choose=lambda pairs: pairs[:1])),
-        ("only the last pair", run(choose=lambda pairs: pairs[-1:])),
-        ("uphill", run(sign=-1.0)),
-        ("lr is forgotten", lambda w, x, labels, steps, lr: by_hand(w, x, labels, steps, 1.0)),
-        ("weights move between", one_by_one),
-        ("inner loop", with_inner_step),
-        ("take the place of w", overwrites),
-        ("as it was", lambda w, *a: w.clone()),
-        ("returns rounded", lambda *a: quantize_weights(by_hand(*a), a[3][-1][-1])),
-        ("that of the start", run(first=True)),
-        ("only the first step", lambda w, x, labels, steps, lr: by_hand(w, x, labels, steps[:1], lr)),
-        ("only the last step", lambda w, x, labels, steps, lr: by_hand(w, x, labels, steps[-1:], lr)),
-        ("taken at the first weights", lambda w, x, labels, steps, lr: w + sum(
-            by_autograd(w, x, labels, [pairs], lr) - w for pairs in steps).detach()),
-        ("one step is made of all", lambda w, x, labels, steps, lr: by_hand(
-            w, x, labels, [[pair for pairs in steps for pair in pairs]], lr)),
-        ("in place", lambda w, *a: w.copy_(by_hand(w, *a))),
-    ],
+    "mebqat_train": assignment_04_train.WRONG,
 }  # fmt: skip
 EQUIVALENT: dict[str, str] = {}

@@ -368,6 +368,10 @@ WRONG = {
         ("not in the support: no answer", wrong_episode(foreign=True)),
         ("number of all queries", for_each_class),
         ("return 3 tensors", lambda *args: wrong_episode()(*args)[:2]),
+        ("different seeds", lambda *args: wrong_episode()(*args[:-1], args[-1] // 2)),
+        ("one number over and over", lambda labels, *args: (
+            labels[(found := wrong_episode()(labels, *args))[0]], *found[1:])),
+        ("shape of the answers", lambda *args: (*(found := wrong_episode()(*args))[:2], F.one_hot(found[2], args[1]))),
         ("support.* it is turned", lambda *args: (
             (found := wrong_episode()(*args))[0].T, *found[1:]) if args[1] != args[2] else wrong_episode()(*args)),
     ],
@@ -400,6 +404,10 @@ WRONG = {
         ("normalized by itself", lambda support, query, *_: (
             F.instance_norm(support.flatten(0, 1)).reshape(support.shape), F.instance_norm(query))),
         ("return 2 tensors", lambda *args: by_batch_norm(*args)[1]),
+        ("are exchanged", norm_with(lambda s, q, p, t, b: (
+            t[b][::-1] if p == "stored" else right_stats(s, q, p, t, b),) * 2)),
+        ("first class", norm_with(lambda s, q, p, t, b: (right_stats(s[:1], q, "support", t, b),) * 2)),
+        ("over its channels", lambda s, q, *_: (F.layer_norm(s, s.shape[-3:]), F.layer_norm(q, q.shape[-3:]))),
     ],
     "proto_logits": [
         ("sign is lost", lambda *args: -proto()(*args)),
@@ -418,6 +426,14 @@ WRONG = {
         ("mean of the distances", mean_distance),
         ("sorted by class", as_sorted),
         ("log-probabilities", lambda *args: proto()(*args).log_softmax(1)),
+        ("half of the squared", lambda *args: proto()(*args) / 2),
+        ("square of the query", proto(after=lambda q, c: 2 * q @ c.T - c.square().sum(1))),
+        ("root of the number", lambda w, *args: proto()(w, *args) / len(w) ** 0.5),
+        ("length 1", lambda w, support, labels, query, bits: proto(at_full, at_full)(
+            torch.eye(len(w)), *(F.normalize(part @ quantize(w, bits).T) if part.is_floating_point() else part
+                                 for part in (support, labels, query)), bits)),
+        ("images are quantized", lambda w, support, labels, query, bits: proto()(
+            w, quantize(support, bits), labels, quantize(query, bits), bits)),
         ("by way of the query only", proto(known=detached)),
         ("by way of the prototypes only", proto(asked=detached)),
         ("no gradient comes back", proto(detached, detached)),
@@ -450,6 +466,9 @@ WRONG = {
         ("updated weights", wrong_fomaml(last=lambda w, fast, grad, lr: w - lr * grad)),
         ("divided by the number of inner steps", over_steps),
         ("multiplied by lr", wrong_fomaml(last=lambda w, fast, grad, lr: lr * grad)),
+        ("gradient is divided by lr", wrong_fomaml(last=lambda w, fast, grad, lr: grad / lr)),
+        ("each step takes lr", lambda *args: fomaml_by_hand(*args[:-2], args[-2] / max(1, args[-1]), args[-1])),
+        ("exchanged", lambda w, x, y, q, a, *rest: fomaml_by_hand(w, q, a, x, y, *rest)),
         ("sign is turned", wrong_fomaml(last=lambda w, fast, grad, lr: -grad)),
         ("gradient is zero", without_through),
     ],

@@ -83,6 +83,14 @@ def deciding(networks=True, full=True, score=min, within=True, near=True, over=N
     return answer
 
 
+def best_of_all(table, needed, budget, margin):
+    """The best is looked for among methods that cost too much as well."""
+    best = deciding(within=False, near=False)(table, needed, budget, margin)
+    least = min(table[best]["accuracy"][pair] for pair in needed) - margin if best in table else 0
+    good = {name: row for name, row in table.items() if min(row["accuracy"].get(p, -1) for p in needed) >= least}
+    return deciding()(good, needed, budget, margin)
+
+
 def sorted_rows(table, needed, budget, margin):
     def total(name):
         return table[name]["backprops"] * len(needed) ** table[name]["dedicated"]
@@ -141,6 +149,10 @@ WRONG = {
         ("names of the pairs, such", lambda ours, ref, k: [gaps(ours, ref)[p] for p in popped(ours, ref, k)]),
         ("comes twice", lambda ours, ref, k: [*popped(ours, ref, 1)] * k),
         ("return a list", lambda ours, ref, k: popped(ours, ref, 1)[0]),
+        ("divides by the reference", by(lambda ours, ref, p: (ref[p] - ours[p]) / ref[p])),
+        ("taken for 0", by(lambda ours, ref, p: max(ref[p] - ours[p], 0))),
+        ("rounded before", by(lambda ours, ref, p: round(ref[p] - ours[p]))),
+        ("it should be", lambda ours, ref, k: [p for p in popped(ours, ref, k) if ref[p] > ours[p]]),
     ],
     "dedicated_steps": [
         ("not by each dedicated network", steps_by(right_each, lambda w, ms, start, k: (w + ms - k * start) // k)),
@@ -155,6 +167,10 @@ WRONG = {
         ("the least is 0", lambda p, start, k, rule: p["steps"] if rule == "steps" else (
             p["warm_steps"] + p["m"] * p["steps"] - start) // (k if rule == "total" else 1)),
         ("does not matter what they cost", lambda p, start, k, rule: p["m"] * p["steps"]),
+        ("warm start takes one", lambda p, start, k, rule: counted_up(
+            {**p, "warm_steps": p["m"] * p["warm_steps"]}, start, k, rule)),
+        ("stays below", lambda p, start, k, rule: counted_up(p, start + (rule != "steps"), k, rule)),
+        ("or round", steps_by(right_each, lambda w, ms, start, k: round((w + ms - start) / k))),
         ("takes m back-propagations", lambda p, start, k, rule: counted_up({**p, "m": 1}, start, k, rule)),
     ],
     "decide": [
@@ -168,6 +184,11 @@ WRONG = {
         ("not as good", lambda table, needed, budget, margin: deciding()(table, needed, budget, 99)),
         ("return the name", lambda table, needed, budget, margin: 1),
         ("in no row", lambda table, needed, budget, margin: "MEBQAT"),
+        ("just the budget", lambda table, needed, budget, margin: deciding()(table, needed, budget - 1, margin)),
+        ("for a method that is one network", lambda table, *args: deciding()(
+            {name: row | {"dedicated": True} for name, row in table.items()}, *args)),
+        ("only among those", best_of_all),
+        ("or another pair", deciding(score=max)),
     ],
 }  # fmt: skip
 EQUIVALENT: dict[str, str] = {}

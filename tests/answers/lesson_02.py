@@ -389,6 +389,11 @@ WRONG = {
     ],
     "step_gradient": [
         ("the scale is missing", wrong_step(lsq, lambda n, p: 1.0)),
+        ("the sign is lost", lambda w, step, bits, up: abs(scaled(slopes(w, step, bits), w, step, bits, up))),
+        ("round to low or high", wrong_step(lambda u, low, high: torch.where(
+            (u.round() > low) & (u.round() < high), u.round() - u, u.round().clamp(low, high)))),
+        ("half a step beyond", wrong_step(lambda u, low, high: torch.where(
+            (u >= low - 0.5) & (u <= high + 0.5), u.round() - u, u.clamp(low, high)))),
         ("without the root", wrong_step(lsq, lambda n, p: 1 / (n * p))),
         ("without high", wrong_step(lsq, lambda n, p: n**-0.5)),
         ("-low for high", wrong_step(lsq, lambda n, p: (n * (p + 1)) ** -0.5)),

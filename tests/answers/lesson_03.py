@@ -412,7 +412,6 @@ RIGHT = {
             for a, b, c, d in zip(m.tolist(), v.tolist(), g.tolist(), s.tolist(), strict=True)], strict=True)),
         lambda m, v, g, s, e: (g.div((v + e).sqrt()), s.sub(m.mul(g).div((v + e).sqrt()))),
         lambda m, v, g, s, e: (v.clone().add_(e).rsqrt_().mul_(g), s - m * g * (v + e).rsqrt()),
-        lambda m, v, g, s, e: (torch.exp(g.log() - (v + e).log() / 2), s - m * torch.exp(g.log() - (v + e).log() / 2)),
         lambda m, v, g, s, e: [(g.numpy() / np.sqrt(v.numpy() + e)).tolist(), s - m * g / torch.sqrt(v + e)],
     ],
 }  # fmt: skip
@@ -474,6 +473,8 @@ WRONG = {
         ("eps is forgotten", lambda m, v, g, s, e: (g / v.sqrt(), s - g / v.sqrt() * m)),
         ("outside the root", lambda m, v, g, s, e: (g / (v.sqrt() + e), s)),
         ("takes 1e-5", lambda m, v, g, s, e: (g / (v + 1e-5).sqrt(), s)),
+        ("sign of the gain", lambda m, v, g, s, e: (
+            torch.exp(g.abs().log() - (v + e).log() / 2), s - m * torch.exp(g.abs().log() - (v + e).log() / 2))),
         ("the gain is forgotten", lambda m, v, g, s, e: ((v + e).rsqrt(), s - (v + e).rsqrt() * m)),
         ("multiplies by the standard deviation", lambda m, v, g, s, e: (g * (v + e).sqrt(), s)),
         ("this is the gain alone", lambda m, v, g, s, e: (g, s - m)),

@@ -265,6 +265,7 @@ WRONG = {
         ("without FP, which is guaranteed", lambda p, m, g, r: picks(p, m, r)),
         ("without FP, which is guaranteed", lambda p, m, g, r: picks([b for b in p if b != mq.FP], m, r)),
         ("guaranteed ones not at the front", lambda p, m, g, r: [*picks(p[1:-1], m - len(g), r), *g]),
+        ("in the first free place", lambda p, m, g, r: [*g, *sorted(picks(p, m - len(g), r), key=p.index)]),
         ("guaranteed ones not at the front", lambda p, m, g, r: [*g[::-1], *picks(p, m - len(g), r)]),
         ("count among the m", lambda p, m, g, r: [*g, *picks(p, m, r)]),
         ("returns 2 pairs", lambda p, m, g, r: list(g)),
@@ -294,6 +295,14 @@ WRONG = {
     "mebqat_loss": [
         ("teacher has a gradient", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.cross_entropy(z, t.softmax(1)))),
         ("KL divergence is turned round", turned_kl),
+        ("teacher's term counts half", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) + ce(z, t.detach().softmax(1)) / 2)),
+        ("labels' term counts half", hard_or(lambda z, y, t: F.cross_entropy(z, y) / 2 + ce(z, t.detach().softmax(1)))),
+        ("its own teacher", hard_or(lambda z, y, t: F.cross_entropy(z, y) + ce(z, z.detach().softmax(1)))),
+        ("logarithm is missing", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) - (t.detach().softmax(1) * z.softmax(1)).sum(1).mean())),
+        ("logits for log-prob", hard_or(
+            lambda z, y, t: F.cross_entropy(z, y) - (t.detach().softmax(1) * z).sum(1).mean())),
         ("cross-entropy is turned round", hard_or(
             lambda z, y, t: F.cross_entropy(z, y) + ce(t.detach(), z.softmax(1)))),
         ("lacks the teacher's entropy", hard_or(lambda z, y, t: F.cross_entropy(z, y) + F.kl_div(

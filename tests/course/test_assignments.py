@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 import textwrap
@@ -211,6 +212,24 @@ def test_no_mutant_of_the_solution_survives(name, part):
 @every
 def test_equivalent_mutants_have_a_reason(name):
     assert all(len(reason) > 10 for reason in ANSWERS[name].EQUIVALENT.values())
+
+
+def collide(calls, number):
+    """Whether two of the calls give a rule's generator the same number."""
+    return len({number(*call) for call in calls}) < len(calls)
+
+
+def test_the_calls_of_draw_step_find_every_rule_that_adds_multiples_of_seed_and_step():
+    [part] = [part for _, part in PARTS if part.function == "draw_step"]
+    grader = part.checks[0].grade.__globals__
+    calls, most = grader["grid_of_calls"](), grader["MOST"]
+    assert all(0 <= number <= most for call in calls for number in call)
+    for factor in range(1, most + 1):
+        assert collide(calls, lambda seed, step, a=factor: a * seed + step)
+        assert collide(calls, lambda seed, step, b=factor: seed + b * step)
+    for a, b in itertools.product(range(100), repeat=2):
+        assert collide(calls, lambda seed, step, a=a, b=b: a * seed + b * step)
+    assert not collide(calls, lambda seed, step: (most + 1) * seed + step)
 
 
 def test_the_seed_decides_the_input_and_the_random_state_is_left_alone():

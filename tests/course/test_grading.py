@@ -74,6 +74,20 @@ def test_a_regrade_gives_the_same_and_a_variant_another_input(tmp_path):
     assert len({seed_of("ann", "99_made", variant) for variant in range(5)} | {seed_of("ben", "99_made")}) == 6
 
 
+def grade_same(student, rng):
+    here, [there] = student("ann"), student.in_another_process(("ann",))
+    expect(there, here, "the same call in another process")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "got"), [("len(name)", 1), ("hash(name)", 0)])
+def test_a_check_may_ask_a_second_process_in_which_text_has_another_hash(tmp_path, value, got):
+    part = Part("number", ("name",), "A number", 5, (Check("same", 1, grade_same),))
+    handed = submission(tmp_path, ("number", f"def number(name):\n    return {value}"))
+    outcomes, _ = grade(handed, Assignment("99_made", (part,)))
+    assert [outcome.points for outcome in outcomes] == [got], outcomes
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "{}", '{"cells": 3}', '{"cells": [{}]}', "\x00"])
 def test_a_file_that_is_no_notebook_says_so(tmp_path, text):
     (tmp_path / "a.ipynb").write_text(text)

@@ -6,9 +6,10 @@ fresh random input, and raise a `Mistake` that names what is wrong; the function
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,22 @@ from mebqat_lite.course.classroom.sandbox import Limits, Stopped
 from mebqat_lite.course.classroom.submission import Submission, printable
 from mebqat_lite.course.exercises import Mistake, Student
 
+Call = Callable[..., Any]  # `Sandbox.call`, or a function of this process that does the same
+Anew = Callable[[], contextlib.AbstractContextManager[Call]]  # the call of the same function in a process of its own
+
 
 class GradedStudent(Student):
-    """A student's function as graders call it: `Sandbox.call`, or a function of this process that does the same."""
+    """A student's function as graders call it."""
 
-    def __init__(self, call: Callable[..., Any], names: Sequence[str]) -> None:
+    def __init__(self, call: Call, names: Sequence[str], anew: Anew) -> None:
         super().__init__(functools.partial(call), names)
-        self.call = call
+        self.call, self.anew = call, anew
+
+    def in_another_process(self, *calls: Sequence[Any]) -> list[Any]:
+        """The values for several calls, (arguments) each, in a second process, where Python hashes text otherwise."""
+        with self.anew() as call:
+            other = GradedStudent(call, self.names, self.anew)
+            return [other(*args) for args in calls]
 
     def gradients(self, *args: Any, upstream: Tensor) -> tuple[Any, list[Tensor | None]]:
         """The value, and for each argument the gradient that arrives there for ``upstream``, or None."""
@@ -115,7 +125,7 @@ def grade_part(submission: Submission, part: Part, seed: int) -> tuple[list[Outc
     """Each check of a part on fresh input of its own; once the student's process is gone, the others fail with it."""
     try:
         with opened(submission.cells, part.function, part.limits) as (call, notes):
-            return grade_function(call, part, seed), notes
+            return grade_function(call, part, seed, functools.partial(_another, submission, part)), notes
     except LookupError as problem:
         return [_outcome(part, check, str(problem.args[0]), seed) for check in part.checks], []
     except Stopped as problem:
@@ -125,14 +135,22 @@ def grade_part(submission: Submission, part: Part, seed: int) -> tuple[list[Outc
         return [_outcome(part, check, words, seed, unforeseen=True) for check in part.checks], []
 
 
-def grade_function(call: Callable[..., Any], part: Part, seed: int) -> list[Outcome]:
+@contextlib.contextmanager
+def _another(submission: Submission, part: Part) -> Iterator[Call]:
+    """A second process of a part."""
+    with opened(submission.cells, part.function, part.limits) as (call, _):
+        yield call
+
+
+def grade_function(call: Call, part: Part, seed: int, anew: Anew) -> list[Outcome]:
     """Each check of a part, on a function that is called as `Sandbox.call` is."""
-    return [_grade_check(call, part, check, seed + number) for number, check in enumerate(part.checks)]
+    student = functools.partial(GradedStudent, call, part.arguments, anew)
+    return [_grade_check(student(), part, check, seed + number) for number, check in enumerate(part.checks)]
 
 
-def _grade_check(call: Callable[..., Any], part: Part, check: Check, seed: int) -> Outcome:
+def _grade_check(student: GradedStudent, part: Part, check: Check, seed: int) -> Outcome:
     try:
-        check.grade(GradedStudent(call, part.arguments), torch.Generator().manual_seed(seed))
+        check.grade(student, torch.Generator().manual_seed(seed))
     except NotImplementedError as found:
         return _outcome(part, check, f"not attempted: {found}", seed)
     except Mistake as found:

@@ -473,13 +473,14 @@ def _step_gradient(w: torch.Tensor, step: float, bits: int, upstream: torch.Tens
 
 
 def _grade_step_gradient(student: Student, rng: Generator) -> None:
-    for bits, size in ((4, (2.0, 3.0)), (3, (0.2, 0.4)), (2, (0.05, 0.1))):  # large first: w is not w / step
+    cases = ((4, (2.0, 3.0), 1), (3, (0.2, 0.4), -1), (2, (0.05, 0.1), 1))  # large first: w is not w / step
+    for bits, size, side in cases:
         step = _uniform(*size, rng)
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         shape = (*torch.randint(3, 7, (2,), generator=rng).tolist(), 3, 3)
         codes = torch.randint(low - 2, high + 3, shape, generator=rng)
         w = _inside_a_step(codes, rng) * step
-        upstream = torch.randn(shape, generator=rng) + w.sign()  # the terms of the sum do not cancel
+        upstream = torch.randn(shape, generator=rng) + side * w.sign()  # the terms of the sum do not cancel
         want = _by_hand(w, step, low, high, upstream)
         where = f"weights {tuple(shape)}, step = {step:.4g} and bits = {bits}"
         expect(student(w, step, bits, upstream), want, where, _wrong_steps(w, step, low, high, upstream))
@@ -518,6 +519,9 @@ def _wrong_steps(w: Tensor, step: float, low: int, high: int, upstream: Tensor) 
         ("upstream is forgotten: each weight's slope is multiplied by the gradient that arrives there",
          slope.sum() * scale),
         ("this is a mean: take the sum over the weights, then the scale", total * scale / count),
+        ("the sign is lost: the sum may be negative", total.abs() * scale),
+        (named.format("made with the number of weights of one filter for count"),
+         total / math.sqrt(w[0].numel() * high)),
         *((words, (upstream * part).sum() * scale) for words, part in parts),
         *((f"{words}. The scale is missing too", (upstream * part).sum()) for words, part in parts),
     ]  # fmt: skip
@@ -548,6 +552,10 @@ def _wrong_step_slopes(w: Tensor, step: float, low: int, high: int) -> list[tupl
         ("it cuts off towards zero: use torch.round", torch.where(inside, u.trunc() - u, code)),
         ("the codes are those without a sign: low is -2^(bits - 1), high 2^(bits - 1) - 1",
          torch.where(u <= 0, 0.0, torch.where(u >= high - low, float(high - low), u.round() - u))),
+        ("weights that round to low or high are taken for clipped: compare w / step itself, before it is rounded",
+         torch.where((u.round() > low) & (u.round() < high), code - u, code)),
+        ("weights up to half a step beyond low and high are taken for inside: compare w / step with low and high",
+         torch.where((u >= low - 0.5) & (u <= high + 0.5), u.round() - u, code)),
         ("w is not divided by step: inside it is round(w / step) - w / step", torch.where(inside, code - w, code)),
         ("the weights clipped at high are given the slope 0: it is high", torch.where(u >= high, 0.0, slope)),
         ("the range is not symmetric: low is -2^(bits - 1)",

@@ -383,6 +383,7 @@ def _grade_fold_norm(student: Student, rng: Generator) -> None:
         channels = int(torch.randint(5, 9, (), generator=rng))
         mean, shift = _uniform(-2, 2, (channels,), rng), _uniform(-2, 2, (channels,), rng)
         gain, var = _uniform(0.5, 2, (channels,), rng), _uniform(low, 4 * low, (channels,), rng)
+        gain[::2] *= -1  # training leads some gains below zero
         eps = float(_uniform(0.001, 0.004, (), rng))
         got = _two(student(mean, var, gain, shift, eps), "scale and offset", mean)
         norm = torch.nn.BatchNorm2d(channels, eps=eps).double().eval()
@@ -410,6 +411,7 @@ def _wrong_scales(var: Tensor, gain: Tensor, eps: float) -> list[tuple[str, Tens
         ("eps stands outside the root: sqrt(var + eps)", gain / (var.sqrt() + eps)),
         ("eps is an argument: this takes 1e-5, whatever it is", gain / (var + 1e-5).sqrt()),
         ("the gain is forgotten: scale = gain / sqrt(var + eps)", 1 / (var + eps).sqrt()),
+        ("the sign of the gain is lost: it may be negative", gain.abs() / (var + eps).sqrt()),
         ("it multiplies by the standard deviation: divide", gain * (var + eps).sqrt()),
         ("this is the gain alone: divide it by sqrt(var + eps)", gain),
     ]

@@ -58,6 +58,7 @@ def _grade_sample_pairs(student: Student, rng: Generator) -> None:
         free = [row[count:] for row in lists]
         _judge_calls(free, where)
         _judge_counts([pair for row in free for pair in row], pool, ends, where)
+        _judge_counts([row[0] for row in free], pool, [], f"{where} in the first free place,")
 
 
 class _Chance(torch.Generator):
@@ -200,6 +201,8 @@ def _terms(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, Tensor]
         "raw": _ce(logits, teacher),
         "columns": _ce(logits, teacher.softmax(0)),
         "squares": (p - q).square().mean(),
+        "products": -(p * q).sum(1).mean(),
+        "unlogged": -(q * logits).sum(1).mean(),
         "squared_logits": (logits - teacher).square().mean(),
         "labels_twice": _ce(p, eye[labels]),
         "student_twice": _ce(p, q),
@@ -220,6 +223,21 @@ def _wrong_hard_losses(t: dict[str, Tensor], batch: int) -> list[tuple[str, Tens
     ]
 
 
+def _wrong_shares(t: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Of the two terms, one that counts half, or a teacher's term that is another one."""
+    hard, soft = t["labels"], t["teacher"]
+    return [
+        ("the teacher's term counts half: add both as they are", hard + soft / 2),
+        ("the labels' term counts half: add both as they are", hard / 2 + soft),
+        ("the network is its own teacher: take the probabilities of `teacher`", hard + t["own_entropy"]),
+        ("the logarithm is missing in the teacher's term: log softmax of the network's logits", hard + t["products"]),
+        (
+            "the teacher's term takes the network's logits for log-probabilities: log softmax first",
+            hard + t["unlogged"],
+        ),
+    ]
+
+
 def _wrong_losses(t: dict[str, Tensor], batch: int, classes: int) -> list[tuple[str, Tensor]]:
     hard, soft = t["labels"], t["teacher"]
     kl = "this is the KL divergence to the teacher: it lacks the teacher's entropy. Same gradient, another number"
@@ -232,6 +250,7 @@ def _wrong_losses(t: dict[str, Tensor], batch: int, classes: int) -> list[tuple[
         ("the term of the labels is missing", soft),
         ("the term of the teacher is missing", hard),
         ("the two terms are averaged: add them", (hard + soft) / 2),
+        *_wrong_shares(t),
         ("this is the sum over the batch: take the mean", batch * (hard + soft)),
         ("the teacher's term is a sum over the batch: take the mean", hard + batch * soft),
         ("the labels' term is a sum over the batch: take the mean", batch * hard + soft),

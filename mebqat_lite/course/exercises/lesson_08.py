@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect
+from mebqat_lite.course.exercises import Exercise, Mistake, checked, expect, numbers
 from mebqat_lite.deploy import codes as packing
 
 Student = Callable[..., Any]
@@ -223,6 +224,7 @@ def _grade_choose_bits(student: Student, rng: Generator) -> None:
     for layers, options, is_exact in ((4, 3, False), (4, 4, False), (3, 4, False), (4, 4, True), (5, 4, False)):
         losses, sizes, budget, want, wrong = _clear_knapsack(layers, options, is_exact, rng)
         got = student([list(row) for row in losses], [list(row) for row in sizes], budget)
+        numbers(got, "a list of whole numbers")
         values = checked(got, torch.tensor(want, dtype=torch.float64)).tolist()
         _check_choice(values, losses, sizes, budget)
         where = f"{layers} layers of {options} choices and a budget of {budget}"
@@ -387,6 +389,8 @@ def _wrong_corrections(x: Tensor, kernel: int, step: float, zero: float) -> list
         ("the sign is wrong: code - zero is less than code, so something is taken away", -right),
         ("zero is forgotten: each x in the window counts zero times", -step * sums),
         ("zero counts twice: only in doubled codes it is 2 zero", 2 * right),
+        ("zero is rounded to a whole number: here it is a half-integer", right / zero * math.ceil(zero)),
+        ("zero is rounded to a whole number: here it is a half-integer", right / zero * math.floor(zero)),
         ("step is forgotten: w = step (code - zero)", -zero * sums),
         ("step and zero are forgotten: multiply the sums by -step * zero", sums),
         ("step and zero are forgotten: multiply the sums by -step * zero", -sums),

@@ -50,6 +50,8 @@ def true_range(x: Tensor, bits: int) -> tuple[float, int]:
 
 def pair_of(got: Any) -> tuple[float, float]:
     """The two numbers that were returned."""
+    if isinstance(got, Tensor) and got.shape == (2,):
+        got = got.tolist()
     if not isinstance(got, (tuple, list)) or len(got) != 2:
         raise Mistake(f"it returns a value of type {type(got).__name__}: return two numbers, step, zero")
     return float(checked(got[0], 0.0)), float(checked(got[1], 0.0))
@@ -67,6 +69,9 @@ def grade_step(student: Any, rng: Generator) -> None:
              2 * float(x.abs().max()) / (2**bits - 1)),
             ("this is the whole range: divide it by 2^bits - 1", both),
             ("it divides by bits, not by 2^bits - 1", both / bits),
+            ("it divides by 2^(bits - 1) - 1, as for signed codes: all 2^bits codes are used",
+             both / (2 ** (bits - 1) - 1)),
+            ("the code of zero comes first: return step, zero, in this order", true_range(x, bits)[1]),
         ])  # fmt: skip
 
 
@@ -123,6 +128,13 @@ def grade_levels(student: Any, rng: Generator) -> None:
             ("it does not clip: codes lie between 0 and 2^bits - 1", step * (free.round() - zero)),
             ("it does not round", step * (free.clamp(0, top) - zero)),
             ("it rounds down (floor): use torch.round", step * (free.floor().clamp(0, top) - zero)),
+            ("it rounds up (ceil): use torch.round", step * (free.ceil().clamp(0, top) - zero)),
+            ("it rounds towards zero (int, trunc): use torch.round",
+             step * (((x / step).trunc() + zero).clamp(0, top) - zero)),
+            ("x is multiplied by step: the codes are round(x / step) + zero",
+             step * ((x * step + zero).round().clamp(0, top) - zero)),
+            ("the step is missing: multiply the code, less zero, by it", codes - zero),
+            ("zero is taken off after the multiplication: step * (code - zero)", step * codes - zero),
             ("one level too many: the highest code is 2^bits - 1", step * (free.round().clamp(0, top + 1) - zero)),
             ("one level is missing: the highest code is 2^bits - 1", step * (free.round().clamp(0, top - 1) - zero)),
             ("it clips before zero is added: the codes are round(x / step) + zero",
@@ -144,13 +156,22 @@ def grade_passing(student: Any, rng: Generator) -> None:
         checked(value, x)
         if got is None:
             raise Mistake("no gradient comes back: put what rounding adds into detach(), and keep the clipped x")
-        inside = (free > 0) & (free < top)
+        inside, code = (free > 0) & (free < top), free.round()
+        at_ends = (code == 0) | (code == top)  # where the last digit of a rounded float may lie beyond the range
         expect(got, torch.where(inside, upstream, 0.0), "the gradient with respect to x", [
             ("the gradient is zero everywhere: torch.round has none. Put what rounding adds into detach()", 0 * x),
             ("the gradient passes outside the range too: there the output does not move", upstream),
             ("the gradient is 1 / step times too large or too small", torch.where(inside, upstream / step, 0.0)),
             ("the gradient is step times too large or too small", torch.where(inside, upstream * step, 0.0)),
             ("the gradient is zero inside, and passes outside", torch.where(inside, 0.0, upstream)),
+            ("the sign of the gradient is turned", torch.where(inside, -upstream, 0.0)),
+            ("the gradient passes below the range too", torch.where(free < top, upstream, 0.0)),
+            ("the gradient passes above the range too", torch.where(free > 0, upstream, 0.0)),
+            ("the gradient passes from 0 to 2^bits - 1 steps: the range of x begins at -step * zero",
+             torch.where((x > 0) & (x < step * top), upstream, 0.0)),
+            ("some of the gradient is lost at the lowest and the highest code: clip first and round then, or the last "
+             "digit of a rounded float decides what the clip lets through",
+             torch.where(at_ends, got, torch.where(inside, upstream, 0.0))),
         ])  # fmt: skip
 
 
@@ -175,6 +196,18 @@ def grade_sqnr(student: Any, rng: Generator) -> None:
              10 * math.log10(float(x.double().var(correction=0) / error.square().mean()))),
             ("absolute values are summed, not squares",
              10 * math.log10(float(x.double().abs().sum() / error.abs().sum()))),
+            ("10 log10 is of powers: this is that of their roots, half of it", right / 2),
+            ("it is the logarithm to base 2: use log10", 10 * math.log2(signal / noise)),
+            ("one power is a sum and the other a mean: take both alike", 10 * math.log10(signal / noise * len(pairs))),
+            ("one power is a sum and the other a mean: take both alike", 10 * math.log10(signal / noise / len(pairs))),
+            ("this is the largest value over the error (PSNR): the signal's power is that of all values",
+             10 * math.log10(float(x.double().abs().max() ** 2 / error.square().mean()))),
+            ("the sum is squared: square first, then sum",
+             20 * math.log10(abs(float(x.double().sum() / error.sum())))),
+            ("the error is the square of the difference, not the difference of the squares",
+             10 * math.log10(signal / abs(signal - sum(b * b for _, b in pairs)))),
+            ("standard deviations are taken: of neither the mean is subtracted",
+             20 * math.log10(float(x.double().std() / error.std()))),
             ("it divides the power of the output, not of the input",
              10 * math.log10(sum(b * b for _, b in pairs) / noise)),
         ])  # fmt: skip

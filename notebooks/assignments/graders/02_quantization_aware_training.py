@@ -50,7 +50,7 @@ def layers(rng: Generator) -> list[tuple[Tensor, int]]:
     found = []
     for bits, side in ((whole(4, 8, rng), -1.0), (3, 1.0), (2, -1.0)):
         levels = 2**bits - 1
-        bounds = (0.1, 0.8 * levels) if side < 0 else (0.2 * levels, levels - 0.1)
+        bounds = (0.1, int(0.8 * levels) + 0.2) if side < 0 else (0.2 * levels, levels - 0.1)
         free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(*bounds)
         u = 2 * free / levels - 1
         u[whole(0, 4, rng), whole(0, 23, rng)] = side
@@ -104,6 +104,15 @@ def wrong_weights(w: Tensor, bits: int) -> Named:
         ("tanh(w) is divided by max|w|, not by max|tanh(w)|", size * (2 * q((t / w.abs().max() + 1) / 2) - 1)),
         ("m is the largest of tanh(w), not of |tanh(w)|: the largest weight may be negative",
          size * (2 * q((t / t.max() + 1) / 2) - 1)),
+        ("m is that of each row: it is the largest |tanh(w)| of all",
+         size * (2 * q((t / t.abs().amax(1, True) + 1) / 2) - 1)),
+        ("mean|w| is that of each row: it is that of all weights", w.abs().mean(1, True) * right),
+        ("tanh is taken of w / max|w|: it is taken of w", size * (2 * q((plain.tanh() + 1) / 2) - 1)),
+        ("it rounds up (ceil): use torch.round", size * (2 * (v * levels).ceil() / levels - 1)),
+        ("the size is the root of the mean square: it should be mean|w|", w.square().mean().sqrt() * right),
+        ("these are the levels of one bit less: q_b has 2^bits - 1 steps", size * (2 * q(v, half) - 1)),
+        ("q_b takes (u + 1) / 2: here the half is missing", size * (2 * q(u + 1) - 1)),
+        ("mean|w| stands inside q_b: it is multiplied after the rounding", 2 * q((size * u + 1) / 2) - 1),
     ]  # fmt: skip
 
 
@@ -133,6 +142,7 @@ def wrong_slopes(w: Tensor, bits: int, upstream: Tensor) -> Named:
         (moving, upstream * size / m * bell + mean),
         ("the gradient is 1: straight through is q_b alone, and tanh, m and mean|w| remain", upstream),
         ("the slope of tanh is missing: 1 - tanh(w)^2", upstream * size / m),
+        ("the gradient is mean|w|: straight through is q_b alone, and tanh and m remain", upstream * size),
         ("the slope of tanh is 1 - tanh(w)^2, not 1 - tanh(w)", upstream * size / m * (1 - t)),
         ("tanh is differentiated at u: its slope is 1 - tanh(w)^2", upstream * size / m * (1 - (t / m) ** 2)),
         ("the incoming gradient is lost: times the gradient that arrives", right / upstream),
@@ -255,6 +265,10 @@ def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
          small * (x / small).round().clamp(low, high)),
         ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone", small * code),
         ("x is multiplied by step: the codes are round(x / step)", step * (x * step).round().clamp(low, high)),
+        ("x itself is clipped to n .. p: it is x / step that is clipped",
+         step * (x.clamp(low, high) / step).round().clamp(low, high)),
+        ("one bit too many: the codes end at 2^bits - 1, or at 2^(bits - 1) - 1 if they are signed",
+         step * u.round().clamp(*ends(bits + 1, signed))),
     ]  # fmt: skip
 
 
@@ -327,6 +341,8 @@ def step_factors(x: Tensor, bits: int, signed: bool) -> Factors:
         ("1 / sqrt(N bits)", math.sqrt(count * bits)),
         (f"made with the p of {'unsigned' if signed else 'signed'} codes", math.sqrt(count * other)),
         ("made with the number of rows for N", math.sqrt(len(x) * high)),
+        ("made with the number of columns for N", math.sqrt(x.shape[-1] * high)),
+        ("1 / sqrt(N 2^(bits - 1))", math.sqrt(count * 2 ** (bits - 1))),
         ("made with -n, not with p", math.sqrt(count * max(-low, 1))),
     ]
     return [(words.format(name), root / by) for name, by in scales]
@@ -349,12 +365,18 @@ def wrong_steps(x: Tensor, step: Tensor, bits: int, signed: bool, upstream: Tens
         ("outside the range x / step is subtracted too: there it is n or p alone", code - u),
         ("outside the range it is -1, 0 or 1: there it is the code, n or p", torch.where(inside, slope, code.sign())),
         ("it is 0 below the range: there it is n", torch.where(u < low, 0.0, slope)),
+        ("the step that multiplies the codes is cut off: both the product and the quotient have a gradient",
+         torch.where(inside, -u, 0.0)),
         ("it is multiplied by step: the slopes are in units of a code", slope * step),
         ("it is divided by step: the slopes are in units of a code", slope / step),
         ("its sign is turned", -slope),
     ]  # fmt: skip
+    product, quotient = (upstream * code).sum(), (upstream * torch.where(inside, -u, 0.0)).sum()
+    one = "the scaled step stands in one place, and the step itself in the other: scale the gradient of both"
     return [
         ("the step's gradient is zero", 0 * total),
+        (one, product + quotient / root),
+        (one, product / root + quotient),
         ("the sign is lost: it is the absolute value of the step's gradient", total.abs() / root),
         ("the step's gradient lacks the one that arrives: multiply by it before the sum", slope.sum() / root),
         *((f"the step's gradient: {name}", (upstream * part).sum() / root) for name, part in parts),
@@ -446,6 +468,7 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
     free = down(rounded(w))
     right, top = free * inside, 2**bits - 1
     kept = "the quantized weights are kept: "
+    clipped = "the float weights are clipped to the range: they start at w, and end where the step leads"
     return [
         ("no weight moves: torch.round has no gradient. Take it straight through", 0 * w),
         (kept + "return w minus lr times the gradient, not rounded", w - rounded(w)),
@@ -459,6 +482,16 @@ def wrong_moves(w: Tensor, x: Tensor, y: Tensor, step: float, bits: int, lr: flo
         ("the gradient passes the clip: clipped weights do not move", free),
         ("the gradient passes half a step beyond the clip: clipped is what lies outside n .. p before it is rounded",
          free * (w > (low - 0.5) * step) * (w < (high + 0.5) * step)),
+        ("weights that round to the lowest or the highest code do not move: clipped is only what lies beyond n .. p",
+         free * (rounded(w) > low * step) * (rounded(w) < high * step)),
+        ("the gradient passes from -p to p: the range begins at n, which is one less", free * (w.abs() < high * step)),
+        (clipped,
+         w - (w - right).clamp(low * step, high * step)),
+        (clipped, w - w.clamp(low * step, high * step) + right),
+        ("the forward pass rounds down (floor): use torch.round",
+         down(step * (w / step).floor().clamp(low, high)) * inside),
+        ("the error has the wrong sign: it is x times the weights, less y",
+         (2 * lr / y.numel() * (x @ rounded(w).T + y).T @ x) * inside),
         ("the gradient passes the clip above: weights above the range do not move", free * (w > low * step)),
         ("the gradient passes the clip below: weights below the range do not move", free * (w < high * step)),
         ("the clipped weights move, the others stay: it is the other way round", free * ~inside),

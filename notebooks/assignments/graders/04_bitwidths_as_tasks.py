@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mebqat_lite.bits import candidates as all_pairs
 from mebqat_lite.course.classroom.grading import Assignment, Check, Part
+from mebqat_lite.course.classroom.sandbox import Limits
 from mebqat_lite.course.exercises import Mistake, checked, expect
 from torch import Generator, Tensor
 
@@ -66,27 +67,48 @@ def grade_form(student: Any, rng: Generator) -> None:
         for free in (2, 0, 5):
             if sure or free:
                 for _ in range(3):
-                    draw(student, every, sure, len(sure) + free, whole(0, 10**6, rng), whole(0, 2000, rng))
+                    draw(student, every, sure, len(sure) + free, whole(0, MOST, rng), whole(0, 2000, rng))
 
 
-# seed x stride + step as the one number that decides makes step ``stride`` of seed 0 the same as step 0 of seed 1.
-STRIDES = (64, 97, 100, 101, 128, 256, 500, 512, 997, 1000, 1001, 1009, 1013, 1021, 1024, 1031, 2000, 2048, 4096, 5000)
-STRIDES += (7919, 8192, 9973, 10_000, 10_007, 10_009)  # a right answer may take a draw for each step before
+MOST, STRIDE = (
+    9_999,
+    400,
+)  # the largest seed and the largest step; a right answer may make all steps before, in 4 seconds
+
+
+def grid_of_calls() -> list[tuple[int, int]]:
+    """(seed, step) among which every rule ``a x seed + step`` has two calls of the same number, for a up to `MOST`, and
+    so has every ``seed + b x step``, and every ``a x seed + b x step`` where both are below 100.
+
+    Each a is a multiple of `STRIDE` less a smaller number j: this multiple, as a step of seed 0, is step j of seed 1.
+    """
+    far, small = [*range(0, MOST, STRIDE), MOST], range(100)
+    rows = [*((0, step) for step in (*far, *small)), *((1, step) for step in range(STRIDE))]
+    return list(dict.fromkeys([*rows, *(call[::-1] for call in rows)]))
 
 
 def grade_memory(student: Any, rng: Generator) -> None:
     """The same arguments give the same pairs, others have nothing in common: no ten free pairs in a row."""
-    every, first = pool(whole(20, 24, rng), rng), whole(12, 10**5, rng)
+    every, first = pool(whole(20, 24, rng), rng), whole(12, MOST - 3, rng)
     seeds, steps = (0, 1, 11, *range(first, first + 3)), (*range(64), 100, 1000)  # 1 and 11: digits in a row
-    calls = [*itertools.product(seeds, steps), *((0, step) for step in STRIDES)]
+    calls = list(dict.fromkeys([*itertools.product(seeds, steps), *grid_of_calls()]))
     found = {call: draw(student, every, ["FP"], 17, *call)[1:] for call in calls}
-    for call in [calls[i] for i in torch.randperm(len(calls), generator=rng)[:12].tolist()]:
+    again = [calls[i] for i in torch.randperm(len(calls), generator=rng)[:12].tolist()]
+    for call in again:
         if draw(student, every, ["FP"], 17, *call)[1:] != found[call]:
             raise Mistake(
                 f"seed = {call[0]} and step = {call[1]} give other pairs when they are asked for again: take all "
                 "chance from a generator that is made of seed and step, anew in each call"
             )
     judge_alike(found, seeds, steps)
+    others = student.in_another_process(*((list(every), ["FP"], 17, *call) for call in again))
+    for call, other in zip(again, others, strict=True):
+        if list(other[1:]) != found[call]:
+            raise Mistake(
+                f"seed = {call[0]} and step = {call[1]} give other pairs when Python is started anew: hash() of text, "
+                "the order of a set and id() change with each start. Make the generator of the two numbers, or of a "
+                "text that holds them"
+            )
 
 
 def judge_alike(found: dict[tuple[int, int], list[str]], seeds: Sequence[int], steps: Sequence[int]) -> None:
@@ -112,13 +134,15 @@ def judge_alike(found: dict[tuple[int, int], list[str]], seeds: Sequence[int], s
 def grade_chance(student: Any, rng: Generator) -> None:
     """Every candidate equally likely in each free place, with replacement, the guaranteed ones too."""
     for sure in (ENDS, []):
-        every, first, start = pool(whole(8, 10, rng), rng), whole(1, 10**5, rng), whole(0, 1000, rng)
+        every, first, start = pool(whole(8, 10, rng), rng), whole(1, MOST - 249, rng), whole(0, 1000, rng)
         calls = [(first, start + i) for i in range(250)] + [(first + i, start) for i in range(1, 250)]
         rows = [draw(student, every, sure, len(sure) + 3, *call)[len(sure) :] for call in calls]
         if all(len(set(row)) == 1 for row in rows):
             raise Mistake("one pair is drawn and repeated in all free places: draw each on its own")
         if all(len(set(row)) == 3 for row in rows):
             raise Mistake("no pair ever comes twice in a step: draw each from all candidates, with replacement")
+        if all(one != other for row in rows for one, other in itertools.pairwise(row)):
+            raise Mistake("no pair ever follows itself: draw each on its own, whatever was drawn before it")
         for drawn in (*zip(*rows, strict=True), [pair for row in rows for pair in row]):
             judge_counts(drawn, every, sure)
 
@@ -197,6 +221,14 @@ def wrong_losses(logits: Tensor, labels: Tensor, teachers: Sequence[int | None])
         ("teacher 0 is taken for none: `if teacher` is false for row 0, ask `is not None`",
          taught([t or None for t in teachers])),
         ("the teachers' term is missing", taught([None] * count)),
+        ("the teacher's term counts half: add both as they are", termed(lambda z, q: ce(z, q) / 2)),
+        ("the labels' term counts half where there is a teacher: add both as they are", termed(ce, 0.5)),
+        ("the logarithm is missing in the teacher's term: log softmax of the row's own logits",
+         termed(lambda z, q: -(q * z.softmax(1)).sum(1).mean())),
+        ("the teacher's term takes logits for log-probabilities: log softmax of the row's own logits",
+         termed(lambda z, q: -(q * z).sum(1).mean())),
+        ("the teacher's term is a squared error of probabilities: it is a cross-entropy",
+         termed(lambda z, q: (z.softmax(1) - q).square().mean())),
         ("row 0 teaches all here: the teacher of row i is row teachers[i]",
          taught([None if t is None else 0 for t in teachers])),
         ("the row above teaches here: the teacher of row i is row teachers[i]",
@@ -257,6 +289,8 @@ def grade_flow(student: Any, rng: Generator) -> None:
             ("only the labels' term has a gradient: detach the teacher, not the row that learns", scale * (p - hot)),
             ("only rows that have no teacher get a gradient: detach the teacher, not the row that learns",
              torch.where(alone, want, 0.0)),
+            ("the teacher's term has half of its gradient: add both terms as they are", want - torch.where(
+                alone, 0.0, scale * (p - q) / 2)),
             ("rows that teach get no gradient at all: take the teacher's probabilities from logits[i].detach(), and "
              "leave logits as they are",
              torch.where(torch.tensor([i in teachers for i in range(len(teachers))])[:, None, None], 0.0, want)),
@@ -347,7 +381,20 @@ def wrong_means(draws: list[Tensor], once: list[Tensor], count: int) -> Wrong:
         ("this is the gradient of the last draw alone", draws[-1]),
         ("it divides by one less than the number of draws that used the parameter", total / max(1, len(draws) - 1)),
         ("this is the median over the draws: take the mean", torch.stack(draws).median(0).values),
+        ("these are the sizes of the gradients: their signs belong to the mean", torch.stack(draws).abs().mean(0)),
+        (
+            "it adds to a gradient that it was given, so that a pair that comes again has another: add to a new tensor",
+            in_place(draws),
+        ),
     ]
+
+
+def in_place(draws: list[Tensor]) -> Tensor:
+    """The mean if the sum is written into the first gradient, which a pair that is drawn again then adds."""
+    total = draws[0]
+    for g in draws[1:]:
+        total = total + (total if torch.equal(g, draws[0]) else g)
+    return total / len(draws)
 
 
 def grade_clip(student: Any, rng: Generator) -> None:
@@ -375,6 +422,8 @@ def wrong_clips(draws: list[Tensor], _: list[Tensor], limit: float, norm: Tensor
         ("the lower limit is -limit: large negative elements are not clipped", mean.clamp(max=limit)),
         ("the lower limit is -limit, not 0", mean.clamp(0, limit)),
         ("the upper limit is limit: large positive elements are not clipped", mean.clamp(min=-limit)),
+        ("it divides by the largest element, which shrinks all: clip each element on its own",
+         mean * min(1.0, limit / float(mean.abs().max()))),
         ("elements beyond the limit become 0: they become the limit", torch.where(mean.abs() > limit, 0.0, mean)),
     ]  # fmt: skip
 
@@ -411,6 +460,25 @@ def first_pair(w: Tensor, x: Tensor, pair: str, pairs: Sequence[str]) -> Tensor:
     return input_at(x, pairs[0]) @ weights_at(w.detach(), pairs[0]).T
 
 
+def last_pair(w: Tensor, x: Tensor, pair: str, pairs: Sequence[str]) -> Tensor:
+    """The logits of the step's last pair, a constant to the gradient."""
+    return first_pair(w, x, pair, pairs[::-1])
+
+
+def halved(w: Tensor, x: Tensor, labels: Tensor, pairs: Sequence[str]) -> Tensor:
+    """The gradient if the teachers' term counts half."""
+    return (gradient(w, x, labels, pairs) + gradient(w, x, labels, pairs, taught=lambda pair: False)) / 2
+
+
+def learned_step(leaf: Tensor, pair: str) -> Tensor:
+    """Rounded weights in which the step of the quantizer has a gradient too."""
+    bits, size = WIDTHS[pair][0], leaf.abs().mean()
+    top = 2 ** (bits - 1) - 1
+    step = size if bits == 1 else 2 * size / max(top, 1) ** 0.5
+    u = leaf if bits == 1 else leaf / step
+    return step * (u + (torch.sign(u) if bits == 1 else u.round().clamp(-top, top)) - u.detach())
+
+
 def gradient(
     w: Tensor, x: Tensor, labels: Tensor, pairs: Sequence[str], *, through: str = "all", seen: Callable = input_at,
     teacher: Callable = full_precision, taught: Callable[[str], bool] = lambda pair: pair != "FP", hard: float = 1.0,
@@ -420,7 +488,8 @@ def gradient(
     total = 0 * leaf.sum()
     for pair in pairs:
         rounded = weights_at(leaf, pair)
-        used = {"all": leaf + (rounded - leaf).detach(), "none": rounded, "cut": rounded.detach()}
+        used = {"all": leaf + (rounded - leaf).detach(), "none": rounded, "cut": rounded.detach(), "float": leaf}
+        used["step"] = learned_step(leaf, pair) if through == "step" and WIDTHS[pair][0] < 32 else used["all"]
         logits = seen(x, pair) @ (leaf if pair == "FP" else used[through]).T
         loss = F.cross_entropy(logits, labels)
         if taught(pair):
@@ -475,7 +544,16 @@ def rules(lr: float, batch: int) -> list[tuple[str, Rule]]:
         (zero, with_(through="cut")),
         ("the teacher has a gradient: it must not be pulled towards its pupils (detach)",
          with_(teacher=lambda w, x, *_: x @ w.T)),
-        ("the teachers' term is missing", with_(taught=lambda pair: False)),
+        ("the teachers' term is missing, which steps without FP have too, or each pair teaches itself: FP teaches them",
+         with_(taught=lambda pair: False)),
+        ("the teacher's answer is taken as a hard label (argmax): use its probabilities",
+         with_(teacher=lambda w, x, *_: 1e4 * torch.eye(len(w)).to(w)[(x @ w.detach().T).argmax(1)])),
+        ("the teachers' term counts half: add both as they are", halved),
+        ("the weights are not quantized", with_(through="float")),
+        ("the last pair of the step teaches: the teacher is full precision, whether or not it is visited",
+         with_(teacher=last_pair)),
+        ("the step of the quantizer has a gradient here: detach all that Q(w) differs by from w",
+         with_(through="step")),
         ("the labels' term is missing for the quantized pairs", with_(hard=0.0)),
         ("the first pair of the step teaches: the teacher is full precision, whether or not it is visited",
          with_(teacher=first_pair)),
@@ -489,6 +567,8 @@ def rules(lr: float, batch: int) -> list[tuple[str, Rule]]:
         ("these are the sums of the gradients: take their mean over the pairs of the step", scaled(len)),
         ("it divides by the number of pairs twice", scaled(lambda pairs: 1 / len(pairs))),
         ("a pair that is drawn twice counts once", lambda *a: gradient(*a[:3], list(dict.fromkeys(a[3])))),
+        ("it divides by the number of different pairs: a pair that is drawn twice counts twice", scaled(
+            lambda pairs: len(pairs) / len(set(pairs)))),
         ("FP is not counted among the pairs of the mean", scaled(
             lambda pairs: len(pairs) / max(1, len(pairs) - pairs.count("FP")))),
         ("the batch is summed: the loss is a mean over it", scaled(lambda pairs: batch)),
@@ -623,7 +703,7 @@ ASSIGNMENT = Assignment(
     (
         Part("draw_step", ("candidates", "guaranteed", "m", "seed", "step"), "A sampler without memory", 25, (
             Check("the guaranteed pairs", 2, grade_form), Check("seed and step", 2, grade_memory),
-            Check("chance", 2, grade_chance))),
+            Check("chance", 2, grade_chance)), Limits(seconds=60.0)),  # thousands of calls, which a busy machine delays
         Part("task_losses", ("logits", "labels", "teachers"), "Losses and teachers", 25, (
             Check("the losses", 3, grade_values), Check("the gradient", 2, grade_flow))),
         Part("mean_gradients", ("gradients", "pairs", "limit"), "The mean gradient", 15, (

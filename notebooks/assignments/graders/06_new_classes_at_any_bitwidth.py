@@ -60,11 +60,15 @@ def drawn(student: Any, labels: Tensor, ways: int, shots: int, count: int, seed:
         raise Mistake(f"the support has shape {tuple(support.shape)}: {turned}it should be ({ways}, {shots})")
     parts = ((query, "query"), (answers, "answers"))
     for part, name in parts:
-        if part.numel() == ways * count:
+        if part.shape == (ways * count,):
             raise Mistake(f"the {name} has `count` values for each class: `count` is the number of all queries")
-    for c in labels[support.clamp(0, len(labels) - 1)].unique():  # before the query, which may lack images for it
-        if int((labels == c).sum()) <= shots:
-            raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
+    if shots > 1 and (support == support[:, :1]).all():
+        raise Mistake(
+            "a row of the support holds one number over and over: return the indices of its images, not its class"
+        )
+    rows = labels[support.clamp(0, len(labels) - 1)]  # before the query, which may lack images for a small class
+    if (rows == rows[:, :1]).all() and min(int((labels == c).sum()) for c in rows[:, 0]) <= shots:
+        raise Mistake("a class has only `shots` images, so that nothing is left to ask: leave such classes out")
     for part, name in parts:
         if part.shape != (count,):
             raise Mistake(f"the shape of the {name} is {tuple(part.shape)}: it should be ({count},)")
@@ -134,6 +138,8 @@ def grade_draw(student: Any, rng: Generator) -> None:
     support, query, answers = (torch.stack(part) for part in zip(*many, strict=True))
     if (support == support[0]).all():
         raise Mistake("every seed gives the same episode: use the seed")
+    if len({tuple(torch.cat([known.flatten(), asked]).tolist()) for known, asked, _ in many}) < len(many):
+        raise Mistake("different seeds give the same episode: make the generator of the whole seed")
     classes, sizes = labels.unique(return_counts=True)
     classes, sizes = classes[sizes > shots], sizes[sizes > shots]
     refuse_classes(labels[support[..., 0]], classes, sizes)
@@ -211,7 +217,9 @@ def maps(queries: int, rng: Generator) -> tuple[Tensor, Tensor, Stored, str]:
     support, query = values(ways, shots), 1.3 * values(queries) + 0.5 * spread
     chosen = [PAIRS[i] for i in torch.randperm(4, generator=rng)[:3]]
     names = [chosen[0], "FP", *chosen[1:]]
-    stored = {n: (torch.randn(channels, generator=rng), 0.2 + torch.rand(channels, generator=rng)) for n in names}
+    stored = {
+        n: (0.1 + torch.randn(channels, generator=rng).abs(), 0.2 + torch.rand(channels, generator=rng)) for n in names
+    }
     return support, query, stored, chosen[whole(1, 2, rng)]
 
 
@@ -253,6 +261,7 @@ def wrong_norms(part: Tensor, support: Tensor, query: Tensor, stored: Stored, bi
     half = [(a + b) / 2 for a, b in zip(statistics(support), statistics(query), strict=True)]
     far = part.double() - mean[:, None, None]
     wide = variance[:, None, None]
+    turned = (part.double() - wide) / (mean[:, None, None].abs() + 1e-5).sqrt()
     found += [
         ("the variance is divided by the count less one: divide it by the count (correction=0)",
          scaled(part, mean, variance * count / (count - 1))),
@@ -264,10 +273,16 @@ def wrong_norms(part: Tensor, support: Tensor, query: Tensor, stored: Stored, bi
         ("it only takes the mean off: divide by sqrt(variance + 1e-5)", far),
         ("nothing is normalized", part.double()),
         ("these are means of two statistics: take those of all values together", scaled(part, *half)),
+        ("mean and variance are exchanged: `stored` has (mean, variance)", turned),
+        ("these are the statistics of the first class: take those of all", scaled(part, *statistics(support[:1]))),
     ]  # fmt: skip
     examples = part.flatten(0, -4).double()  # (examples, C, H, W)
     own = torch.stack([scaled(x, *statistics(x)) for x in examples]).reshape(part.shape)
     found.append(("each example is normalized by itself: the statistics are over all examples and positions", own))
+    layer = torch.nn.functional.layer_norm(part.double(), part.shape[-3:])
+    found.append(
+        ("each example is normalized by itself, over its channels (layer norm): each channel has its own", layer)
+    )
     seen = support.flatten(0, 1) if policy != "batch" else torch.cat([support.flatten(0, 1), query])
     seen = seen.double()
     pixel = (part - seen.mean(0)) / (seen.var(0, correction=0) + 1e-5).sqrt()
@@ -402,6 +417,14 @@ def wrong_logits(w: Tensor, support: Tensor, labels: Tensor, query: Tensor, bits
         ("the distance is not squared", -(-right).sqrt()),
         ("the distance is not squared, and the sign is lost", (-right).sqrt()),
         ("this is a mean over the outputs: sum them", right / len(w)),
+        ("this is half of the squared distance", right / 2),
+        ("the square of the query is missing, the same for all classes: the logit is the whole squared distance",
+         right + asked.square().sum(1, keepdim=True)),
+        ("the distance is divided by the root of the number of outputs", right / len(w) ** 0.5),
+        ("the embeddings are brought to length 1: take them as they are",
+         logits_of(unit(known), unit(asked), labels)),
+        ("the images are quantized too: only the weights are", logits_of(
+            levels(support, bits) @ few.T, levels(query, bits) @ few.T, labels)),
         ("these are absolute differences: square them", -(asked[:, None] - means).abs().sum(2)),
         ("this is a scalar product: take minus the squared distance", asked @ means.T),
         ("this is cosine similarity: take minus the squared distance", unit(asked) @ unit(means).T),
@@ -542,7 +565,8 @@ def wrong_inner(w: Tensor, s: Images, q: Images, bits: int, lr: float, steps: in
     few, free = levels(start, bits), adapted(w, s, 32, lr, steps)
     stored = "the stored weights are replaced by their levels{}: keep full precision, quantize for each loss afresh"
     return [
-        ("this is the gradient at the start weights: adapt on the support first", pull(w, q, bits)),
+        ("this is the gradient at the start weights: adapt on the support first, by a gradient that passes quantize()",
+         pull(w, q, bits)),
         ("one inner step too few", pull(adapted(w, s, bits, lr, steps - 1), q, bits)),
         ("one inner step too many", pull(adapted(w, s, bits, lr, steps + 1), q, bits)),
         ("this is the gradient of the support's loss: take the query's, at the adapted weights", pull(fast, s, bits)),
@@ -563,6 +587,10 @@ def wrong_inner(w: Tensor, s: Images, q: Images, bits: int, lr: float, steps: in
          second_order(w, s, q, bits, lr, steps)),
         ("the inner steps go uphill: subtract lr times the gradient", pull(adapted(w, s, bits, -lr, steps), q, bits)),
         ("lr is not used in the inner steps", pull(adapted(w, s, bits, 1.0, steps), q, bits)),
+        ("lr is divided by the number of inner steps: each step takes lr",
+         pull(adapted(w, s, bits, lr / steps, steps), q, bits)),
+        ("support and query are exchanged: adapt on the support, and return the query's gradient",
+         pull(adapted(w, q, bits, lr, steps), s, bits)),
         ("the inner loss is a sum: the loss is the mean over the images",
          pull(adapted(w, s, bits, lr, steps, mean=False), q, bits)),
         ("both losses are sums: the loss is the mean over the images",
@@ -586,6 +614,7 @@ def wrong_outer(w: Tensor, fast: Tensor, s: Images, q: Images, bits: int, lr: fl
         ("the sign is turned: return the gradient, not the step", -right),
         ("the last gradient is divided by the number of inner steps: it is one gradient", right / max(1, steps)),
         ("the last gradient is multiplied by lr: return the gradient itself", lr * right),
+        ("the last gradient is divided by lr: return the gradient itself", right / lr),
         ("these are updated weights: return the gradient itself", w - lr * right),
         ("these are updated weights: return the gradient itself", fast - lr * right),
     ]

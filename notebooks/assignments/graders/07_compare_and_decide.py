@@ -313,11 +313,11 @@ def compare_lists(got: list[str], ours: dict[str, float], reference: dict[str, f
         raise Mistake(
             f"for k = {k} and {len(known)} pairs in both tables it returns {len(got)} pairs: it should be {len(want)}"
         )
-    if sorted(found, reverse=True) == want:
-        raise Mistake("these are the right pairs in another order: the largest regret comes first")
     for message, key in wrong_orders(ours, reference):  # a key is largest first
         if [key(name) for name in got] == sorted(map(key, lost), reverse=True)[:k]:
             raise Mistake(message)
+    if sorted(found, reverse=True) == want:
+        raise Mistake("these are the right pairs in another order: the largest regret comes first")
     raise Mistake(f"for k = {k} the regrets of the pairs are {found}, right is {want}")
 
 
@@ -329,6 +329,9 @@ def wrong_orders(ours: dict[str, float], reference: dict[str, float]) -> list[tu
     return [
         (sign, lambda name: ours[name] - reference[name]),
         (size, lambda name: abs(reference[name] - ours[name])),
+        ("it divides by the reference: the regret is the plain difference", lambda name: -ours[name] / reference[name]),
+        ("regrets below 0 are taken for 0: they differ too", lambda name: max(reference[name] - ours[name], 0)),
+        ("the regrets are rounded before they are compared", lambda name: round(reference[name] - ours[name])),
         ("these have the lowest accuracy: compare each pair with its reference", lambda name: -ours[name]),
         (high, lambda name: reference[name]),
         (low, lambda name: -reference[name]),
@@ -337,7 +340,7 @@ def wrong_orders(ours: dict[str, float], reference: dict[str, float]) -> list[tu
 
 def grade_largest(student: Any, rng: Generator) -> None:
     """The k largest regrets, where all pairs were measured."""
-    for k, gains in ((5, True), (3, False), (1, True), (7, True), (40, False)):
+    for k, gains in ((5, True), (3, False), (1, True), (7, True), (13, True), (40, False)):
         ours, reference = two_tables(rng, gains, missing=False)
         compare_lists(listed(student(dict(ours), dict(reference), k)), ours, reference, k)
 
@@ -362,7 +365,8 @@ def budgets(rng: Generator) -> list[Case]:
 
     found = [({"m": draw(3, 7), "steps": draw(50, 90), "warm_steps": draw(20, 60)}, draw(61, 100), 7) for _ in range(2)]
     found.append(({"m": 4, "steps": 7 * draw(9, 12), "warm_steps": 0}, draw(10, 60), draw(3, 6)))
-    found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 20}, 6 * draw(5, 9), 6))  # leaves a remainder of 2
+    for rest in (2, 5):  # of 6: one to round down, and one to round up
+        found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 18 + rest}, 6 * draw(5, 9), 6))
     start, k = draw(30, 60), draw(3, 6)
     found.append(({"m": k, "steps": draw(50, 90), "warm_steps": start}, start, k))  # the same start; it divides
     found.append(({"m": 2, "steps": draw(10, 20), "warm_steps": 5}, draw(60, 90), 3))  # the start alone costs more
@@ -391,6 +395,8 @@ def grade_per_network(student: Any, rng: Generator) -> None:
             ("this is the share of one of all networks: under 'each' every network may take as many",
              max(free, 0) // delivered),
             ("these are the plan's steps: with one back-propagation a step there is room for more", steps),
+            ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0)),
+            ("it stays below the plan's back-propagations: as many are allowed", max(free - 1, 0)),
         ])  # fmt: skip
 
 
@@ -414,11 +420,13 @@ def grade_total(student: Any, rng: Generator) -> None:
             ("the start costs something too: take it off", total // k),
             ("the warm start of the one network counts too", max(m * steps - start, 0) // k),
             ("neither start is counted", m * steps // k),
-            ("it rounds up: then they take more than the one network", -(-max(total - start, 0) // k)),
+            ("it rounds up (ceil, or round): then they take more than the one network", -(-max(total - start, 0) // k)),
             ("the start alone takes more than that: the least is 0 steps", (total - start) // k),
             ("this is the share of one network: divide among all that are delivered", max(total - start, 0)),
             ("a step of the plan takes m back-propagations", max(warm + steps - start, 0) // k),
             ("the plan's steps are divided, not its back-propagations", steps // k),
+            ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0) // k),
+            ("it stays below the plan's back-propagations: as many are allowed", max(total - start - 1, 0) // k),
         ])  # fmt: skip
 
 
@@ -477,7 +485,9 @@ class Offer:
             raise Mistake(f"no method may be chosen here, and it returns {got!r}: {self.meaning[got]}")
         if got in self.table:
             raise Mistake(self.meaning[got])
-        known = "" if got == "none" else ", which is in no row of the table"
+        known = ", which is in no row of the table"
+        if got == "none":
+            known = ": is the best one looked for only among those that may be chosen?"
         raise Mistake(f"it returns {got!r}{known}; right is {self.right!r}, which costs no more than the budget")
 
 
@@ -489,6 +499,8 @@ def drawn(low: int, high: int, rng: Generator) -> int:
 ONE = "it counts one dedicated network: for each needed pair one is trained"
 LACKS = "it chooses a method that was not measured at a needed pair"
 OVER = "it chooses a method that costs more than the budget"
+JUST = "a method that costs just the budget may be chosen: at most is asked for"
+ALONE = "only the cost of dedicated networks is multiplied, for a method that is one network it is not"
 LESS = "it chooses a method whose worst needed pair is lower, by more than the margin"
 
 
@@ -496,14 +508,16 @@ def grade_allowed(student: Any, rng: Generator) -> None:
     """Only methods within the budget that were measured at all needed pairs."""
     for _ in range(2):
         low, cost = 4 * drawn(160, 180, rng) / 8, 100 * drawn(5, 9, rng)
+        Offer(rng).add("", 3 * cost, low + 9).add(ALONE, cost, low).add(LESS, 1, low - 9).ask(
+            student, 3 * cost + 1, 2.0
+        )
         Offer(rng).add("", cost, low + 6).add(OVER, cost + 11, low + 9).add(LESS, 10, low).ask(student, cost + 10, 1.0)
         Offer(rng).add("", cost, low).add(ONE, cost // 2, low + 6, dedicated=True).add(LESS, cost // 4, low - 9).ask(
             student, cost + 10, 1.0
         )
-        Offer(rng).add("", cost, low).add(LACKS, 20, low + 4, lacks=True).add(LESS, 0, low - 7).ask(
+        Offer(rng).add("", cost, low).add(LACKS, 20, low + 4, lacks=True).add(JUST, 0, low - 7).ask(
             student, cost, 1.0
         )  # which costs just the budget
-        Offer(rng).add("", 3 * cost, low + 9).add(LESS, 2 * cost, low, dedicated=False).ask(student, 3 * cost + 1, 2.0)
         Offer(rng).add("", 0, low).add(OVER, cost, low + 9).add(ONE, cost, low + 9, dedicated=True).ask(student, 0, 1.0)
         Offer(rng).add("", cost, low, dedicated=True).add(LESS, 3 * cost - 1, low - 5).ask(student, 3 * cost, 1.0)
         Offer(rng).add(OVER, cost, low).add(ONE, cost // 2 - 1, low, dedicated=True).add(LACKS, 0, low, lacks=True).ask(
@@ -512,7 +526,7 @@ def grade_allowed(student: Any, rng: Generator) -> None:
 
 def grade_choice(student: Any, rng: Generator) -> None:
     """The best worst pair; of those that are no different, the cheapest."""
-    mean = "it compares the mean over the pairs: the worst needed pair decides"
+    mean = "it compares the mean over the pairs, or another pair: the worst needed pair decides"
     far = "it looks at pairs that are not needed"
     small = "the difference is within the margin: then the cheaper method is chosen"
     total = "it compares the cost of one dedicated network: their total counts"
