@@ -24,6 +24,7 @@ from mebqat_lite.course.classroom import worker
 from mebqat_lite.course.classroom.grading import Part, grade_function
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
+SEEDS = range(5)  # of the tests, on each of which they try each answer; the quick tests try it on the first
 
 
 def faults(lesson: str, seeds: Iterable[int]) -> collections.Counter:

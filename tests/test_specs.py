@@ -93,6 +93,7 @@ def test_a_network_of_one_s_own_keeps_its_own_spec(tmp_path):
         load_model(save_model(model, tmp_path / "own"))
 
 
+@pytest.mark.slow  # it exports twice
 def test_old_and_new_files_become_the_same_onnx_file(tmp_path):
     model, found = measured(models.digit_net_wide(), pictures()), []
     for name, spec in (("new", model.spec), ("old", models.Spec(name="digit_net", options={}))):

@@ -20,7 +20,9 @@ from mebqat_lite.cli.shared import Commands
 # Modules that the stages run, and that tests import: the extra [test].
 TOOLS = ["ruff", "mypy", "pytest", "xdist", "nbval"]
 LIBRARIES = ["hypothesis", "playwright", "setuptools", "yaml", "jupyterlab", "sphinx", "myst_nb"]
-PARALLEL = ("-n", "2", "--dist", "loadfile")  # loadfile: a notebook's cells must share one kernel
+# loadfile: a notebook's cells must share one kernel. By itself it begins with the files of many tests; the last ones
+# would then be the files of few and long tests, at which one worker sits while the other has nothing left to do.
+PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 SHARED = ("-n", "2", "--dist", "worksteal")  # each worker has its own server and browser; the tests are few and long
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120")
 NO_TESTS = 5  # pytest's exit status when it collected nothing

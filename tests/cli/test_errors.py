@@ -157,6 +157,7 @@ def test_models_whose_names_share_a_beginning_keep_their_own_files(names, left, 
         assert json.loads((folder / "recipe.json").read_text())["setup"]["recipe"]["seed"] == seed
 
 
+@pytest.mark.slow  # an export takes a second or two
 @pytest.mark.parametrize(("out", "written"), [("a.v1", "a.v1.onnx"), ("a.onnx", "a.onnx"), (None, "m.v2-w2a2.onnx")])
 def test_an_onnx_file_keeps_the_name_that_it_is_given(out, written, model, tmp_path):
     pytest.importorskip("onnxruntime")

@@ -13,6 +13,8 @@ from mebqat_lite.deploy.agree import DisagreementError, check_close
 from mebqat_lite.deploy.onnx_run import agreement
 from mebqat_lite.switching.state import plan_of
 
+slow = pytest.mark.slow  # an export takes a second or two
+
 
 def wrong_step(found):
     """Weights of 'two' that are twice as large."""
@@ -49,6 +51,7 @@ def missing(found):
     return without_two
 
 
+@slow
 @pytest.mark.parametrize(
     ("where", "name", "fault", "words"),
     [
@@ -58,7 +61,7 @@ def missing(found):
         (onnx_export, "quantize_graph", missing, "the layer two runs more often in the network"),
     ],
 )
-@pytest.mark.parametrize("bits", ["W3A3", pytest.param("W8A8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bits", ["W3A3", "W8A8"])
 def test_a_graph_that_computes_something_else_is_not_written(where, name, fault, words, bits, tmp_path, monkeypatch):
     model = made(lambda: Chain(tied=()), bits=bits)
     (tmp_path / "net.onnx").write_text("old")
@@ -69,6 +72,7 @@ def test_a_graph_that_computes_something_else_is_not_written(where, name, fault,
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@slow
 def test_a_layer_that_runs_twice_needs_two_nodes(tmp_path, monkeypatch):
     found = onnx_graph._multiplying
     monkeypatch.setattr(onnx_graph, "_multiplying", lambda graph, weight: found(graph, weight)[:1])
@@ -138,6 +142,7 @@ def test_weights_that_a_network_reads_itself_are_in_the_packed_file(build, tmp_p
         assert torch.equal(load_packed(tmp_path / "p", build())[0](IMAGES), model(IMAGES))
 
 
+@slow
 def test_weights_that_nothing_says_are_read_are_missed(tmp_path):
     model = made(lambda: Reads(tied=()))
     plan_of(model).bypassed.clear()
@@ -176,7 +181,8 @@ class Constant(Chain):
         return self.last(x.mean((2, 3)) * self.mix(self.position(self.table).relu()).sigmoid())
 
 
-@pytest.mark.parametrize("bits", ["W3A3", pytest.param("W8A8", marks=pytest.mark.slow), {"*": "W8A8", "mix": "FP"}])
+@slow
+@pytest.mark.parametrize("bits", ["W3A3", "W8A8", {"*": "W8A8", "mix": "FP"}])
 def test_what_a_graph_holds_as_a_constant_is_no_obstacle(bits, tmp_path):
     model = made(Constant, bits=bits)
     done = onnx_export.export_onnx(model, tmp_path / "net.onnx", bits, SHAPE)

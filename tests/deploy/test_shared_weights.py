@@ -43,7 +43,7 @@ def test_files_of_shared_weights_give_the_logits_of_the_model(name, tmp_path):
     assert torch.equal(load_packed(tmp_path / "q", build())[0](IMAGES), wanted)
 
 
-ONNX = [pytest.param(name, q, marks=() if q == "lsq" else slow) for name in NETWORKS for q in ("lsq", "dorefa")]
+ONNX = [pytest.param(name, q, marks=slow) for name in NETWORKS for q in ("lsq", "dorefa")]
 
 
 @pytest.mark.parametrize(("name", "quantizer"), ONNX)

@@ -83,6 +83,7 @@ def normed(how):
 BUILDS = [Keeps, normed(torch.nn.utils.weight_norm), normed(torch.nn.utils.parametrizations.weight_norm)]
 
 
+@SLOW  # an export takes a second or two
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("build", BUILDS)
 def test_tensors_that_a_network_computed_are_no_obstacle(build, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -182,7 +183,7 @@ def _grade_qat(student: Student, rng: Generator) -> None:
         _judge_forward(task, where)
         right = task.run()
         for number, (w, end) in enumerate(zip(weights, right.ends, strict=True)):
-            mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs()]
+            mistakes = [(message, run.ends[number]) for message, run in task.wrong_runs]
             expect(w, end.float(), f"{where}, weights[{number}] after training", mistakes)
         if (shape := numbers(losses, "a list of numbers").shape) != (len(batches),):
             found = f"{shape[0]} losses" if len(shape) == 1 else f"a {type(losses).__name__} of shape {tuple(shape)}"
@@ -223,7 +224,7 @@ class _Task:
                 (torch.randn(n, 6, generator=rng).double(), torch.randint(4, (n,), generator=rng)) for n in sizes
             ]
             task = cls(weights, batches, step, bits)
-            if min(run.margin for run in (task.run(), *(run for _, run in task.wrong_runs()))) > 1e-4:
+            if min(run.margin for run in (task.run(), *(run for _, run in task.wrong_runs))) > 1e-4:
                 return task
 
     def quantize(self, w: Tensor) -> Tensor:
@@ -277,6 +278,7 @@ class _Task:
         first, second = weights
         return torch.nn.functional.cross_entropy((x @ first.T).tanh() @ second.T, y)
 
+    @cached_property
     def wrong_runs(self) -> list[tuple[str, _Run]]:
         """What common mistakes end at."""
         kept = (

@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -363,8 +364,9 @@ def _grade_mebqat_step(student: Student, rng: Generator) -> None:
         lost = before["weights"] - state_of(model)["weights"]
         scene.judge_bits(where)
         added = "the gradients of the step before are added: call optimizer.zero_grad() before the first pair"
-        wrong = [(added, scene.step(scene.mean() + old)), *scene.wrong_steps()]
-        expect(lost, scene.step(scene.mean()), f"{where}, what the weights lose", wrong)
+        mean = scene.mean()
+        wrong = chain([(added, scene.step(mean + old))], scene.wrong_steps())
+        expect(lost, scene.step(mean), f"{where}, what the weights lose", wrong)
         scene.judge_teachers(where)
         expect(loss, scene.mean_loss(), f"{where}, the mean loss", scene.wrong_means())
         after = {**state_of(model), "weights": before["weights"], "statistics": before["statistics"]}
@@ -411,10 +413,12 @@ class _Scene:
     def teacher(self) -> Tensor | None:
         return self.logits(FP).detach() if FP in self.pairs else None
 
-    def losses(self, model: nn.Module | None = None, teacher: Tensor | None = None) -> list[Tensor]:
-        """The loss of each pair; at FP without a teacher."""
+    def losses(
+        self, model: nn.Module | None = None, teacher: Tensor | None = None, pairs: Sequence[Bits] = ()
+    ) -> list[Tensor]:
+        """The loss of each of ``pairs``, by default of all; at FP without a teacher."""
         teacher = self.teacher() if teacher is None else teacher
-        found = [(self.logits(bits, model), None if bits == FP else teacher) for bits in self.pairs]
+        found = [(self.logits(bits, model), None if bits == FP else teacher) for bits in pairs or self.pairs]
         return [self.size * _mebqat_loss(logits, self.batch[1], by) for logits, by in found]
 
     def gradients(self, losses: list[Tensor], model: nn.Module | None = None) -> Tensor:
@@ -471,16 +475,21 @@ class _Scene:
             if given is not None and FP not in self.pairs:
                 raise Mistake(f"{called} with a teacher at {bits}, but FP is not among the pairs: teacher=None")
 
-    def wrong_steps(self) -> list[tuple[str, Tensor]]:
-        """What the weights lose by common mistakes."""
-        losses, count = self.losses(), len(self.pairs)
-        every = self.gradients(losses)
+    def wrong_steps(self) -> Iterator[tuple[str, Tensor]]:
+        """What the weights lose by common mistakes; the later ones are worked out only if no earlier one fits."""
+        right = self.step(self.mean())
+        for mistakes in (self._wrong_sums, self._wrong_teachers, self._wrong_orders):
+            yield from ((message, by) for message, by in mistakes() if not torch.allclose(by, right, rtol=1e-4))
+
+    def _wrong_sums(self) -> list[tuple[str, Tensor]]:
+        """What the weights lose if the right gradients are put together in another way."""
+        every, count = self.gradients(self.losses()), len(self.pairs)
         mean, step = every.mean(0), self.step
         early = "each pair's gradient is clipped, and then the mean is taken: take the mean first, clip once"
         once = "the gradients are added: take their mean over the pairs"
         last = "only the last pair's gradient is used: call zero_grad() once, before the first pair"
         norm = float(mean.norm())
-        wrong = [
+        return [
             ("no weight has moved: call optimizer.step() after the last pair", 0 * mean),
             ("it goes uphill: the loss has the wrong sign", -step(mean)),
             (once, step(every.sum(0))),
@@ -497,9 +506,7 @@ class _Scene:
             (last, step(every[-1] / count)),
             ("only the first pair's gradient is used", step(every[0])),
             ("only the first pair's gradient is used, and divided by the number of pairs", step(every[0] / count)),
-            *self._wrong_teachers(), *self._wrong_orders(),
         ]  # fmt: skip
-        return [(message, by) for message, by in wrong if not torch.allclose(by, step(mean), rtol=1e-4)]
 
     def _wrong_teachers(self) -> list[tuple[str, Tensor]]:
         """What the weights lose if somebody else teaches, or nobody."""
@@ -524,9 +531,9 @@ class _Scene:
         inner = (
             "each pair first adapts the weights: that is an inner loop (FOMAML). Take all gradients at the same ones"
         )
-        mean, count, own = self.mean(), len(self.pairs), self.gradients(self.losses())
-        adapted = [self.moved(self.lr * gradient) for gradient in own]
-        after = torch.stack([self.gradients(self.losses(m, self.teacher()), m)[i] for i, m in enumerate(adapted)])
+        count, own, teacher = len(self.pairs), self.gradients(self.losses()), self.teacher()
+        adapted = [(bits, self.moved(self.lr * gradient)) for bits, gradient in zip(self.pairs, own, strict=True)]
+        after = torch.cat([self.gradients(self.losses(model, teacher, [bits]), model) for bits, model in adapted])
         walks = [self._walk(share, fresh) for share in (1.0, 1 / count) for fresh in (True, False)]
         reptile = self.lr * (own + after).mean(0)
         return [
@@ -535,7 +542,7 @@ class _Scene:
             (inner, self.step(after.sum(0))),
             ("each pair makes several steps of its own, and the weights move to the mean (Reptile): take all gradients "
              "at the same weights", reptile),
-            ("the step is taken twice", self.step(mean) + self.step(self._at(self.step(mean)))),
+            ("the step is taken twice", self.step(own.mean(0)) + self.step(self._at(self.step(own.mean(0))))),
         ]  # fmt: skip
 
     def _at(self, by: Tensor) -> Tensor:
@@ -548,9 +555,9 @@ class _Scene:
     def _walk(self, share: float, fresh: bool) -> Tensor:
         """What the weights lose in a step for each pair in turn; ``fresh``: the gradient is zeroed before each."""
         total, teacher, gradient = torch.zeros(()), self.teacher(), torch.zeros(())
-        for i in range(len(self.pairs)):
+        for i, bits in enumerate(self.pairs):
             model = self.moved(total) if i else self.model
-            own = share * self.gradients(self.losses(model, teacher), model)[i]
+            own = share * self.gradients(self.losses(model, teacher, [bits]), model)[0]
             gradient = own if fresh else gradient + own
             total = total + self.step(gradient)
         return total

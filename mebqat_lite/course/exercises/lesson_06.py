@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -213,9 +213,11 @@ class _View:
         taught = torch.tensor([0.0] + [1.0] * (len(logits) - 1), dtype=torch.float64)
         return self.hard(logits) + taught * self.soft(logits, **how)
 
-    def mistakes(self) -> list[tuple[str, Tensor]]:
-        with torch.no_grad():
-            return [*self._wrong_losses(self.logits()), *self._wrong_logits()]
+    @torch.no_grad()
+    def mistakes(self) -> Iterator[tuple[str, Tensor]]:
+        """What common mistakes return; the networks of the later ones run only if no earlier one fits."""
+        yield from self._wrong_losses(self.logits())
+        yield from self._wrong_logits()
 
     def _wrong_losses(self, z: Tensor) -> list[tuple[str, Tensor]]:
         right, hard, soft = self.losses(z), self.hard(z), self.soft(z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -581,21 +581,21 @@ def rules(lr: float, batch: int) -> list[tuple[str, Rule]]:
     ]  # fmt: skip
 
 
-def wrong_runs(w: Tensor, x: Tensor, labels: Tensor, steps: Sequence[Sequence[str]], lr: float) -> Wrong:
-    """The weights that common mistakes end at."""
+def wrong_runs(
+    w: Tensor, x: Tensor, labels: Tensor, steps: Sequence[Sequence[str]], lr: float
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights that common mistakes end at; each is trained only if no earlier one fits."""
     apart = [[pair] for pairs in steps for pair in pairs]
     walked = "the weights move between the pairs of a step: take all gradients at the same w, then move once"
-    return [
-        *((message, walk(w, x, labels, steps, lr, rule)) for message, rule in rules(lr, len(x))),
-        (walked, walk(w, x, labels, apart, lr, gradient)),
-        (walked, slowly(w, x, labels, steps, lr)),
-        ("w comes back as it was", w),
-        ("rounded weights take the place of w: the step is taken from the float w, which stays",
-         overwritten(w, x, labels, steps, lr)),
-        ("it returns rounded weights: return the float ones",
-         weights_at(walk(w, x, labels, steps, lr, gradient), steps[-1][-1])),
-        ("this is the gradient: return the new weights", gradient(w, x, labels, steps[-1])),
-    ]  # fmt: skip
+    yield from ((message, walk(w, x, labels, steps, lr, rule)) for message, rule in rules(lr, len(x)))
+    yield walked, walk(w, x, labels, apart, lr, gradient)
+    yield walked, slowly(w, x, labels, steps, lr)
+    yield "w comes back as it was", w
+    kept = "rounded weights take the place of w: the step is taken from the float w, which stays"
+    yield kept, overwritten(w, x, labels, steps, lr)
+    end = walk(w, x, labels, steps, lr, gradient)
+    yield "it returns rounded weights: return the float ones", weights_at(end, steps[-1][-1])
+    yield "this is the gradient: return the new weights", gradient(w, x, labels, steps[-1])
 
 
 def slowly(w: Tensor, x: Tensor, labels: Tensor, steps: Sequence[Sequence[str]], lr: float) -> Tensor:
@@ -655,7 +655,8 @@ def judge_run(student: Any, steps: list[list[str]], extra: Callable[..., Wrong],
     got = student(w, x, labels, [list(pairs) for pairs in steps], lr)
     double = w.double(), x.double(), labels, steps, lr
     want = walk(*double, gradient)
-    expect(got, want.float(), f"steps = {steps}, the weights", [*wrong_runs(*double), *extra(*double)])
+    wrong = itertools.chain.from_iterable(mistakes(*double) for mistakes in (wrong_runs, extra))
+    expect(got, want.float(), f"steps = {steps}, the weights", wrong)
 
 
 def grade_one_step(student: Any, rng: Generator) -> None:
