@@ -45,7 +45,7 @@ bench: $(ALL) ## measure the speed
 assignments: $(ALL) ## write the student versions of the assignments, zipped
 	$(BIN)/mebqat-lite assignments $(ARGS)
 
-grade: $(ALL) ## grade a folder of submissions: make grade SUBMISSIONS=folder
+grade: $(ALL) ## grade a folder or a zip of submissions: make grade SUBMISSIONS=folder
 	@test -n "$(SUBMISSIONS)" || { echo "make grade SUBMISSIONS=folder, with STUDENT/NAME.ipynb in it" >&2; exit 2; }
 	$(BIN)/mebqat-lite grade "$(SUBMISSIONS)" $(ARGS)
 

@@ -18,9 +18,12 @@ def master(name):
     return FOLDER / "source" / name / f"{name}.ipynb"
 
 
+HEAD = "| assignment | after lessons | points by machine + by hand | minutes |\n|---|---|---|---|\n"
+
+
 def rows():
-    """The lines of the guide's table."""
-    lines = []
+    """The guide's table."""
+    lines = [HEAD]
     for name, assignment in ASSIGNMENTS.items():
         card = nbformat.read(master(name), as_version=4).cells[0].source
         title = card.splitlines()[0].partition(": ")[2]

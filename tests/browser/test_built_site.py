@@ -80,6 +80,12 @@ def test_every_link_inside_leads_to_a_file_and_a_place_in_it(site, pages):
     assert [(name, link) for name, link in dead if Path(urlsplit(link).path).name not in known] == []
 
 
+def test_every_table_is_drawn(site):
+    pages = [path for path in site.rglob("*.html") if "_static" not in path.parts]
+    text = {path.name: re.sub(r"<pre.*?</pre>|<[^>]*>", "", path.read_text("utf-8"), flags=re.DOTALL) for path in pages}
+    assert [name for name, words in text.items() if re.search(r"^\| .* \|$", words, re.MULTILINE)] == []
+
+
 def test_nothing_is_loaded_from_elsewhere(pages):
     loading = [(name, link) for name, page in pages.items() for tag, link in page.links if tag not in ("a", "form")]
     assert len(loading) > 500
