@@ -66,7 +66,6 @@ CIFAR = Setup(
 )
 FASTER = "lr=0.02"
 PN, MAML = get("glyphs-pn"), replace(get("glyphs-maml"), episodes=600)
-PAPER_PN = "mebqat_pn+sandwich=False+teacher='labels'"
 
 EXPERIMENTS: dict[str, Experiment] = {
     "digits-backprops": DIGITS,
@@ -172,19 +171,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         [pair for pair in ALL_FROM_2 if pair != "FP"],
         seeds=1,
     ),
-    "glyphs-pn-trials": Experiment(
-        "New classes: what helps MEBQAT-PN",
+    "glyphs-pn-quantizers": Experiment(
+        "New classes: PN in turn with other quantizers",
         PN,
-        [
-            *variants(
-                "mebqat_pn_in_turn",
-                [
-                    *(f"quantizer={name}" for name in ("lsq_corrected", "dorefa", "double_rounding")),
-                    *("warm_steps=0", "sandwich=False", "exclude=(3,5,7)"),
-                ],
-            ),
-            *("mebqat_pn", PAPER_PN),
-        ],
+        variants("mebqat_pn_in_turn", [f"quantizer={name}" for name in ("double_rounding", "dorefa", "lsq_corrected")]),
         FEW,
         seeds=3,
         parts=("val",),
