@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import adapt, allocations, gpu, one_set, summary, widgets
+from benchmarks import adapt, allocations, front_page, gpu, one_set, summary, widgets
 from benchmarks.accuracy import FOLDER, block, tables
 from benchmarks.experiments import EXPERIMENTS, LOW, OURS, RATES
 from benchmarks.machine import images
@@ -52,6 +52,7 @@ def test_the_tables_are_those_that_are_stored():
 def test_the_page_shows_the_summary_and_what_other_commands_stored():
     assert section("summary") == f"```text\n{summary.text()}\n```\n"
     assert section("gpu") == f"```text\n{gpu.block(stored('gpu', '.'))}\n```\n"
+    assert section("front-page") == f"```text\n{front_page.block(stored('front_page', '.'))}\n```\n"
     assert section("widgets") == f"```text\n{widgets.block(stored('widgets', '.'))}\n```\n"
     for module, name in ((adapt, "adapt"), (one_set, "one_set"), (allocations, "allocations")):
         assert section(name) == f"```text\n{module.text(stored(name, '.'))}\n```\n"
@@ -190,6 +191,18 @@ def test_trials_and_other_quantizers_on_cifar10():
     assert found["seeds"] == 3 and len(found["validation"]["mebqat_in_turn"]) == 7
     assert len(cells) == 5 and not any(told(cell) for name, cell in cells.items() if name not in sat)
     assert sorted(rounded(sat).values()) == [-5, -4] and {told(cell) for cell in sat.values()} == {-1}
+
+
+def test_other_quantizers_for_new_classes():
+    found = stored("glyphs-pn-quantizers")
+    cells = found["means"]["val"]["minus_first"]["all"]
+    assert found["seeds"] == 3 and {name.rpartition("=")[2]: told(cell) for name, cell in cells.items()} == {
+        "double_rounding": 1,
+        "dorefa": -1,
+        "lsq_corrected": 0,
+    }
+    gaps = {name.rpartition("=")[2]: round(cell["mean"], 1) for name, cell in cells.items()}
+    assert gaps["double_rounding"] == 0.1 and round(gaps["dorefa"]) == -1
 
 
 def test_preact_resnet20():
