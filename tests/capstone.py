@@ -1,8 +1,9 @@
 """What plans are worth in assignment 07 on its hidden splits: ``python tests/capstone.py``.
 
-MEBQAT's plan must get all points, wherever a student's five hidden splits begin, and plans that hold at one kind of
-pairs at most half. Each training is written to ``results/assignment_07.jsonl``, so that a command that was
-stopped goes on where it was: 97 trainings, about six minutes on one idle core.
+MEBQAT's plan must get all points, wherever a student's five hidden splits begin, and at most half go to the plan that
+the notebook hands out, to this plan with any one word changed, and to plans that train a single pair. Each training
+is written to ``results/assignment_07.jsonl``, so that a command that was stopped goes on where it was: COUNT
+trainings, about MINUTES minutes on one idle core.
 """
 
 import ast
@@ -24,8 +25,8 @@ NAME = "07_compare_and_decide"
 [CHOOSE] = [part for part in ASSIGNMENTS[NAME].parts if part.function == "choose"]
 GRADER = CHOOSE.checks[0].grade.__globals__
 CASES = range(len(GRADER["HIDDEN"]))
-FAR = GRADER["HIDDEN"][0]  # the split on which a plan is measured that is far from both limits
 WORDS = {
+    "norm_stats": ["recalibrated"],
     "guaranteed": [["FP"], ["W1A1"], ["W2A2"], ["FP", "W1A1"]],
     "m": [1, 2, 3],
     "exclude": [[1], [3, 5, 7], [16]],
@@ -44,13 +45,8 @@ def baseline() -> dict:
     return ast.literal_eval(value)
 
 
-def recalibrated() -> dict:
-    """The baseline with the one changed word that comes nearest to the limits."""
-    return baseline() | {"norm_stats": "recalibrated"}
-
-
-def running() -> list[dict]:
-    """The baseline, and the baseline with one other word changed: all of them keep running statistics."""
+def words() -> list[dict]:
+    """The baseline, and the baseline with one word changed."""
     return [baseline(), *(baseline() | {name: value} for name, values in WORDS.items() for value in values)]
 
 
@@ -61,11 +57,11 @@ def only(pair: str, warm: int, rate: float) -> dict:
 
 
 def half() -> list[dict]:
-    """Plans that should get half of the points at most, and are near enough to the limits to be measured in all cases.
+    """Plans that should get half of the points at most.
 
     W1A1 alone holds few bits and not many; W2A2 alone, the best single pair, holds many bits and not few.
     """
-    return [recalibrated(), only("W1A1", 200, 0.06), only("W2A2", 100, 0.1)]
+    return [only("W1A1", 200, 0.06), only("W2A2", 100, 0.1), *words()]
 
 
 def points(plan: dict, case: int) -> int:
@@ -97,7 +93,7 @@ def worst(found: dict[str, float]) -> list[float]:
     return [found[GRADER["worst_of"](found, many)] for many in (False, True)]
 
 
-def near(plan: dict, allowed: Callable[[int], bool]) -> bool:
+def judged(plan: dict, allowed: Callable[[int], bool]) -> bool:
     """Print what a plan is worth in all cases; whether all of its points are allowed."""
     read = GRADER["plan_of"](plan)
     few, many = zip(*(worst(GRADER["measured"](read, case)) for case in CASES), strict=True)
@@ -107,18 +103,10 @@ def near(plan: dict, allowed: Callable[[int], bool]) -> bool:
     return all(map(allowed, got))
 
 
-def far(plan: dict) -> bool:
-    """Print what a plan has on one split; whether it is far below both limits."""
-    few, many = worst(GRADER["trained"](GRADER["plan_of"](plan), FAR))
-    print(f"few {few:.1f}, many {many:.1f}, on split {FAR} alone: {plan}", flush=True)
-    return few < GRADER["FEW_LEAST"] / 2 and many < GRADER["MANY_LEAST"] / 2
-
-
 def main() -> bool:
     """Whether all plans get the points that they should."""
-    found = [near(assignment_07.PLAN, lambda got: got == CHOOSE.points)]
-    found += [near(plan, lambda got: got <= CHOOSE.points / 2) for plan in half()]
-    return all([*found, *map(far, running())])
+    found = [judged(assignment_07.PLAN, lambda got: got == CHOOSE.points)]
+    return all([*found, *(judged(plan, lambda got: got <= CHOOSE.points / 2) for plan in half())])
 
 
 if __name__ == "__main__":
