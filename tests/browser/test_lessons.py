@@ -18,7 +18,7 @@ except ModuleNotFoundError:  # the fixture `browser` says so
 
 pytestmark = pytest.mark.browser
 LESSONS = sorted(path.name for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-THERE_AND_BACK = ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft"]  # two new pictures, and two seen before
+THERE_AND_BACK = ["ArrowRight", "ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft", "ArrowLeft"]
 UPWARDS = {"ArrowRight": "ArrowUp", "ArrowLeft": "ArrowDown"}
 DOWNWARDS = {"ArrowRight": "ArrowDown", "ArrowLeft": "ArrowUp"}  # for a board, which may begin in its upper left corner
 IS_AT_END = "handle => Number(handle.ariaValueNow) >= Number(handle.ariaValueMax)"

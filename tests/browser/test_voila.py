@@ -1,7 +1,7 @@
 """A lesson as a page of its own, by Voila: its widgets follow the keyboard there too."""
 
 import pytest
-from test_lessons import THERE_AND_BACK, move_everything
+from test_lessons import move_everything
 
 from benchmarks.lab import READY, SECONDS
 
@@ -17,7 +17,7 @@ def test_a_lesson_runs_without_its_code(voila, page):
     for widget in (mark, playground):
         widget.wait_for(timeout=120 * SECONDS)
         page.wait_for_function(READY, arg=widget.element_handle())
-        assert len(move_everything(page, widget)) >= len(THERE_AND_BACK)
+        assert len(move_everything(page, widget)) > 5
     assert playground.locator(".noUi-handle").count() == 2
     assert page.locator(".jp-CodeCell .jp-InputArea-editor").count() == 0  # the code is not shown
     assert page.locator(".mq-error").count() == 0
