@@ -11,8 +11,8 @@ from benchmarks.classroom.made import FOUR, ONE, SEVEN, SIX, TWO, Case, code, id
 DEEP = 1500  # folders within each other: longer than a path may be
 NOTHING = {"affine_range": 0, "affine_quantize": 0, "sqnr": 0}
 # What is listed with a reason, and no notebook: student -> words of the sheets
-LISTED = {"pipe": "no regular file", "link": "it is a link", "deep": "more than 8 folders", "archive": "unpack it",
-          "folder": "it is no notebook"}  # fmt: skip
+LISTED = {"pipe": "no regular file", "link": "it is a link", "deep": "more than 8 folders",
+          "archive": "cannot be unpacked", "folder": "it is no notebook"}  # fmt: skip
 
 
 def spoiled() -> bytes:

@@ -57,6 +57,17 @@ def pair_of(got: Any) -> tuple[float, float]:
     return float(checked(got[0], 0.0)), float(checked(got[1], 0.0))
 
 
+def divided(span: float, bits: int) -> list[tuple[str, float]]:
+    """What two wrong divisors give; they are equal for 3 bits."""
+    signed = "by 2^(bits - 1) - 1, as for signed codes: all 2^bits codes are used"
+    if bits == 3:
+        return [(f"it divides by bits, not by 2^bits - 1; or it divides {signed}", span / bits)]
+    return [
+        ("it divides by bits, not by 2^bits - 1", span / bits),
+        (f"it divides {signed}", span / (2 ** (bits - 1) - 1)),
+    ]
+
+
 def grade_step(student: Any, rng: Generator) -> None:
     """The step: the range, zero included, over 2^bits - 1."""
     for x, bits in ranges(rng):
@@ -68,9 +79,7 @@ def grade_step(student: Any, rng: Generator) -> None:
             ("this is the range of a symmetric quantizer: use the least and the largest value",
              2 * float(x.abs().max()) / (2**bits - 1)),
             ("this is the whole range: divide it by 2^bits - 1", both),
-            ("it divides by bits, not by 2^bits - 1", both / bits),
-            ("it divides by 2^(bits - 1) - 1, as for signed codes: all 2^bits codes are used",
-             both / (2 ** (bits - 1) - 1)),
+            *divided(both, bits),
             ("the code of zero comes first: return step, zero, in this order", true_range(x, bits)[1]),
         ])  # fmt: skip
 

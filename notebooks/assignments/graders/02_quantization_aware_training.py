@@ -249,6 +249,13 @@ def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
     u = x / step
     code = u.round().clamp(low, high)
     small = step / math.sqrt(x.numel() * high)
+    short = step * u.round().clamp(-high, high)
+    itself = step * (x.clamp(low, high) / step).round().clamp(low, high)
+    begin, clips = (
+        "signed codes begin at -2^(bits - 1)",
+        "x itself is clipped to n .. p: it is x / step that is clipped",
+    )
+    either = [(f"one level is missing: {begin}. Or {clips}", short)]  # with few bits and a large step
     return [
         ("x comes back: round it", x),
         ("these are the codes: times step", code),
@@ -258,15 +265,13 @@ def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
         (f"signed is {signed}, but the codes are those of {not signed}", step * u.round().clamp(other_low, other_high)),
         ("one level too many: the highest code p is one less than a power of 2", step * u.round().clamp(low, high + 1)),
         ("one level is missing: the highest code is p", step * u.round().clamp(low, high - 1)),
-        ("one level is missing: signed codes begin at -2^(bits - 1)", step * u.round().clamp(-high, high)),
+        *(either if torch.equal(short, itself) else [(f"one level is missing: {begin}", short), (clips, itself)]),
         ("the sign is lost: signed codes go below zero", step * code.abs()),
         ("the sign is lost: signed codes go below zero", step * u.abs().round().clamp(low, high)),
         ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone",
          small * (x / small).round().clamp(low, high)),
         ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone", small * code),
         ("x is multiplied by step: the codes are round(x / step)", step * (x * step).round().clamp(low, high)),
-        ("x itself is clipped to n .. p: it is x / step that is clipped",
-         step * (x.clamp(low, high) / step).round().clamp(low, high)),
         ("one bit too many: the codes end at 2^bits - 1, or at 2^(bits - 1) - 1 if they are signed",
          step * u.round().clamp(*ends(bits + 1, signed))),
     ]  # fmt: skip
