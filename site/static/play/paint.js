@@ -3,9 +3,7 @@
 import { child, slider } from "./dom.js";
 import { bitsOf } from "./networks.js";
 
-const PAUSE = 500; // milliseconds without a move, after which the other stops are painted
-
-// A network and its picture. What it painted once is kept, and while the slider rests it paints the other stops.
+// A network and its picture. What it painted once is kept, and while nothing is wanted it paints the other stops.
 class Painter {
   constructor(parent, title, about, task) {
     Object.assign(this, { title, about, task, painted: new Map(), seen: () => {} });
@@ -23,15 +21,9 @@ class Painter {
   // Show what the network paints at a pair; fulfilled when it is there, or when another pair is wanted instead.
   show(pair) {
     this.wanted = pair;
-    this.rests = false;
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => { this.rests = true; this.begin(); }, PAUSE);
-    this.begin();
-    return new Promise((resolve) => { this.seen = resolve; this.draw(); });
-  }
-
-  begin() {
+    this.draw();
     this.work ??= this.paint().finally(() => { this.work = null; });
+    return new Promise((resolve) => { this.seen = resolve; this.draw(); });
   }
 
   async paint() {
@@ -41,9 +33,9 @@ class Painter {
     }
   }
 
-  // What is to be painted: what is wanted, and then, if the slider rests, the other stops.
+  // What is wanted, and then the other stops, so that they are there at once when they are wanted.
   next() {
-    return [this.wanted, ...(this.rests ? this.task.pairs : [])].find((pair) => !this.painted.has(pair));
+    return [this.wanted, ...this.task.pairs].find((pair) => !this.painted.has(pair));
   }
 
   draw() {
@@ -84,7 +76,6 @@ function coordinates(side) {
 export async function paint(parent, about, folder) {
   const { side, stops, start, still } = about;
   const task = { side, places: coordinates(side), pairs: stops.map((stop) => stop.pair) };
-  const photo = fetch(`${folder}photo.bin`).then((answer) => answer.arrayBuffer());
   const show = (stop) => Promise.all(painters.map((painter) => painter.show(stop.pair)));
   const { input, set } = slider(parent, "Bits of weights and activations", stops, task.pairs.indexOf(start), show);
   input.disabled = true;
@@ -99,7 +90,7 @@ export async function paint(parent, about, folder) {
   stored(start);
   return {
     async live(networks) {
-      task.photo = new Float32Array(await photo);
+      task.photo = new Float32Array(await (await fetch(`${folder}photo.bin`)).arrayBuffer());
       await Promise.all(painters.map((painter) => painter.load(networks)));
       input.disabled = false;
       await show(stops[Number(input.value)]);

@@ -16,31 +16,22 @@ function say(name, error) {
   place(name).append(words);
 }
 
-// Begin to load the runtime and the networks that paint, before anything else is there.
-async function open(files) {
-  const networks = new Networks();
-  await Promise.all(files.map((file) => networks.load(file)));
-  return networks;
-}
-
 async function main() {
   const about = await (await fetch(`${FOLDER}play.json`)).json();
   const seed = Number(new URLSearchParams(location.search).get("seed") ?? Date.now() % 1e6);
-  const opened = open(Object.values(about.paint.networks).map(({ file }) => file));
-  opened.catch(() => {}); // it is said below
   const [painting, glyphs] = await Promise.all([
     paint(place("paint"), about.paint, FOLDER),
     Glyphs.load({ ...about.glyphs, seed }, `${FOLDER}glyphs.png`),
   ]);
-  const live = (async () => {
-    const networks = await opened;
+  const loaded = (async () => {
+    const networks = new Networks();
     await painting.live(networks);
     performance.mark("painted"); // for `python -m benchmarks.front_page`
     return networks;
   })();
-  task(place("task"), glyphs, about.learn, live, seed);
+  task(place("task"), glyphs, about.learn, loaded, seed);
   try {
-    await drawing(place("draw"), glyphs, about.learn, await live);
+    await drawing(place("draw"), glyphs, about.learn, await loaded);
   } catch (error) {
     painting.still();
     say("paint", error);
