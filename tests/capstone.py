@@ -2,8 +2,8 @@
 
 MEBQAT's plan must get all points, wherever a student's five hidden splits begin, and at most half go to the plan that
 the notebook hands out, to this plan with any one word changed, and to plans that train a single pair. Each training
-is written to ``results/assignment_07.jsonl``, so that a command that was stopped goes on where it was: COUNT
-trainings, about MINUTES minutes on one idle core.
+is written to ``results/assignment_07.jsonl``, so that a command that was stopped goes on where it was: 420
+trainings, about half an hour on one idle core.
 """
 
 import ast
