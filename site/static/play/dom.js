@@ -8,8 +8,8 @@ export function child(parent, kind, properties = {}, labels = {}) {
   return element;
 }
 
-// A slider over `stops`, [{ words, ... }]; `act` is called with the stop that is chosen. It returns a function that
-// moves it to a stop by number.
+// A slider over `stops`, [{ words, ... }]; `act` is called with the stop that is chosen. It returns the
+// `input`, and `set`, which moves it to a stop by number.
 export function slider(parent, name, stops, start, act) {
   const label = child(parent, "label", { className: "play-slider" });
   child(label, "span", { textContent: name });

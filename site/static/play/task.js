@@ -91,8 +91,7 @@ async function play(parent, glyphs, about, networks, seed) {
     child(parent, "p", { textContent: `The networks cannot answer here: ${error.message}.` });
   }
   table(parent, rows);
-  child(parent, "p", { textContent: "Ten questions are few: one answer is ten points. The networks over many tasks stand " +
-    "beneath the next figure." });
+  child(parent, "p", { textContent: "Ten questions are few: one answer is ten points. The next figure counts over many tasks." });
   const again = child(parent, "button", { type: "button", className: "play-button", textContent: "Other characters" });
   again.onclick = () => play(parent, glyphs, about, networks, seed + 1);
   if (yours.length) again.focus({ preventScroll: true });
