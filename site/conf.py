@@ -74,7 +74,16 @@ def find_by_end(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nod
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
 
 
+def play(app: Sphinx, page: str, *_: Any) -> None:
+    """Let the front page load its script early, while the rest of the page is still being read."""
+    if page == "index":
+        app.add_css_file("play/play.css")
+        app.add_css_file("play/drawing.css")
+        app.add_js_file("play/play.js", priority=0, type="module", **{"async": "async"})
+
+
 def setup(app: Sphinx) -> None:
     """What Sphinx has no setting for."""
+    app.connect("html-page-context", play)
     app.add_directive("mermaid", Mermaid)
     app.connect("missing-reference", find_by_end)

@@ -68,6 +68,31 @@ def test_the_paintings_are_those_of_pytorch(front):
     assert slider.get_attribute("aria-valuetext") == "2 bits (the watch)"
 
 
+# Move the slider to 8 bits and at once to 6, and keep what a canvas shows: its width, and of which pair.
+MOVES = """async () => {
+  const slider = document.querySelector("input[aria-label='Bits of weights and activations']");
+  const canvas = document.querySelector(".play-painting canvas"), seen = [];
+  for (const stop of [7, 5]) {
+    slider.value = stop;
+    slider.dispatchEvent(new Event("input"));
+  }
+  for (const end = performance.now() + 30000; canvas.dataset.pair !== "W6A6" && performance.now() < end; ) {
+    await new Promise(requestAnimationFrame);
+    seen.push([canvas.dataset.drawn, canvas.width].join());
+  }
+  return [...new Set(seen)];
+}"""
+
+
+def test_a_stop_is_shown_in_few_pixels_first_and_the_last_move_counts(page, site_address):
+    page.add_init_script("const later = setTimeout; setTimeout = (act, wait) => later(act, wait === 500 ? 1e9 : wait)")
+    page.goto(f"{site_address}index.html?seed=3")  # its slider never rests: no stop is painted before it is wanted
+    page.wait_for_function("performance.getEntriesByName('painted').length > 0", timeout=60 * SECONDS)
+    seen = page.evaluate(MOVES)
+    assert seen[-2:] == ["W6A6,32", "W6A6,64"], seen
+    assert not {"W8A8,64"} & set(seen)
+
+
 def images(seed: int, count: int) -> torch.Tensor:
     split = datasets.load("glyphs").test
     order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(seed))[:count]

@@ -1,6 +1,7 @@
 // Networks that run in two workers, so that the page moves while they compute.
 
 const WORKERS = 2;
+const RUNTIME = new URL("../ort-wasm-simd-threaded.wasm", import.meta.url).href;
 export const FULL = 32; // bits of full precision
 
 // The bits of a pair: "W2A4" is { w: 2, a: 4 }.
@@ -42,6 +43,13 @@ export class Networks {
     if (typeof WebAssembly === "undefined") throw new Error("this browser has no WebAssembly");
     this.desks = Array.from({ length: WORKERS }, () => new Desk());
     this.places = new Map(); // by address of a file: the worker that has it, and a promise that it is loaded
+    this.begun = this.begin();
+  }
+
+  // Fetch the runtime, once for all workers.
+  async begin() {
+    const binary = await (await fetch(RUNTIME)).arrayBuffer();
+    await Promise.all(this.desks.map((desk) => desk.ask({ act: "begin", binary })));
   }
 
   // Load a file, once; its address.
@@ -49,7 +57,7 @@ export class Networks {
     const url = new URL(file, import.meta.url).href;
     if (!this.places.has(url)) {
       const desk = this.desks[this.places.size % WORKERS];
-      this.places.set(url, { desk, loaded: desk.ask({ act: "load", url }) });
+      this.places.set(url, { desk, loaded: this.begun.then(() => desk.ask({ act: "load", url })) });
     }
     await this.places.get(url).loaded;
     return url;
