@@ -61,8 +61,8 @@ class Switched(nn.Module):
 
     def forward(self, images: Tensor, weight_bits: Tensor, activation_bits: Tensor) -> tuple[Tensor, ...]:
         """Return the output of the network for ``images``, and behind it the values of ``seen``."""
-        row = self.index[weight_bits.long()][activation_bits.long()].long()
-        rows = {"row": row, "w_row": self.w_rows[row], "a_row": self.a_rows[row]}
+        row = _row(_row(self.index, weight_bits.long()), activation_bits.long()).long()
+        rows = {"row": row, "w_row": _row(self.w_rows, row), "a_row": _row(self.a_rows, row)}
         vars(self.now).update(w=weight_bits, a=activation_bits, seen=[], **rows)
         return self.network(images), *(value for _, _, value in self.seen)
 
@@ -82,7 +82,7 @@ class Switched(nn.Module):
 
     def _weight(self, layer: QuantizedLayer) -> Tensor:
         """Compute (code - zero) step, as `weight_codes` does; one bit and full precision are cases of their own."""
-        step, zero, last = (getattr(layer, f"weight_{what}")[self.now.w_row] for what in ("step", "zero", "last"))
+        step, zero, last = (_row(getattr(layer, f"weight_{what}"), self.now.w_row) for what in ("step", "zero", "last"))
         if isinstance(layer.quantizer, DoReFa):
             codes = (layer.weight_unit * last).round() - zero
         else:
@@ -93,7 +93,7 @@ class Switched(nn.Module):
 
     def _input(self, layer: QuantizedLayer, x: Tensor) -> Tensor:
         """Quantize the input of a layer, with the same result as the quantizer's."""
-        step, low, high = (getattr(layer, f"input_{what}")[self.now.a_row] for what in ("step", "low", "high"))
+        step, low, high = (_row(getattr(layer, f"input_{what}"), self.now.a_row) for what in ("step", "low", "high"))
         if isinstance(layer.quantizer, DoReFa):
             # Clipped after the product, which gives the same: the exporter's optimizer breaks a graph in which two
             # clips with fixed ends follow one ReLU.
@@ -105,8 +105,13 @@ class Switched(nn.Module):
     def _normalise(self, norm: SwitchableNorm, x: Tensor) -> Tensor:
         """Normalise ``x`` with the statistics, the gain and the shift of the pair."""
         tables = [getattr(norm, what, None) for what in STATISTICS]
-        mean, var, gain, shift = (t if t is None else t[self.now.row if len(t) > 1 else 0] for t in tables)
+        mean, var, gain, shift = (t if t is None else _row(t, self.now.row) if len(t) > 1 else t[0] for t in tables)
         return F.batch_norm(x, mean, var, gain, shift, False, 0.0, norm.eps)
+
+
+def _row(table: Tensor, number: Tensor) -> Tensor:
+    """Return a row of a table; `torch.export` of version 2.11 and earlier refuses ``table[number]`` for one number."""
+    return table.index_select(0, number.reshape(1))[0]
 
 
 def _give_weights(layer: QuantizedLayer, widths: Sequence[int]) -> None:
