@@ -24,6 +24,7 @@ LIBRARIES = ["hypothesis", "playwright", "setuptools", "yaml", "jupyterlab", "sp
 # would then be the files of few and long tests, at which one worker sits while the other has nothing left to do.
 PARALLEL = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 SHARED = ("-n", "2", "--dist", "worksteal")  # each worker has its own server and browser; the tests are few and long
+SLOWEST = ("--durations", "15")  # the output ends with the tests that take longest
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120")
 NO_TESTS = 5  # pytest's exit status when it collected nothing
 
@@ -46,7 +47,7 @@ STAGES = (
     Stage("lint", ("ruff", "check", ".")),
     Stage("format", ("ruff", "format", "--check", ".")),
     Stage("types", ("mypy", "mebqat_lite")),
-    Stage("tests", ("pytest", "tests", *PARALLEL, "-m", "not browser"), parallel=True),
+    Stage("tests", ("pytest", "tests", *PARALLEL, *SLOWEST, "-m", "not browser"), parallel=True),
     Stage("notebooks", ("pytest", *NBVAL, *PARALLEL, "notebooks"), parallel=True),
     Stage("browser", ("pytest", "tests", "-m", "browser", *SHARED), parallel=True),
 )

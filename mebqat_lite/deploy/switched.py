@@ -84,7 +84,7 @@ class Switched(nn.Module):
         """Compute (code - zero) step, as `weight_codes` does; one bit and full precision are cases of their own."""
         step, zero, last = (_row(getattr(layer, f"weight_{what}"), self.now.w_row) for what in ("step", "zero", "last"))
         if isinstance(layer.quantizer, DoReFa):
-            codes = (layer.weight_unit * last).round() - zero
+            codes = (layer.get_buffer("weight_unit") * last).round() - zero
         else:
             codes = (layer.weight / step).clamp(-zero, last - zero).round()
         if 1 in self.w_bits:
