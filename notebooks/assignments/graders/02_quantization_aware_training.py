@@ -243,19 +243,21 @@ def grade_codes(student: Any, rng: Generator) -> None:
         expect(student(x, step, bits, signed), nearest, where, wrong_codes(x, step, bits, signed))
 
 
+ITSELF = "x itself is clipped to n .. p: it is x / step that is clipped"
+
+
 def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
     """What wrong answers give as values."""
     (low, high), (other_low, other_high) = ends(bits, signed), ends(bits, not signed)
     u = x / step
     code = u.round().clamp(low, high)
     small = step / math.sqrt(x.numel() * high)
-    short = step * u.round().clamp(-high, high)
     itself = step * (x.clamp(low, high) / step).round().clamp(low, high)
-    begin, clips = (
-        "signed codes begin at -2^(bits - 1)",
-        "x itself is clipped to n .. p: it is x / step that is clipped",
-    )
-    either = [(f"one level is missing: {begin}. Or {clips}", short)]  # with few bits and a large step
+    short = [
+        ("one level is missing: the highest code is p", step * u.round().clamp(low, high - 1)),
+        ("one level is missing: signed codes begin at -2^(bits - 1)", step * u.round().clamp(-high, high)),
+    ]
+    or_itself = f". Or {ITSELF}"  # with few bits and a large step it can give the same
     return [
         ("x comes back: round it", x),
         ("these are the codes: times step", code),
@@ -264,8 +266,8 @@ def wrong_codes(x: Tensor, step: Tensor, bits: int, signed: bool) -> Named:
         ("it rounds down (floor): use torch.round", step * u.floor().clamp(low, high)),
         (f"signed is {signed}, but the codes are those of {not signed}", step * u.round().clamp(other_low, other_high)),
         ("one level too many: the highest code p is one less than a power of 2", step * u.round().clamp(low, high + 1)),
-        ("one level is missing: the highest code is p", step * u.round().clamp(low, high - 1)),
-        *(either if torch.equal(short, itself) else [(f"one level is missing: {begin}", short), (clips, itself)]),
+        *((words + or_itself if torch.equal(value, itself) else words, value) for words, value in short),
+        (ITSELF, itself),
         ("the sign is lost: signed codes go below zero", step * code.abs()),
         ("the sign is lost: signed codes go below zero", step * u.abs().round().clamp(low, high)),
         ("the step itself is scaled: 1 / sqrt(N p) belongs to its gradient alone",
@@ -294,6 +296,7 @@ def grade_input(student: Any, rng: Generator) -> None:
             ("the gradient of x passes above the range too", torch.where(u > low, upstream, 0.0)),
             ("the gradient of x passes below the range too", torch.where(u < high, upstream, 0.0)),
             ("the gradient of x is zero inside, and passes outside", upstream - right),
+            (ITSELF, torch.where((x > low) & (x < high), right, 0.0)),
             ("the gradient of x is scaled by 1 / sqrt(N p): that is for the step alone", right * scale),
             ("the gradient of x is step times too large or too small", right * step),
             ("the gradient of x is 1 / step times too large or too small", right / step),
