@@ -52,7 +52,7 @@ STAGES = (
     Stage("browser", ("pytest", "tests", "-m", "browser", *SHARED), parallel=True),
 )
 # A part of ``tests`` that runs only where it is named: what `make check` runs after each change.
-QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, "-m", "not slow and not browser"), parallel=True)
+QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, *SLOWEST, "-m", "not slow and not browser"), parallel=True)
 
 
 def add_test(commands: Commands) -> None:
