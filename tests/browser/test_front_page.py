@@ -93,6 +93,24 @@ def test_a_stop_is_shown_in_few_pixels_first_and_the_last_move_counts(page, site
     assert not {"W8A8,64"} & set(seen)
 
 
+EARLY = """
+const move = () => {
+  const slider = document.querySelector("input[aria-label='Bits of weights and activations']");
+  if (!slider || slider.disabled) return requestAnimationFrame(move);
+  slider.value = 3;
+  slider.dispatchEvent(new Event("input"));
+};
+requestAnimationFrame(move);
+"""
+
+
+def test_a_move_before_the_first_painting_is_there_holds_nothing_up(page, site_address):
+    page.add_init_script(EARLY)
+    page.goto(f"{site_address}index.html?seed=3")
+    page.wait_for_function(READY, timeout=30 * SECONDS)
+    assert page.locator(".play-painting canvas").first.get_attribute("data-pair") == "W4A4"
+
+
 def images(seed: int, count: int) -> torch.Tensor:
     split = datasets.load("glyphs").test
     order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(seed))[:count]
