@@ -340,12 +340,23 @@ class _Neighbour(_Alone):
 
 def _grade_influence(student: Student, rng: Generator) -> None:
     for kind in (_Together, _Alone, _Neighbour):
-        count, features, ways = _whole(4, 6, rng), _whole(7, 9, rng), _whole(2, 3, rng)
-        predict, queries = kind(features, ways, rng), _normal((count, features), rng) + 0.5
-        moved = _moved(predict, queries)  # (M, M, N)
+        predict, queries, moved = _moving(kind, rng)
         where = {_Together: "a predictor on batch statistics", _Alone: "a predictor that asks each query alone"}
         words = where.get(kind, "a predictor in which a query moves by its next neighbour")
         expect(student(predict, queries), moved.abs().amax(2), words, _wrong_influences(predict, queries, moved))
+
+
+def _moving(kind: Callable[[int, int, Generator], nn.Module], rng: Generator) -> tuple[nn.Module, Tensor, Tensor]:
+    """A predictor, queries (M, features), and by how much they move one another, (M, M, N).
+
+    Some query lowers all logits of a query, and some raises one and lowers another: so the signs make a difference.
+    """
+    while True:
+        count, features, ways = _whole(4, 6, rng), _whole(7, 9, rng), _whole(2, 3, rng)
+        predict, queries = kind(features, ways, rng), _normal((count, features), rng) + 0.5
+        moved = _moved(predict, queries)
+        if moved.amax(2).min() < -0.01 and (moved.abs().sum(2) - moved.sum(2).abs()).max() > 0.01:
+            return predict, queries, moved
 
 
 def _moved(predict: nn.Module, queries: Tensor, fill: float = 0.0) -> Tensor:

@@ -243,7 +243,7 @@ def _spread(axes: Axes, title: str, values: Callable[[ChannelResult], Tensor], *
 def _bars(axes: Axes) -> Part:
     """Draw a bar from 0 to 100 % for each policy; the chosen one is dark."""
     bars = axes.barh(range(len(POLICIES)), 100, height=0.36)
-    words = [axes.text(0, i - 0.24, "", va="bottom", fontsize=SMALLEST) for i in range(len(POLICIES))]
+    words = [axes.text(1.5, i - 0.24, "", va="bottom", fontsize=SMALLEST) for i in range(len(POLICIES))]
     chance = [axes.plot([CHANCE] * 2, [i - 0.18, i + 0.18], ":", color=BLACK)[0] for i in range(len(POLICIES))]
     axes.grid(visible=False)
     axes.set(title="accuracy (%), by statistics", xlim=(0, 100), ylim=(len(POLICIES) - 0.6, -0.75), yticks=[])

@@ -39,6 +39,13 @@ def pool(count: int, rng: Generator) -> list[str]:
 
 def draw(student: Any, every: list[str], sure: list[str], m: int, seed: int, step: int) -> list[str]:
     """The pairs of one step; a Mistake unless they are m candidates, the guaranteed ones first."""
+    found, called = read(student, every, sure, m, seed, step), f"for m = {m} and guaranteed = {sure}"
+    judge_front([(found, called, sure)])
+    return found
+
+
+def read(student: Any, every: list[str], sure: list[str], m: int, seed: int, step: int) -> list[str]:
+    """The pairs of one step; a Mistake unless they are m candidates."""
     found = student(list(every), list(sure), m, seed, step)
     if not isinstance(found, (list, tuple)):
         raise Mistake(f"it returns a value of type {type(found).__name__}: return a list of pairs")
@@ -51,29 +58,37 @@ def draw(student: Any, every: list[str], sure: list[str], m: int, seed: int, ste
         raise Mistake(f"{called}: the guaranteed ones count among the m")
     if len(found) != m:
         raise Mistake(f"{called}, not m")
-    if list(found[: len(sure)]) != sure:
-        missing = [pair for pair in sure if pair not in found]
-        told = (
-            f"{missing[0]} is guaranteed and missing" if missing else "the guaranteed ones come first, in their order"
-        )
-        raise Mistake(f"{called}, {', '.join(found)}: {told}")
     return list(found)
+
+
+def judge_front(calls: list[tuple[list[str], str, list[str]]]) -> None:
+    """Whether the guaranteed pairs come first in what each call returned; ``calls`` has (pairs, call, guaranteed).
+
+    A pair that is missing in any call is named first: in some calls it may be there by chance.
+    """
+    for found, called, sure in calls:
+        for pair in sure:
+            if pair not in found:
+                raise Mistake(f"{called} it returns {', '.join(found)}: {pair} is guaranteed and missing")
+    for found, called, sure in calls:
+        if found[: len(sure)] != sure:
+            raise Mistake(f"{called} it returns {', '.join(found)}: the guaranteed ones come first, in their order")
 
 
 def grade_form(student: Any, rng: Generator) -> None:
     """m pairs, the guaranteed ones first, for none to m of them."""
     every = pool(whole(8, 12, rng), rng)
-    for sure in (ENDS, [], ENDS[::-1], ["FP"], [every[0], *ENDS]):
-        for free in (2, 0, 5):
-            if sure or free:
-                for _ in range(3):
-                    draw(student, every, sure, len(sure) + free, whole(0, MOST, rng), whole(0, 2000, rng))
+    calls = []
+    for sure, free in itertools.product((ENDS, [], ENDS[::-1], ["FP"], [every[0], *ENDS]), (2, 0, 5)):
+        m = len(sure) + free
+        for _ in range(3 if m else 0):
+            found = read(student, every, sure, m, whole(0, MOST, rng), whole(0, 2000, rng))
+            calls.append((found, f"for m = {m} and guaranteed = {sure}", sure))
+    judge_front(calls)
 
 
-MOST, STRIDE = (
-    9_999,
-    400,
-)  # the largest seed and the largest step; a right answer may make all steps before, in 4 seconds
+MOST = 9_999  # the largest seed and the largest step; a right answer may make all steps before, in 4 seconds
+STRIDE = 400  # see `grid_of_calls`
 
 
 def grid_of_calls() -> list[tuple[int, int]]:
@@ -401,10 +416,19 @@ def grade_clip(student: Any, rng: Generator) -> None:
     """The clip: element by element, after the mean. Here all pairs are drawn once and use all parameters."""
     for count in (3, 1, 4):
         pairs, limit = pool(8, rng)[:count], round(2 + 5 * float(torch.rand((), generator=rng)), 1)
-        gradients = some_gradients(pairs, dict.fromkeys(("weight", "bias"), pairs), 3 * limit, rng)
-        every = torch.cat([torch.stack([g[n].double() for g in gradients.values()]).mean(0).flatten()
-                           for n in ("weight", "bias")]).norm()  # fmt: skip
+        gradients, means = large_gradients(pairs, limit, rng)
+        every = torch.cat([mean.flatten() for mean in means]).norm()
         judge_means(student, gradients, pairs, limit, functools.partial(wrong_clips, limit=limit, norm=every))
+
+
+def large_gradients(pairs: list[str], limit: float, rng: Generator) -> tuple[Gradients, list[Tensor]]:
+    """Gradients of two parameters, and their means over the pairs, of which each is beyond the limit on both sides."""
+    names = ("weight", "bias")
+    while True:
+        gradients = some_gradients(pairs, dict.fromkeys(names, pairs), 3 * limit, rng)
+        means = [torch.stack([of[name].double() for of in gradients.values()]).mean(0) for name in names]
+        if all(mean.max() > limit and mean.min() < -limit for mean in means):
+            return gradients, means
 
 
 def wrong_clips(draws: list[Tensor], _: list[Tensor], limit: float, norm: Tensor) -> Wrong:
@@ -661,7 +685,7 @@ def judge_run(student: Any, steps: list[list[str]], extra: Callable[..., Wrong],
 
 def grade_one_step(student: Any, rng: Generator) -> None:
     """The weights after one step."""
-    a, b = whole(2, 4, rng), whole(2, 4, rng)
+    a, b = whole(3, 4, rng), whole(2, 4, rng)  # weights of one bit lie in the middle between two levels of two bits
     for pairs in (["FP", "W1A1", f"W{a}A{b}", "W8A8"], [f"W2A{b}", f"W2A{b}", "W1A32", "W4A2"],
                   [f"W{a}A32", f"W3A{b}", "W1A1"]):  # fmt: skip
         judge_run(student, [pairs], lambda *_: [], rng)
@@ -669,7 +693,7 @@ def grade_one_step(student: Any, rng: Generator) -> None:
 
 def grade_run(student: Any, rng: Generator) -> None:
     """The weights after several steps of different lengths."""
-    a, b = whole(2, 4, rng), whole(2, 4, rng)
+    a, b = whole(3, 4, rng), whole(2, 4, rng)
     for steps in ([["FP", "W1A1", f"W{a}A2", "W8A8"], ["FP", f"W3A{b}"], ["W2A2", "W1A32", "W2A2"]],
                   [["W1A1", f"W4A{a}"], ["FP", "W2A8", f"W2A{b}"]]):  # fmt: skip
         judge_run(student, steps, wrong_walks, rng)

@@ -355,6 +355,7 @@ def grade_unmeasured(student: Any, rng: Generator) -> None:
 # --- dedicated_steps -------------------------------------------------------------------------------------------
 
 Case = tuple[dict[str, int], int, int]  # plan, start, delivered
+Mistakes = list[tuple[str, int]]
 
 
 def budgets(rng: Generator) -> list[Case]:
@@ -363,7 +364,12 @@ def budgets(rng: Generator) -> list[Case]:
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=rng))
 
-    found = [({"m": draw(3, 7), "steps": draw(50, 90), "warm_steps": draw(20, 60)}, draw(61, 100), 7) for _ in range(2)]
+    def drawn() -> Case:
+        return {"m": draw(3, 7), "steps": draw(50, 90), "warm_steps": draw(20, 60)}, draw(61, 100), 7
+
+    found = [drawn(), drawn()]
+    while not tells_apart(*found[0]):
+        found[0] = drawn()
     found.append(({"m": 4, "steps": 7 * draw(9, 12), "warm_steps": 0}, draw(10, 60), draw(3, 6)))
     for rest in (2, 5):  # of 6: one to round down, and one to round up
         found.append(({"m": 6, "steps": 6 * draw(9, 12), "warm_steps": 18 + rest}, 6 * draw(5, 9), 6))
@@ -372,6 +378,59 @@ def budgets(rng: Generator) -> list[Case]:
     found.append(({"m": 2, "steps": draw(10, 20), "warm_steps": 5}, draw(60, 90), 3))  # the start alone costs more
     found.append(({"m": 3, "steps": draw(10, 20), "warm_steps": draw(5, 9)}, draw(60, 90), 1))
     return found
+
+
+def left(plan: dict[str, int], start: int) -> int:
+    """How many back-propagations of the one network are left after a start; below 0 if the start alone costs more."""
+    return plan["warm_steps"] + plan["m"] * plan["steps"] - start
+
+
+def tells_apart(plan: dict[str, int], start: int, delivered: int) -> bool:
+    """Whether each mistake that gives a wrong number gives one of its own."""
+    free = left(plan, start)
+    each, total = wrong_each(plan, start, delivered), wrong_total(plan, start, delivered)
+    for mistakes, right in ((each, free), (total, free // delivered)):
+        wrong = {(message, value) for message, value in mistakes if value != right}
+        if len({value for _, value in wrong}) < len({message for message, _ in wrong}):
+            return False
+    return True
+
+
+def wrong_each(plan: dict[str, int], start: int, delivered: int) -> Mistakes:
+    """What common mistakes give under 'each'."""
+    m, steps, warm, free = plan["m"], plan["steps"], plan["warm_steps"], left(plan, start)
+    return [
+        ("the start alone takes more than that: the least is 0 steps", free),
+        ("the start of a dedicated network counts too: take it off", warm + m * steps),
+        ("the warm start of the one network counts too", max(m * steps - start, 0)),
+        ("neither start is counted: both belong to a network's back-propagations", m * steps),
+        ("a step of the plan takes m back-propagations", max(warm + steps - start, 0)),
+        ("this is the share of one of all networks: under 'each' every network may take as many",
+         max(free, 0) // delivered),
+        ("these are the plan's steps: with one back-propagation a step there is room for more", steps),
+        ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0)),
+        ("it stays below the plan's back-propagations: as many are allowed", max(free - 1, 0)),
+    ]  # fmt: skip
+
+
+def wrong_total(plan: dict[str, int], start: int, k: int) -> Mistakes:
+    """What common mistakes give under 'total' for k networks."""
+    m, steps, warm, free = plan["m"], plan["steps"], plan["warm_steps"], left(plan, start)
+    total = free + start
+    return [
+        ("the start is paid once, not by each dedicated network", max(total - k * start, 0) // k),
+        ("the start is paid once, not by each dedicated network", max(total // k - start, 0)),
+        ("the start costs something too: take it off", total // k),
+        ("the warm start of the one network counts too", max(m * steps - start, 0) // k),
+        ("neither start is counted", m * steps // k),
+        ("it rounds up (ceil, or round): then they take more than the one network", -(-max(free, 0) // k)),
+        ("the start alone takes more than that: the least is 0 steps", free // k),
+        ("this is the share of one network: divide among all that are delivered", max(free, 0)),
+        ("a step of the plan takes m back-propagations", max(warm + steps - start, 0) // k),
+        ("the plan's steps are divided, not its back-propagations", steps // k),
+        ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0) // k),
+        ("it stays below the plan's back-propagations: as many are allowed", max(free - 1, 0) // k),
+    ]
 
 
 def grade_per_network(student: Any, rng: Generator) -> None:
@@ -384,20 +443,9 @@ def grade_per_network(student: Any, rng: Generator) -> None:
             ("equal steps are the plan's steps, without its warm start", warm + steps),
             ("equal steps are the plan's steps: the start is not taken off", max(steps - start, 0)),
         ])  # fmt: skip
-        free = warm + m * steps - start
         got = number(student(dict(plan), start, delivered, "each"))
-        expect(got, float(max(free, 0)), f"rule 'each', {where}", [
-            ("the start alone takes more than that: the least is 0 steps", free),
-            ("the start of a dedicated network counts too: take it off", warm + m * steps),
-            ("the warm start of the one network counts too", max(m * steps - start, 0)),
-            ("neither start is counted: both belong to a network's back-propagations", m * steps),
-            ("a step of the plan takes m back-propagations", max(warm + steps - start, 0)),
-            ("this is the share of one of all networks: under 'each' every network may take as many",
-             max(free, 0) // delivered),
-            ("these are the plan's steps: with one back-propagation a step there is room for more", steps),
-            ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0)),
-            ("it stays below the plan's back-propagations: as many are allowed", max(free - 1, 0)),
-        ])  # fmt: skip
+        want, wrong = float(max(left(plan, start), 0)), wrong_each(plan, start, delivered)
+        expect(got, want, f"rule 'each', {where}", wrong)
 
 
 def number(value: Any) -> Any:
@@ -409,25 +457,10 @@ def number(value: Any) -> Any:
 
 def grade_total(student: Any, rng: Generator) -> None:
     """All delivered networks together take no more than the one."""
-    for plan, start, delivered in budgets(rng):
-        m, steps, warm = plan["m"], plan["steps"], plan["warm_steps"]
-        total, k = warm + m * steps, delivered
+    for plan, start, k in budgets(rng):
+        got, want = number(student(dict(plan), start, k, "total")), float(max(left(plan, start), 0) // k)
         where = f"rule 'total', {plan}, start = {start}, delivered = {k}"
-        got = number(student(dict(plan), start, k, "total"))
-        expect(got, float(max(total - start, 0) // k), where, [
-            ("the start is paid once, not by each dedicated network", max(total - k * start, 0) // k),
-            ("the start is paid once, not by each dedicated network", max(total // k - start, 0)),
-            ("the start costs something too: take it off", total // k),
-            ("the warm start of the one network counts too", max(m * steps - start, 0) // k),
-            ("neither start is counted", m * steps // k),
-            ("it rounds up (ceil, or round): then they take more than the one network", -(-max(total - start, 0) // k)),
-            ("the start alone takes more than that: the least is 0 steps", (total - start) // k),
-            ("this is the share of one network: divide among all that are delivered", max(total - start, 0)),
-            ("a step of the plan takes m back-propagations", max(warm + steps - start, 0) // k),
-            ("the plan's steps are divided, not its back-propagations", steps // k),
-            ("a step of the warm start takes one back-propagation, not m", max(m * (warm + steps) - start, 0) // k),
-            ("it stays below the plan's back-propagations: as many are allowed", max(total - start - 1, 0) // k),
-        ])  # fmt: skip
+        expect(got, want, where, wrong_total(plan, start, k))
 
 
 # --- decide ----------------------------------------------------------------------------------------------------
