@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -46,26 +47,45 @@ def by_factor(got: Tensor, right: Tensor, factors: Factors) -> Named:
 
 
 def layers(rng: Generator) -> list[tuple[Tensor, int]]:
-    """Weights that are near no middle of two levels; the largest is a negative one, then a positive one."""
-    found = []
-    for bits, side in ((whole(4, 8, rng), -1.0), (3, 1.0), (2, -1.0)):
-        levels = 2**bits - 1
-        bounds = (0.1, int(0.8 * levels) + 0.2) if side < 0 else (0.2 * levels, levels - 0.1)
-        free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(*bounds)
-        u = 2 * free / levels - 1
-        u[whole(0, 4, rng), whole(0, 23, rng)] = side
-        found.append((torch.atanh(u * torch.empty(()).uniform_(0.6, 0.9, generator=rng)), bits))
-    return found
+    """Weights that are near no middle of two levels; the largest is a negative one, then a positive one.
+
+    The first tell all mistakes apart.
+    """
+    bits = whole(4, 8, rng)
+    first = layer(bits, -1.0, rng)
+    while not tells_apart(first, bits):
+        first = layer(bits, -1.0, rng)
+    return [(first, bits), (layer(3, 1.0, rng), 3), (layer(2, -1.0, rng), 2)]
+
+
+def layer(bits: int, side: float, rng: Generator) -> Tensor:
+    """Weights (5, 24) of which the largest has the sign of ``side``."""
+    levels = 2**bits - 1
+    bounds = (0.1, int(0.8 * levels) + 0.2) if side < 0 else (0.2 * levels, levels - 0.1)
+    free = around(torch.randint(0, levels + 1, (5, 24), generator=rng), rng).clamp(*bounds)
+    u = 2 * free / levels - 1
+    u[whole(0, 4, rng), whole(0, 23, rng)] = side
+    return torch.atanh(u * torch.empty(()).uniform_(0.6, 0.9, generator=rng))
+
+
+def tells_apart(w: Tensor, bits: int) -> bool:
+    """Whether each mistake gives values of its own, and none the right ones."""
+    values = [right_weights(w, bits), *(found for _, found in wrong_weights(w, bits))]
+    return not any(torch.allclose(one, other, rtol=1e-3) for one, other in itertools.combinations(values, 2))
+
+
+def right_weights(w: Tensor, bits: int) -> Tensor:
+    """The level of -c .. c that is nearest to c u, where c = mean|w|."""
+    size = sum(abs(value) for value in w.flatten().tolist()) / w.numel()
+    u = w.double().tanh() / math.tanh(float(w.abs().max()))
+    levels = torch.linspace(-1, 1, 2**bits, dtype=torch.float64)
+    return size * levels[(u[..., None] - levels).abs().argmin(-1)]
 
 
 def grade_weights(student: Any, rng: Generator) -> None:
-    """The values: the level of -c .. c that is nearest to c u, where c = mean|w|."""
+    """The values."""
     for w, bits in layers(rng):
-        size = sum(abs(value) for value in w.flatten().tolist()) / w.numel()
-        u = w.double().tanh() / math.tanh(float(w.abs().max()))
-        levels = torch.linspace(-1, 1, 2**bits, dtype=torch.float64)
-        nearest = size * levels[(u[..., None] - levels).abs().argmin(-1)]
-        expect(student(w, bits), nearest.float(), f"bits = {bits}", wrong_weights(w, bits))
+        expect(student(w, bits), right_weights(w, bits).float(), f"bits = {bits}", wrong_weights(w, bits))
 
 
 def wrong_weights(w: Tensor, bits: int) -> Named:
@@ -92,7 +112,6 @@ def wrong_weights(w: Tensor, bits: int) -> Named:
         ("q_b has 2^bits - 1 steps between its 2^bits levels: here it has 2^bits", size * (2 * q(v, levels + 1) - 1)),
         ("a level is missing: q_b has 2^bits - 1 steps", size * (2 * q(v, levels - 1) - 1)),
         ("u itself is rounded: q_b takes (u + 1) / 2, which lies between 0 and 1", size * q(u)),
-        ("u itself is rounded: q_b takes (u + 1) / 2, which lies between 0 and 1", size * q(u, half)),
         ("these are the codes: divide by 2^bits - 1, take 2 q_b - 1, times mean|w|", (v * levels).round()),
         ("the size is missing: times mean|w|", right),
         ("the size is the largest |w|: it should be mean|w|", w.abs().max() * right),
@@ -217,13 +236,16 @@ def ends(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def settings(rng: Generator) -> list[tuple[Tensor, Tensor, int, bool]]:
-    """Values inside and on both sides of the range, some within half a step of its ends."""
+    """Values inside and on both sides of the range, some within half a step of its ends.
+
+    Signed and unsigned codes have a step above 1, where it shows if x itself is clipped, and one below.
+    """
     found = []
-    for bits, signed in ((4, False), (2, True), (whole(3, 5, rng), True), (2, False)):
+    for bits, signed, side in ((4, False, 1), (2, True, -1), (whole(3, 5, rng), True, 1), (2, False, -1)):
         low, high = ends(bits, signed)
         codes = torch.randint(low - 3, high + 4, (whole(3, 5, rng), 20), generator=rng)
         codes[0, :4] = torch.tensor([low - 1, low, high, high + 1])
-        step = torch.randn((), generator=rng).mul(0.7).exp()
+        step = torch.randn((), generator=rng).abs().mul(0.7).add(0.2).mul(side).exp()
         found.append((step * around(codes, rng), step, bits, signed))
     return found
 

@@ -521,7 +521,10 @@ Images = tuple[Tensor, Tensor]
 
 
 def tuned(bits: int, lr: float, steps: int, rng: Generator) -> tuple[Tensor, Images, Images]:
-    """Start weights, support and query, where no weight comes near the middle of two levels."""
+    """Start weights, support and query, where no weight comes near the middle of two levels.
+
+    It makes a difference whether weights that are rounded stay so from the start or after each step.
+    """
     while True:
         ways, features = whole(3, 4, rng), whole(5, 7, rng)
         w, centres = (torch.randn(ways, features, generator=rng) for _ in "12")
@@ -532,7 +535,9 @@ def tuned(bits: int, lr: float, steps: int, rng: Generator) -> tuple[Tensor, Ima
         path = [w.double()]
         for _ in range(steps):
             path.append(path[-1] - lr * pull(path[-1], parts[0], bits))
-        if all(is_clear(x, bits) for x in path):
+        early, late = adapted(levels(w, bits), parts[0], bits, lr, steps), rounded(w, parts[0], bits, lr, steps)
+        same = steps and bits < 32 and torch.allclose(pull(early, parts[1], bits), pull(late, parts[1], bits))
+        if all(is_clear(x, bits) for x in path) and not same:
             return w, parts[0], parts[1]
 
 
