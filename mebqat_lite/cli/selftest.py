@@ -49,7 +49,7 @@ STAGES = (
     Stage("types", ("mypy", "mebqat_lite")),
     Stage("tests", ("pytest", "tests", *PARALLEL, *SLOWEST, "-m", "not browser"), parallel=True),
     Stage("notebooks", ("pytest", *NBVAL, *PARALLEL, "notebooks"), parallel=True),
-    Stage("browser", ("pytest", "tests", "-m", "browser", *SHARED), parallel=True),
+    Stage("browser", ("pytest", "tests", "-m", "browser", *SHARED, *SLOWEST), parallel=True),
 )
 # A part of ``tests`` that runs only where it is named: what `make check` runs after each change.
 QUICK = Stage("quick", ("pytest", "tests", *PARALLEL, *SLOWEST, "-m", "not slow and not browser"), parallel=True)
