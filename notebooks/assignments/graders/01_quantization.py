@@ -58,11 +58,15 @@ def pair_of(got: Any) -> tuple[float, float]:
 
 
 def divided(span: float, bits: int) -> list[tuple[str, float]]:
-    """What two wrong divisors give; they are equal for 3 bits."""
+    """What wrong divisors give; some of them are equal for 2 and for 3 bits."""
+    whole = "this is the whole range: divide it by 2^bits - 1"
     signed = "by 2^(bits - 1) - 1, as for signed codes: all 2^bits codes are used"
+    if bits == 2:
+        return [(f"{whole}. Or it divides {signed}", span), ("it divides by bits, not by 2^bits - 1", span / bits)]
     if bits == 3:
-        return [(f"it divides by bits, not by 2^bits - 1; or it divides {signed}", span / bits)]
+        return [(whole, span), (f"it divides by bits, not by 2^bits - 1; or it divides {signed}", span / bits)]
     return [
+        (whole, span),
         ("it divides by bits, not by 2^bits - 1", span / bits),
         (f"it divides {signed}", span / (2 ** (bits - 1) - 1)),
     ]
@@ -78,7 +82,6 @@ def grade_step(student: Any, rng: Generator) -> None:
             ("2^bits levels have 2^bits - 1 steps between them, not 2^bits", both / 2**bits),
             ("this is the range of a symmetric quantizer: use the least and the largest value",
              2 * float(x.abs().max()) / (2**bits - 1)),
-            ("this is the whole range: divide it by 2^bits - 1", both),
             *divided(both, bits),
             ("the code of zero comes first: return step, zero, in this order", true_range(x, bits)[1]),
         ])  # fmt: skip
@@ -191,7 +194,7 @@ def grade_sqnr(student: Any, rng: Generator) -> None:
     """10 log10 of the signal's power over the error's."""
     for size in (1.0, 0.01, 30.0):
         x = size * (torch.randn(4, 60, generator=rng) + 0.5)
-        y = x + 0.1 * size * torch.randn(4, 60, generator=rng)
+        y = x + 0.1 * size * (torch.randn(4, 60, generator=rng) + 0.3)
         pairs = list(zip(x.flatten().tolist(), y.flatten().tolist(), strict=True))
         signal, noise = sum(a * a for a, _ in pairs), sum((a - b) ** 2 for a, b in pairs)
         right, error = 10 * math.log10(signal / noise), (x - y).double()
