@@ -88,7 +88,8 @@ def _judge_front(rows: list[list[Bits]], called: str, ends: list[Bits]) -> None:
     """
     lost = [(row, f"without {pair}, which is guaranteed") for pair in ends for row in rows if pair not in row]
     late = [(row, "with the guaranteed ones not at the front") for row in rows if row[: len(ends)] != ends]
-    for row, what in [*lost, *late][:1]:
+    if found := [*lost, *late]:
+        row, what = found[0]
         raise Mistake(f"{called} it returns {', '.join(map(str, row))}: {what}")
 
 
